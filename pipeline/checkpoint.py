@@ -1,0 +1,141 @@
+"""Checkpoints: atomic, hashed, verified on load, without pickle.
+
+A checkpoint is a folder `checkpoints/step-<n>/` with the tensors as safetensors, everything else as JSON, and a
+manifest with the sha256 of each file. It is written under another name and renamed when it is whole.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipeline.errors import UserError
+from pipeline.files import sha256
+
+SCHEMA = 1
+
+
+def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: Optimizer, keep: int, facts: Any) -> Path:
+    """Write the state after `step` optimiser steps; keep the last `keep` checkpoints. `facts` is any JSON value."""
+    final = folder / f"step-{step:09d}"
+    temporary = folder / f".writing-{step:09d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tensors, numbers = _flatten_optimizer(optimizer)
+    save_file(_contiguous(model.state_dict()), temporary / "model.safetensors")
+    save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, "facts": facts}))
+    _write_manifest(temporary, step)
+    if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
+        shutil.rmtree(temporary)
+    else:
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+    _sync(folder)
+    _prune(folder, keep)
+    return final
+
+
+def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:
+    """Restore the newest whole checkpoint in place and return (step, facts); (0, None) where there is none.
+
+    A damaged checkpoint is passed over for the one before. Raises UserError when all are damaged.
+    """
+    newest = find_checkpoint(folder)
+    if newest is None:
+        return 0, None
+    model.load_state_dict(load_file(newest / "model.safetensors"))
+    state = json.loads((newest / "state.json").read_text())
+    if optimizer is not None:
+        _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
+    return int(state["step"]), state["facts"]
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint whose files match their hashes; None where there is none at all."""
+    found = list_checkpoints(folder)
+    for candidate in found:
+        if checkpoint_fault(candidate) is None:
+            return candidate
+    if found:
+        raise UserError(
+            f"{found[0]} is damaged ({checkpoint_fault(found[0])}), and no other checkpoint is whole: "
+            "restore it from a backup, or start again in a new --out"
+        )
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were written to the end, newest first."""
+    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+
+
+def checkpoint_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, or None when every file matches its hash."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        if manifest["schema"] != SCHEMA:
+            return f"schema {manifest['schema']}, this version reads {SCHEMA}"
+        for name, digest in manifest["sha256"].items():
+            if sha256(checkpoint / name) != digest:
+                return f"{name} does not match its hash"
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        digests[path.name] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps({"schema": SCHEMA, "step": step, "sha256": digests}, indent=2))
+    _sync(folder / "manifest.json")
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def _prune(folder: Path, keep: int) -> None:
+    for old in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    for left in folder.glob(".writing-*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    # Cloned, because safetensors refuses tensors that share memory.
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _flatten_optimizer(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for index, values in optimizer.state_dict()["state"].items():
+        for name, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{index}.{name}"] = value
+            elif value is not None:
+                numbers[f"{index}.{name}"] = value
+    return tensors, numbers
+
+
+def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    # Groups hold hyper-parameters, which the config decides and the schedule sets at every step.
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**tensors, **numbers}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+

@@ -1,0 +1,276 @@
+"""The whole configuration of a run: frozen dataclasses, one override path, JSON with a schema version.
+
+Every value has one dotted path (`train.epochs`), the same on the command line, in Python and in a saved run.
+Leaf code never sees these objects: it takes plain arguments.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline.errors import UserError, nearest
+from pipeline.methods import METHODS, load_method
+
+SCHEMA = 1
+
+Positive = Annotated[int, Gt(0)]
+NonNegative = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+NonNegativeFloat = Annotated[float, Ge(0)]
+Share = Annotated[float, Gt(0), Le(1)]
+
+_STRICT = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and how they are read."""
+
+    __pydantic_config__ = _STRICT
+    path: str = "digits"  # folder, parquet, tar shards, URL, or the name of a data set
+    image_size: Positive | None = None  # side in pixels; None: the images' own size, 224 where sizes differ
+    channels: Positive | None = None  # None: 1 where every image is grey, else 3
+    limit: Positive | None = None  # use only so many training images, drawn by the seed
+    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1  # share of train held out for every choice
+    labels: str | None = None  # CSV with the columns path, label and, optionally, group
+    loader: Literal["auto", "resident", "stream"] = "auto"  # decode once into a cache, or on demand
+    processes: NonNegative | None = None  # loader processes a worker; None: chosen by the work
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What the views are made of; the method's own views unless a file says otherwise."""
+
+    __pydantic_config__ = _STRICT
+    spec: str | None = None  # a JSON spec of this project, or a pipeline saved with albumentations' A.save
+    mirror: bool = True  # False where a mirror image means something else, as for digits
+    views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The network that is kept."""
+
+    __pydantic_config__ = _STRICT
+    name: str = "resnet-tiny"
+    weights: str | None = None  # a torchvision weights name or a file to start from
+    stem: Literal["auto", "large", "small", "tiny"] = "auto"  # auto: by image size
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Pre-training."""
+
+    __pydantic_config__ = _STRICT
+    epochs: Positive = 100
+    minutes: PositiveFloat | None = None  # a time budget, turned once into a number of steps
+    batch_size: Positive = 256  # of all workers together
+    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    seed: NonNegative = 0
+    optimizer: Literal["sgd", "adamw", "lars"] = "sgd"
+    learning_rate: PositiveFloat = 0.06  # at a batch of 256; scaled linearly with the batch (not for adamw)
+    weight_decay: NonNegativeFloat = 5e-4  # never on biases and normalisation
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
+    nesterov: bool = False
+    warmup_epochs: NonNegativeFloat = 0.0  # linear; then a cosine to zero
+    clip_grad: PositiveFloat | None = None  # largest norm of the gradient
+    steps: Positive | None = None  # optimiser steps; None: from the epochs. Written by a run with `minutes`
+    checkpoint_minutes: PositiveFloat = 5.0
+    checkpoint_epochs: Positive = 10
+    keep_checkpoints: Positive = 2
+    threads: Positive | None = None  # torch threads a worker; None: what Ray gives it
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """Linear classifiers on frozen features, one for every stage of the encoder."""
+
+    __pydantic_config__ = _STRICT
+    epochs: Positive = 50
+    batch_size: Positive = 512
+    learning_rates: tuple[PositiveFloat, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    weight_decays: tuple[NonNegativeFloat, ...] = (0.0, 1e-4, 1e-3)
+    pool: Positive = 2  # feature maps are averaged to at most pool × pool cells
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The whole network trained with few labels."""
+
+    __pydantic_config__ = _STRICT
+    label_fraction: Share = 0.1
+    labels_per_class: Positive | None = None  # instead of the fraction
+    epochs: Positive = 20
+    batch_size: Positive = 128
+    learning_rate: PositiveFloat = 0.05
+    weight_decay: NonNegativeFloat = 5e-4
+    draws: Positive = 3  # independent draws of the labelled images
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Metrics on the embeddings."""
+
+    __pydantic_config__ = _STRICT
+    k: Positive = 20
+    temperature: PositiveFloat = 0.07
+    clusters: Positive | None = None  # None: as many as classes, else 10
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """The FAISS index."""
+
+    __pydantic_config__ = _STRICT
+    factory: str = "auto"  # a FAISS factory string, or auto: by the number of vectors
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where it runs."""
+
+    __pydantic_config__ = _STRICT
+    workers: Positive = 1
+    gpu_per_worker: NonNegativeFloat | None = None  # None: one where there are GPUs
+    cpu_per_worker: PositiveFloat | None = None  # None: the machine's cores shared evenly
+    address: str | None = None  # an existing cluster; None: this machine
+    max_failures: NonNegative = 3  # dead workers before the run gives up
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    __pydantic_config__ = _STRICT
+    recipe: str = ""
+    method: Any = None  # the Config of one of METHODS
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+
+
+def method_config(name: str, **values: Any) -> Any:
+    """The Config of the method `name`; raises UserError for an unknown method or value."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}: known are {', '.join(METHODS)}")
+    return _validate(load_method(name).Config, values, "method.")
+
+
+def method_name(config: Config) -> str:
+    """The name of the run's method in METHODS."""
+    return next(name for name in METHODS if isinstance(config.method, load_method(name).Config))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain JSON values; the method is told by `method.name`."""
+    values = dataclasses.asdict(config)
+    values["method"] = {"name": method_name(config), **values["method"]}
+    return {"schema": SCHEMA, **json.loads(json.dumps(values))}
+
+
+def from_dict(values: Mapping[str, Any]) -> Config:
+    """Back from `to_dict`; raises UserError on another schema version, an unknown key or a wrong value."""
+    values = dict(values)
+    schema = values.pop("schema", None)
+    if schema != SCHEMA:
+        raise UserError(f"config schema is {schema!r}: this version reads schema {SCHEMA}")
+    method = dict(values.pop("method", {}))
+    name = method.pop("name", None)
+    if not isinstance(name, str):
+        raise UserError("config has no method.name: one of " + ", ".join(METHODS))
+    config: Config = _validate(Config, values, "")
+    return dataclasses.replace(config, method=method_config(name, **method))
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A new config with dotted paths replaced, e.g. {"train.epochs": 5}; text is read as the field's type.
+
+    Raises UserError for an unknown path (with the nearest one) or a value outside its range.
+    """
+    values = to_dict(config)
+    known = sorted(_paths(values))
+    for path, value in changes.items():
+        path = path.replace("-", "_")
+        if path not in known or path == "method.name":
+            raise UserError(f"unknown option --{path}{nearest(path, known)}: see --help, or config.json of a run")
+        *parents, last = path.split(".")
+        group = values
+        for parent in parents:
+            group = group[parent]
+        group[last] = _from_text(value, group[last]) if isinstance(value, str) else value
+    return from_dict(values)
+
+
+def save(config: Config, path: Path) -> None:
+    """Write as JSON, whole or not at all."""
+    from pipeline.files import write_json
+
+    write_json(path, to_dict(config))
+
+
+def load(path: Path) -> Config:
+    """Read a saved config; raises UserError where it is missing, damaged or of another schema version."""
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged (not JSON): restore it, or start the run again in a new --out") from None
+    try:
+        return from_dict(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
+    paths = []
+    for key, value in values.items():
+        if prefix == "" and key in ("schema", "recipe"):
+            continue
+        if isinstance(value, dict):
+            paths += _paths(value, f"{prefix}{key}.")
+        else:
+            paths.append(f"{prefix}{key}")
+    return paths
+
+
+def _from_text(text: str, current: Any) -> Any:
+    if text.lower() in ("none", "null"):
+        return None
+    if isinstance(current, list) and not text.startswith("["):
+        return [part.strip() for part in text.split(",")]
+    if text.startswith(("[", "{")):
+        try:
+            return json.loads(text)
+        except json.JSONDecodeError:
+            return text
+    return text
+
+
+def _validate(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
+    try:
+        return TypeAdapter(cls).validate_python(values)
+    except ValidationError as error:
+        raise UserError(_one_line(cls, error, prefix)) from None
+
+
+def _one_line(cls: Any, error: ValidationError, prefix: str) -> str:
+    first = error.errors()[0]
+    path = prefix + ".".join(str(part) for part in first["loc"])
+    if first["type"] == "unexpected_keyword_argument":
+        fields = [f.name for f in dataclasses.fields(cls)]
+        return f"unknown option --{path}{nearest(path.removeprefix(prefix), fields)}"
+    return f"--{path} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"

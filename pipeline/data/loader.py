@@ -1,0 +1,141 @@
+"""Batches for training: which images a step sees, and their views, made in background processes or a thread.
+
+The global batch of a step is a function of (seed, step) alone; each worker takes its slice of it. Loader processes
+only change who does the work.
+"""
+
+import functools
+import queue
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.augment import View, apply_batch
+from pipeline.data.dataset import Images
+from pipeline.randomness import permutation
+
+PREFETCH = 3  # batches ready ahead of the step
+
+
+@dataclass(frozen=True)
+class Order:
+    """The order of samples: every epoch a new permutation of n images; the incomplete last batch is left out."""
+
+    n: int
+    batch_size: int  # of all workers together
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.n // self.batch_size
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch, from 0, that a step (from 0) belongs to."""
+        return step // self.steps_per_epoch
+
+    def indices(self, step: int, rank: int, world: int) -> NDArray[np.int64]:
+        """(batch_size / world,) positions of this worker's images at a step."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        local = self.batch_size // world
+        start = position * self.batch_size + rank * local
+        return _epoch_order(self.n, self.seed, epoch)[start : start + local]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return permutation(n, seed, "order", epoch)
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What leaves the loader: uint8 views (B, S, S, C), still on the CPU."""
+
+    views: list[Tensor]
+    ids: Tensor
+    labels: Tensor | None
+    epoch: int
+    step: int
+
+
+class Views(Dataset[RawBatch]):
+    """Item `step` is this worker's batch of that step."""
+
+    def __init__(
+        self, images: Images, order: Order, views: Sequence[View], size: int, seed: int, rank: int, world: int
+    ) -> None:
+        self.images, self.order, self.views, self.size, self.seed = images, order, views, size, seed
+        self.rank, self.world = rank, world
+
+    def __getitem__(self, step: int) -> RawBatch:
+        indices = self.order.indices(step, self.rank, self.world)
+        epoch = self.order.epoch_of(step)
+        images = [self.images[int(i)] for i in indices]
+        ids = self.images.ids[indices]
+        views = [
+            apply_batch(view, images, size=self.size, seed=self.seed, epoch=epoch, ids=ids, view=number)
+            for number, view in enumerate(self.views)
+        ]
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
+        return RawBatch([torch.from_numpy(view) for view in views], torch.from_numpy(ids), labels, epoch, step)
+
+
+def load_batches(dataset: Views, start: int, stop: int, processes: int) -> Iterator[RawBatch]:
+    """The batches of steps start … stop − 1, in order, prepared ahead of time."""
+    if processes == 0:
+        return _in_thread(dataset, start, stop)
+    loader: DataLoader[RawBatch] = DataLoader(
+        dataset,
+        sampler=range(start, stop),
+        batch_size=None,
+        num_workers=processes,
+        prefetch_factor=PREFETCH,
+        multiprocessing_context="spawn",
+        worker_init_fn=_quiet_worker,
+    )
+    return iter(loader)
+
+
+def _quiet_worker(_: int) -> None:
+    # One thread each: the processes are the parallelism. A Ctrl-C is for the parent, which stops them in order.
+    import signal
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _in_thread(dataset: Views, start: int, stop: int) -> Iterator[RawBatch]:
+    ready: queue.Queue[Any] = queue.Queue(maxsize=PREFETCH)
+    closed = threading.Event()
+
+    def put(item: Any) -> None:
+        while not closed.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for step in range(start, stop):
+                if closed.is_set():
+                    return
+                put(dataset[step])
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    threading.Thread(target=work, daemon=True, name="loader").start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        closed.set()

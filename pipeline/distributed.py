@@ -1,0 +1,210 @@
+"""Several workers as one: plain torch.distributed, and every function works without a process group too (one worker).
+
+Shapes: W workers, B rows on this worker, D columns, C channels.
+"""
+
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """This worker's number, 0 … W − 1."""
+    return dist.get_rank() if _initialized() else 0
+
+
+def world_size() -> int:
+    """The number of workers, W."""
+    return dist.get_world_size() if _initialized() else 1
+
+
+def barrier() -> None:
+    """Wait until every worker is here."""
+    any_rank(False)
+
+
+def broadcast_object(x: T) -> T:
+    """Rank 0's object, on every worker. It is pickled on the way: between the workers of one run only."""
+    if world_size() == 1:
+        return x
+    objects = [x]
+    dist.broadcast_object_list(objects, src=0, device=_device())
+    return objects[0]
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether `flag` is true on any worker; all must call it."""
+    if world_size() == 1:
+        return flag
+    raised = torch.tensor([int(flag)], device=_device())
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over workers of a tensor (a new one; no gradient)."""
+    x = x.detach().clone()
+    if world_size() == 1:
+        return x
+    total = x.to(_device())
+    dist.all_reduce(total)
+    return (total / world_size()).to(x.device)
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """Rows of all workers in rank order, without gradient: (B_r, …) → (Σ B_r, …). B_r may differ between workers."""
+    x = x.detach()
+    if world_size() == 1:
+        return x
+    counts = _gather(torch.tensor([len(x)], device=_device())).tolist()
+    padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=_device())
+    padded[: len(x)] = x
+    slices = _gather(padded).split(max(counts))
+    return torch.cat([rows[:count] for rows, count in zip(slices, counts)]).to(x.device)
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """(B, D) → (W·B, D) in rank order; B must be the same on every worker.
+
+    The backward pass sums over workers. So, where every worker's loss depends on all workers' rows, the mean that
+    DistributedDataParallel takes is the gradient of the mean loss: no factor of W is left over.
+    """
+    if world_size() == 1:
+        return x
+    gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _GatherWithGrad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        return _gather(x.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
+
+
+class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """BatchNorm over the global batch: the statistics are those of all workers' equal slices together.
+
+    Input (B, C) or (B, C, H, W). State-dict keys, buffers and, with one worker or in eval mode, results are those of
+    nn.BatchNorm1d and nn.BatchNorm2d. torch's own SyncBatchNorm refuses CPU tensors.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() not in (2, 4):
+            raise ValueError(f"input has {input.dim()} dimensions: expected (B, C) or (B, C, H, W)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C) or (B, C, H, W)."""
+        if world_size() == 1 or not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        if self.track_running_stats:
+            self._update_running(mean, variance, world_size() * input.numel() // input.shape[1])
+        normalised: Tensor = output
+        return normalised
+
+    @torch.no_grad()
+    def _update_running(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        momentum = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
+
+
+def use_global_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every nn.BatchNorm1d and nn.BatchNorm2d inside `module` in place; parameters and buffers are kept.
+
+    Returns `module`, or its replacement where it is itself such a layer.
+    """
+    if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+        return _as_global(module)
+    for name, child in module.named_children():
+        setattr(module, name, use_global_batch_norm(child))
+    return module
+
+
+def _as_global(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> GlobalBatchNorm:
+    replacement = GlobalBatchNorm(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta"
+    )
+    for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+        setattr(replacement, name, getattr(layer, name))
+    return replacement.train(layer.training)
+
+
+class _GlobalBatchNorm(torch.autograd.Function):
+    """Ioffe and Szegedy, "Batch normalization", 2015, Algorithm 1, with the sums of both passes over all workers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        variance, mean = torch.var_mean(_at_least_float32(x), dim=dims, correction=0)
+        # Slices are of one size, so: global variance = mean of the variances + variance of the means. Unlike
+        # E[x²] − E[x]² this loses no digits where the mean is large.
+        means, variances = _gather(torch.stack([mean, variance])).view(world_size(), 2, -1).unbind(1)
+        mean = means.mean(dim=0)
+        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
+        ctx.mark_non_differentiable(mean, variance)
+        # With given statistics this is the element-wise part alone, fused.
+        output = F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
+        return output, mean, variance
+
+    @staticmethod
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
+        x, weight, mean, inverse_std = ctx.saved_tensors
+        dims = [d for d in range(x.dim()) if d != 1]
+        per_channel = [-1 if d == 1 else 1 for d in range(x.dim())]
+        grad_y = _at_least_float32(grad)
+        normalised = (_at_least_float32(x) - mean.view(per_channel)) * inverse_std.view(per_channel)
+        sums = torch.stack([grad_y.sum(dims), (grad_y * normalised).sum(dims)])
+        grad_bias, grad_weight = sums.clone().unbind(0)
+        dist.all_reduce(sums)
+        count = world_size() * x.numel() // x.shape[1]
+        mean_grad, mean_grad_normalised = (sums / count).view(2, *per_channel).unbind(0)
+        scale = inverse_std if weight is None else inverse_std * weight
+        grad_x = scale.view(per_channel) * (grad_y - mean_grad - normalised * mean_grad_normalised)
+        if weight is None:
+            return grad_x.to(x.dtype), None, None, None
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _gather(x: Tensor) -> Tensor:
+    """Equal (B, …) of every worker → (W·B, …)."""
+    gathered = torch.empty((world_size() * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    dist.all_gather_into_tensor(gathered, x)
+    return gathered
+
+
+def _initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _device() -> torch.device:
+    """Where the group's backend wants its tensors."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

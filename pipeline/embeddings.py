@@ -1,0 +1,147 @@
+"""The embeddings of one split as a parquet file that is readable without this project.
+
+<run>/embeddings/<data>/<split>.parquet has the columns id (int64), path (text), label (int64 or null) and embedding
+(fixed-size list of float32); the schema's metadata tells which encoder and which data they come from.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.files import replacing
+
+SCHEMA = 1
+COLUMNS = ("id", "path", "label", "embedding")
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """N embeddings of D dimensions, as the encoder gives them (not normalised)."""
+
+    ids: NDArray[np.int64]  # (N,) sample ids, unique
+    paths: list[str]  # N paths or keys, as the data set shows them
+    labels: NDArray[np.int64] | None  # (N,), or none
+    vectors: NDArray[np.float32]  # (N, D)
+    class_names: tuple[str, ...] | None
+    encoder_hash: str
+    data_fingerprint: str
+    split: str
+    data: str = ""  # the data set's name
+    data_path: str = ""  # absolute folder or URL that `paths` are relative to
+
+
+def save_embeddings(embeddings: Embeddings, path: Path) -> None:
+    """Write a parquet file, whole or not at all. Pages carry checksums, so that damage is noticed on reading."""
+    table = pa.table(
+        {
+            "id": pa.array(embeddings.ids, pa.int64()),
+            "path": pa.array(embeddings.paths, pa.string()),
+            "label": _label_column(embeddings.labels, len(embeddings.ids)),
+            "embedding": _vector_column(embeddings.vectors),
+        }
+    ).replace_schema_metadata({"rayssl": json.dumps(_facts(embeddings))})
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, write_page_checksum=True)
+
+
+def load_embeddings(path: Path) -> Embeddings:
+    """Read what `save_embeddings` wrote.
+
+    Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
+    """
+    table, facts = _read(path)
+    ids: NDArray[np.int64] = table["id"].to_numpy()
+    vectors = _vectors(table["embedding"], path)
+    if vectors.shape[0] != len(ids):
+        raise _damaged(path, "rows without an embedding")
+    return Embeddings(
+        ids=ids,
+        paths=table["path"].to_pylist(),
+        labels=_labels(table["label"], path),
+        vectors=vectors,
+        class_names=None if facts["class_names"] is None else tuple(facts["class_names"]),
+        encoder_hash=facts["encoder_hash"],
+        data_fingerprint=facts["data_fingerprint"],
+        split=facts["split"],
+        data=facts["data"],
+        data_path=facts["data_path"],
+    )
+
+
+def _facts(embeddings: Embeddings) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "encoder_hash": embeddings.encoder_hash,
+        "data_fingerprint": embeddings.data_fingerprint,
+        "split": embeddings.split,
+        "class_names": embeddings.class_names,
+        "data": embeddings.data,
+        "data_path": embeddings.data_path,
+    }
+
+
+def _label_column(labels: NDArray[np.int64] | None, n: int) -> pa.Array:
+    return pa.nulls(n, pa.int64()) if labels is None else pa.array(labels, pa.int64())
+
+
+def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
+    flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), vectors.shape[1])
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    try:
+        with path.open("rb") as file:
+            table = pq.read_table(file, page_checksum_verification=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
+    except (OSError, pa.ArrowException):
+        raise _damaged(path, "not readable as parquet") from None
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it anew")
+    return table, _read_facts(table, path)
+
+
+def _read_facts(table: pa.Table, path: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(table.schema.metadata[b"rayssl"])
+    except (TypeError, KeyError, ValueError):
+        raise UserError(f"{path} does not tell its encoder and data: {_remedy(path)} writes it anew") from None
+    if facts.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path} has schema {facts.get('schema')!r}, this version reads {SCHEMA}: {_remedy(path)} writes it anew"
+        )
+    return facts
+
+
+def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
+    kind = column.type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise _damaged(path, f"embedding is {kind}, not a fixed-size list of float32")
+    flat = column.combine_chunks().flatten().to_numpy()
+    return np.asarray(flat, dtype=np.float32).reshape(-1, kind.list_size)
+
+
+def _labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | None:
+    if column.null_count == len(column):
+        return None
+    if column.null_count:
+        raise _damaged(path, "some labels are missing")
+    return np.asarray(column.to_numpy(), dtype=np.int64)
+
+
+def _damaged(path: Path, how: str) -> UserError:
+    return UserError(f"{path} is damaged ({how}): {_remedy(path)} writes it anew")
+
+
+def _remedy(path: Path) -> str:
+    """The command that writes this file: it lies in <run>/embeddings/<data>/."""
+    return f"`rayssl embed {path.parents[2] if len(path.parents) > 2 else 'RUN'}`"

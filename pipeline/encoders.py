@@ -1,0 +1,267 @@
+"""Encoders: from images in [0, 1] to features (B, D) and the maps of every stage.
+
+Shapes: B images, C channels, H × W pixels, D features; C_s, H_s, W_s of a stage s.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbones import (
+    RESNETS,
+    Mlp,
+    ResNet,
+    SmallCnn,
+    build_backbone,
+    choose_stem,
+    normalise,
+    pooled,
+    smallest_image,
+)
+from pipeline.errors import UserError, nearest
+from pipeline.weights import Weights, load_weights, read_weights
+
+ENCODERS = (*RESNETS, "cnn-small", "mlp")  # the project's own; every torchvision classifier's name works too
+STEMS = ("auto", "large", "small", "tiny")
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of [0, 1] images
+
+T = TypeVar("T")
+
+
+class Encoder(nn.Module):
+    """A backbone `net` with the normalisation of its input.
+
+    `dim` is D; `stage_names` are the keys of `stages`, the last of them "features"; `image_size` is the side in
+    pixels that it was built for; `mean` and `std` (C,) are buffers, in units of the [0, 1] input.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        name: str,
+        stem: str,
+        channels: int,
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.name = name
+        self.stem = stem
+        self.channels = channels
+        self.image_size = image_size
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        blank = torch.zeros(1, channels, image_size, image_size)
+        self._taps = {} if name in ENCODERS else _frozen(net, lambda: _find_taps(net, blank))
+        found = _frozen(net, lambda: _outputs(net, blank, self._taps))
+        self.stage_names = tuple(found)
+        self.dim = int(found["features"].shape[1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to features (B, D)."""
+        features: Tensor = self.net(normalise(x, self.mean, self.std))
+        return features
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Images (B, C, H, W) in [0, 1] to the output of every stage, (B, C_s, H_s, W_s) or (B, D_s), in order.
+
+        The last entry, "features", is (B, D) and what `forward` returns.
+        """
+        return _outputs(self.net, normalise(x, self.mean, self.std), self._taps)
+
+    def feature_map(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [0, 1] to the last map before pooling, (B, C_last, h, w).
+
+        Networks without maps give their features as (B, D, 1, 1).
+        """
+        found = self.stages(x)
+        maps = [value for value in found.values() if value.ndim == 4]
+        return maps[-1] if maps else found["features"][:, :, None, None]
+
+
+def build_encoder(
+    name: str,
+    *,
+    channels: int,
+    image_size: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    stem: str = "auto",
+    weights: str | None = None,
+) -> Encoder:
+    """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
+
+    name: one of ENCODERS or any torchvision classifier. image_size: side in pixels. stem: one of STEMS.
+    weights: torchvision's name for them (IMAGENET1K_V1, DEFAULT), a .safetensors, .pt or .pth file, or a run folder.
+    mean, std: of [0, 1] images, one a channel; by default those of the weights, else ImageNet's for three channels
+    and 0.5 and 0.25 for any other number. UserError for anything that does not fit together.
+    """
+    if channels < 1 or image_size < 1:
+        raise UserError(f"an encoder cannot take {channels} channels of {image_size} pixels; both start at 1")
+    _check_name(name)
+    start = read_weights(name, weights, image_size) if weights is not None else None
+    stem = _resolve_stem(name, stem, image_size, start)
+    net = _build_net(name, channels, image_size, stem)
+    if start is not None:
+        load_weights(net, name, start)
+    default_mean, default_std = _default_normalisation(channels, start)
+    mean, std = default_mean if mean is None else mean, default_std if std is None else std
+    _check_normalisation(channels, mean, std)
+    try:
+        return Encoder(net, name=name, stem=stem, channels=channels, image_size=image_size, mean=mean, std=std)
+    except (RuntimeError, AssertionError, ValueError) as error:  # raised by torchvision's networks on tiny images
+        raise _cannot_take(name, channels, image_size, error) from None
+
+
+def describe(encoder: Encoder) -> dict[str, Any]:
+    """Size and cost: parameters of the backbone, FLOPs an image (a multiply-add counts two), dimension D."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = (1, encoder.channels, encoder.image_size, encoder.image_size)
+    blank = torch.zeros(shape, dtype=encoder.mean.dtype, device=encoder.mean.device)
+    with FlopCounterMode(display=False) as counter:
+        _frozen(encoder, lambda: encoder(blank))
+    parameters = sum(p.numel() for p in encoder.net.parameters())
+    return {"parameters": parameters, "flops": counter.get_total_flops(), "dim": encoder.dim}
+
+
+def _check_name(name: str) -> None:
+    if name in ENCODERS:
+        return
+    from torchvision import models
+
+    known = [*ENCODERS, *models.list_models(module=models)]
+    if name not in known:
+        own = ", ".join(ENCODERS)
+        raise UserError(f"no encoder is called {name!r}{nearest(name, known)}; {own} or a torchvision classifier")
+
+
+def _resolve_stem(name: str, stem: str, image_size: int, start: Weights | None) -> str:
+    """The stem that is meant: by the weights, else by the image size, where it is left open."""
+    if stem not in STEMS:
+        raise UserError(f"--encoder.stem {stem} is not one of {', '.join(STEMS)}")
+    if name not in RESNETS:
+        if stem != "auto":
+            raise UserError(f"--encoder.stem {stem} means nothing to {name}; only {', '.join(RESNETS)} have a choice")
+        return "auto"
+    if stem == "auto":
+        known = start.stem if start is not None else None
+        stem = known or choose_stem(name, image_size)
+    if image_size < (smallest := smallest_image(name, stem)):
+        raise UserError(
+            f"{name} with the {stem} stem needs images of at least {smallest} pixels, got {image_size}; "
+            "use a smaller stem (--encoder.stem tiny), larger images or --encoder.name resnet-tiny"
+        )
+    return stem
+
+
+def _build_net(name: str, channels: int, image_size: int, stem: str) -> nn.Module:
+    try:
+        return build_backbone(name, channels, image_size, stem)
+    except (RuntimeError, AssertionError, ValueError) as error:  # a transformer's patches must fit the image
+        raise _cannot_take(name, channels, image_size, error) from None
+
+
+def _cannot_take(name: str, channels: int, image_size: int, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(
+        f"{name} cannot take images of {image_size} pixels and {channels} channels ({reason}); "
+        "try --data.image-size 224 or --encoder.name resnet18"
+    )
+
+
+def _default_normalisation(channels: int, start: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std that belong to the weights, or the project's defaults."""
+    if start is not None and start.mean is not None and start.std is not None:
+        if len(start.mean) == channels:
+            return start.mean, start.std
+        # The weights were spread over another number of channels: every channel gets the average one's.
+        mean, std = sum(start.mean) / len(start.mean), sum(start.std) / len(start.std)
+        return (mean,) * channels, (std,) * channels
+    if channels == 3:
+        return _IMAGENET_MEAN, _IMAGENET_STD
+    return (0.5,) * channels, (0.25,) * channels
+
+
+def _check_normalisation(channels: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    if len(mean) != channels or len(std) != channels:
+        raise UserError(f"{channels} channels need as many means and stds, got {len(mean)} and {len(std)}")
+    if not all(math.isfinite(m) for m in mean) or not all(math.isfinite(s) and s > 0 for s in std):
+        raise UserError(f"mean {list(mean)} and std {list(std)} must be finite, and std positive")
+
+
+def _frozen(module: nn.Module, call: Callable[[], T]) -> T:
+    """The value of `call()` without gradients and with `module` in eval mode, so that no statistic moves."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            return call()
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def _outputs(net: nn.Module, x: Tensor, taps: dict[str, str]) -> dict[str, Tensor]:
+    """Every stage's output and, last, "features" (B, D), in one pass over the network.
+
+    The project's networks name their stages; `taps` says for a torchvision network which layer a stage is.
+    """
+    if isinstance(net, ResNet | SmallCnn):
+        maps = net.maps(x)
+        return {**maps, "features": pooled(maps[net.layer_names[-1]])}
+    if isinstance(net, Mlp):
+        return net.layers(x)
+    found = _recorded(net, x, taps)
+    return {stage: found[stage] for stage in (*taps, "features")}
+
+
+def _recorded(net: nn.Module, x: Tensor, paths: dict[str, str]) -> dict[str, Tensor]:
+    """What the layers at `paths` (name to path) return when `net` sees x, and its own output as "features".
+
+    Layers that are not called are missing. Maps come as (B, C, H, W), also Swin's (B, H, W, C).
+    """
+    swin = type(net).__name__ == "SwinTransformer"
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
+        found[name] = output.permute(0, 3, 1, 2) if swin else output
+
+    hooks = [net.get_submodule(path).register_forward_hook(partial(keep, name)) for name, path in paths.items()]
+    try:
+        features = net(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {**found, "features": features}
+
+
+def _find_taps(net: nn.Module, x: Tensor) -> dict[str, str]:
+    """Stages of a torchvision network, name to path: the last layer of its trunk at every resolution.
+
+    A vision transformer has tokens and no maps: no stages.
+    """
+    if type(net).__name__ == "VisionTransformer":
+        return {}
+    trunk = next((part for part in ("features", "trunk_output", "layers", "blocks") if hasattr(net, part)), "")
+    paths: dict[str, str] = {}
+    for child, layer in net.get_submodule(trunk).named_children():
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            break  # behind the pooling there are features, not maps
+        paths[child] = f"{trunk}.{child}" if trunk else child
+    found = _recorded(net, x, paths)
+    maps = {child: found[child] for child in paths if child in found and found[child].ndim == 4}
+    last = {value.shape[2:]: child for child, value in maps.items()}  # later children replace earlier ones
+    names = [f"stage{i}" if child.isdigit() else child for i, child in enumerate(last.values(), 1)]
+    return dict(zip(names, (paths[child] for child in last.values()), strict=True))

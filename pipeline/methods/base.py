@@ -1,0 +1,77 @@
+"""The contract of a method.
+
+Shapes: V views, B images on this worker, C channels, H × W pixels, D features.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from torch import Tensor, nn
+
+from pipeline.augment.spec import Spec
+from pipeline.encoders import Encoder
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method may know of the data before it chooses its default views."""
+
+    image_size: int  # side in pixels
+    channels: int
+    mirror: bool  # a mirror image means the same
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's slice of the global batch.
+
+    A method that wants clean images asks for one view with an empty spec: there is no second copy of them here.
+    """
+
+    views: list[Tensor]  # V tensors (B, C, H, W), floats in [0, 1]
+    ids: Tensor  # (B,) int64, positive
+    labels: Tensor | None  # (B,) int64, or none
+    seed: int
+    epoch: int
+    step: int
+
+
+@dataclass(frozen=True)
+class MethodOutput:
+    """`loss` is a scalar whose mean over workers is the loss of the global batch; `logs` are detached scalars.
+
+    `features` (B', D) are the encoder's, detached: what the collapse indicator looks at.
+    """
+
+    loss: Tensor
+    features: Tensor
+    logs: dict[str, Tensor]
+
+
+C = TypeVar("C")
+
+
+class Method(nn.Module, ABC, Generic[C]):
+    """A pre-training method: an encoder that is kept and whatever is thrown away afterwards.
+
+    A subclass has a frozen dataclass `Config` with its hyper-parameters and their defaults.
+    """
+
+    Config: ClassVar[Any]
+    encoder: Encoder
+
+    def __init__(self, config: C, encoder: Encoder, traits: Traits) -> None:
+        super().__init__()
+
+    @staticmethod
+    @abstractmethod
+    def default_views(traits: Traits) -> tuple[Spec, ...]:
+        """The method's own augmentation, one spec a view."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> MethodOutput:
+        """The loss of a batch. Every random draw is keyed by the batch's seed, epoch and ids."""
+
+    def after_step(self, step: int, total_steps: int) -> None:  # noqa: B027
+        """Called after every optimiser step, e.g. for moving averages."""

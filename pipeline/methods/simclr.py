@@ -1,0 +1,74 @@
+"""SimCLR: Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning", ICML 2020."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Gt
+from pydantic import ConfigDict
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pipeline.augment.defaults import simclr_views
+from pipeline.augment.spec import Spec
+from pipeline.encoders import Encoder
+from pipeline.losses import nt_xent
+from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+
+
+@dataclass(frozen=True)
+class SimCLRConfig:
+    """The loss and the projection head, which is thrown away after training."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    temperature: Annotated[float, Gt(0)] = 0.5
+    projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
+    projector_dim: Annotated[int, Gt(0)] = 128
+    projector_layers: Literal[2, 3] = 2  # 3: SimCLR v2 (Chen et al., 2020, §2)
+
+
+class SimCLR(Method[SimCLRConfig]):
+    """Two views of an image attract each other and repel all other views of the global batch."""
+
+    Config = SimCLRConfig
+
+    def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
+        super().__init__(config, encoder, traits)
+        self.temperature = config.temperature
+        self.encoder = encoder
+        self.projector = build_projector(
+            encoder.dim,
+            config.projector_hidden or 2 * encoder.dim,
+            config.projector_dim,
+            layers=config.projector_layers,
+        )
+
+    @staticmethod
+    def default_views(traits: Traits) -> tuple[Spec, ...]:
+        """Two draws of the same strong augmentation."""
+        return simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """NT-Xent of the first two views."""
+        features = self.encoder(torch.cat(batch.views[:2]))
+        z1, z2 = self.projector(features).chunk(2)
+        return MethodOutput(
+            loss=nt_xent(z1, z2, self.temperature),
+            features=features.detach(),
+            logs={"train/positive_similarity": positive_similarity(z1.detach(), z2.detach())},
+        )
+
+
+def build_projector(dim: int, hidden: int, out: int, *, layers: int) -> nn.Sequential:
+    """An MLP of `layers` linear layers, (B, dim) → (B, out); BatchNorm and ReLU after all but the last."""
+    widths = [dim] + [hidden] * (layers - 1)
+    modules: list[nn.Module] = []
+    for width_in, width_out in pairwise(widths):
+        modules += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU(inplace=True)]
+    return nn.Sequential(*modules, nn.Linear(hidden, out))
+
+
+def positive_similarity(z1: Tensor, z2: Tensor) -> Tensor:
+    """Mean cosine similarity of the two views of an image: 1 when the views cannot be told apart."""
+    return F.cosine_similarity(z1, z2).mean()

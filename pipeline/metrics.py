@@ -1,0 +1,286 @@
+"""Figures that say how good embeddings are. Numpy arrays in, numbers out.
+
+Shapes: N vectors of D dimensions. Memory stays bounded: no function holds an N × N or N_test × N_train matrix.
+"""
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_CELLS = 1 << 23  # similarities held at a time: 32 MiB as float32
+_Z_95 = 1.96  # 97.5 % quantile of the standard normal distribution
+
+
+def normalise(vectors: Floats) -> Floats:
+    """(N, D) scaled to unit length, row by row; a zero row stays zero."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
+
+
+def knn_classify(
+    train: Floats, train_labels: Ints, test: Floats, k: int, temperature: float, n_classes: int
+) -> Ints:
+    """Labels (N_test,) by a vote of the k training vectors nearest by cosine, each with weight exp(s / T).
+
+    The weighting of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR
+    2018, section 3.4), with T = 0.07 as in DINO (Caron et al., ICCV 2021, section 4.1). A tie goes to the lowest
+    label. Raises UserError for a k that is not within 1 … N_train.
+    """
+    import faiss
+
+    if not 1 <= k <= len(train):
+        raise UserError(f"k is {k}: with {len(train)} training vectors it must be within 1 … {len(train)}")
+    queries, references = normalise(test), normalise(train)
+    predictions = np.empty(len(test), dtype=np.int64)
+    for rows in _chunks(len(test), max(k, n_classes)):
+        similarities, neighbours = faiss.knn(queries[rows], references, k, metric=faiss.METRIC_INNER_PRODUCT)
+        predictions[rows] = _vote(similarities, train_labels[neighbours], temperature, n_classes)
+    return predictions
+
+
+def _vote(similarities: Floats, labels: Ints, temperature: float, n_classes: int) -> Ints:
+    """(B, k) neighbours → (B,) labels. Relative to the nearest neighbour, so that no exponential overflows."""
+    weights = np.exp((similarities - similarities[:, :1]).astype(np.float64) / temperature)
+    votes = np.zeros((len(labels), n_classes))
+    np.add.at(votes, (np.arange(len(labels))[:, None], labels), weights)
+    return np.asarray(votes.argmax(axis=1), dtype=np.int64)
+
+
+def kmeans(vectors: Floats, k: int, seed: int, restarts: int = 10) -> Ints:
+    """Cluster numbers (N,) in 0 … k − 1 by k-means on the L2-normalised vectors; the best of `restarts` starts.
+
+    A function of vectors and seed alone. Raises UserError for a k that is not within 1 … N.
+    """
+    import faiss
+
+    n, dim = vectors.shape
+    if not 1 <= k <= n:
+        raise UserError(f"the number of clusters is {k}: with {n} vectors it must be within 1 … {n}")
+    points = normalise(vectors)
+    search = faiss.Kmeans(
+        dim,
+        k,
+        niter=100,
+        nredo=restarts,
+        seed=seed % 2**31,
+        min_points_per_centroid=1,  # no warning on small sets
+        max_points_per_centroid=n,  # all points: no subsample
+    )
+    search.train(points)
+    _, assignment = search.index.search(points, 1)
+    return np.asarray(assignment[:, 0], dtype=np.int64)
+
+
+def cluster_agreement(assignment: Ints, labels: Ints) -> dict[str, float]:
+    """Agreement of clusters (N,) with classes (N,): {"acc", "nmi", "ari"}.
+
+    acc: share of points under the best one-to-one matching of clusters to classes (Hungarian algorithm; Xie et al.,
+    "Unsupervised Deep Embedding for Clustering Analysis", ICML 2016, section 5.2). nmi: mutual information over the
+    arithmetic mean of the entropies. ari: adjusted Rand index (Hubert and Arabie, 1985).
+    """
+    return _agreement(_contingency(assignment, labels))
+
+
+def cluster_intervals(
+    assignment: Ints, labels: Ints, seed: int, draws: int = 200
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of `cluster_agreement` by a bootstrap over the points, the clustering held fixed.
+
+    value ± 1.96 bootstrap standard deviations rather than quantiles: resampling a table biases its NMI upwards.
+    """
+    table = _contingency(assignment, labels)
+    n = int(table.sum())
+    resampled = np.random.default_rng(seed).multinomial(n, table.ravel() / n, size=draws)
+    figures = [_agreement(draw.reshape(table.shape)) for draw in resampled]
+    intervals = {}
+    for name, value in _agreement(table).items():
+        half = _Z_95 * float(np.std([figure[name] for figure in figures]))
+        lowest = -0.5 if name == "ari" else 0.0
+        intervals[name] = (max(value - half, lowest), min(value + half, 1.0))
+    return intervals
+
+
+def _contingency(assignment: Ints, labels: Ints) -> Ints:
+    """Counts (clusters, classes)."""
+    _, rows = np.unique(assignment, return_inverse=True)
+    _, columns = np.unique(labels, return_inverse=True)
+    table = np.zeros((rows.max() + 1, columns.max() + 1), dtype=np.int64)
+    np.add.at(table, (rows, columns), 1)
+    return table
+
+
+def _agreement(table: Ints) -> dict[str, float]:
+    return {"acc": _matched_share(table), "nmi": _mutual_information(table), "ari": _rand_index(table)}
+
+
+def _matched_share(table: Ints) -> float:
+    from scipy.optimize import linear_sum_assignment
+
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / table.sum())
+
+
+def _mutual_information(table: Ints) -> float:
+    joint = table / table.sum()
+    clusters, classes = joint.sum(axis=1), joint.sum(axis=0)
+    mean_entropy = (_entropy(clusters) + _entropy(classes)) / 2
+    if mean_entropy == 0:  # one cluster and one class: they agree
+        return 1.0
+    information = _entropy(clusters) + _entropy(classes) - _entropy(joint.ravel())
+    return float(np.clip(information / mean_entropy, 0, 1))
+
+
+def _entropy(p: NDArray[np.float64]) -> float:
+    """In nats; terms of zero probability count nothing."""
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def _rand_index(table: Ints) -> float:
+    def pairs(counts: Ints) -> float:
+        return float((counts * (counts - 1.0)).sum() / 2)
+
+    same_both = pairs(table)
+    same_cluster, same_class = pairs(table.sum(axis=1)), pairs(table.sum(axis=0))
+    expected = same_cluster * same_class / max(pairs(table.sum()), 1.0)
+    highest = (same_cluster + same_class) / 2
+    return 1.0 if highest == expected else (same_both - expected) / (highest - expected)
+
+
+def retrieval(vectors: Floats, labels: Ints) -> dict[str, float]:
+    """Each vector searches all others by cosine: {"precision@1", "recall@1", "recall@10", "map@r"}, means over queries.
+
+    Definitions: `retrieval_per_query`. Raises UserError where no class has two members.
+    """
+    return {name: float(values.mean()) for name, values in retrieval_per_query(vectors, labels).items()}
+
+
+def retrieval_per_query(vectors: Floats, labels: Ints) -> dict[str, NDArray[np.float64]]:
+    """The figures of `retrieval` for each of the Q vectors that has another one of its class: (Q,) each.
+
+    precision@1 and map@r as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020, section 4.4) and in
+    pytorch-metric-learning: with R others of the query's class, map@r = 1/R · Σ_{i ≤ R} P(i)·[i-th is of the class].
+    recall@k: 1 where one of the k nearest is of the class (Jégou et al., TPAMI 2011); recall@1 is precision@1.
+    """
+    points = normalise(vectors)
+    others = np.bincount(labels)[labels] - 1  # R of each query
+    queries = np.flatnonzero(others > 0)
+    if len(queries) == 0:
+        raise UserError(f"retrieval among {len(labels)} images: at least two of them must be of one class")
+    depth = int(min(max(others.max(), 10), len(labels) - 1))
+    parts = []
+    for rows in _chunks(len(queries), len(labels)):
+        nearest = _nearest_others(points, queries[rows], depth)
+        hits = labels[nearest] == labels[queries[rows]][:, None]
+        parts.append(_query_figures(hits, others[queries[rows]]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _nearest_others(points: Floats, queries: Ints, depth: int) -> Ints:
+    """Positions (Q, depth) of the nearest other points, best first; a query itself is dropped by its position."""
+    similarities = points[queries] @ points.T
+    similarities[np.arange(len(queries)), queries] = -np.inf
+    best = np.argpartition(-similarities, depth - 1, axis=1)[:, :depth]
+    order = np.argsort(-np.take_along_axis(similarities, best, axis=1), axis=1, kind="stable")
+    return np.asarray(np.take_along_axis(best, order, axis=1))
+
+
+def _query_figures(hits: NDArray[np.bool_], others: Ints) -> dict[str, NDArray[np.float64]]:
+    """Hits (Q, depth) in order of similarity and R (Q,) → figures (Q,) each."""
+    rank = np.arange(1, hits.shape[1] + 1)
+    precision = np.cumsum(hits, axis=1) / rank
+    counted = hits & (rank <= others[:, None])
+    first = hits[:, 0].astype(np.float64)
+    return {
+        "precision@1": first,
+        "recall@1": first,
+        "recall@10": hits[:, :10].any(axis=1).astype(np.float64),
+        "map@r": (precision * counted).sum(axis=1) / others,
+    }
+
+
+def rankme(vectors: Floats) -> float:
+    """Effective rank of (N, D) in 1 … min(N, D): exp(−Σ p log p) with p = σ / Σσ + 1e-7 of the singular values σ.
+
+    Garrido et al., "RankMe" (ICML 2023, equation 1), who use about 25,600 samples. The singular values come from
+    the smaller Gram matrix in float64: exact to 1e-8 of the largest, well below the 1e-7 of the definition.
+    """
+    n, dim = vectors.shape
+    if n < dim:
+        wide = vectors.astype(np.float64)
+        gram = wide @ wide.T
+    else:
+        gram = np.zeros((dim, dim))
+        for rows in _chunks(n, dim):
+            chunk = vectors[rows].astype(np.float64)
+            gram += chunk.T @ chunk
+    singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
+    if singular.sum() == 0:
+        return 1.0
+    p = singular / singular.sum() + 1e-7
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def alignment_uniformity(view1: Floats, view2: Floats) -> tuple[float, float]:
+    """Of two views (N, D) of the same images: mean squared distance of pairs, and mean uniformity of the views.
+
+    Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
+    Hypersphere" (ICML 2020, section 4.1), α = 2, t = 2. Both are better when lower: alignment in 0 … 4.
+    """
+    distance = ((normalise(view1) - normalise(view2)) ** 2).sum(axis=1).mean()
+    return float(distance), (uniformity(view1) + uniformity(view2)) / 2
+
+
+def uniformity(vectors: Floats) -> float:
+    """log of the mean of exp(−2 ‖u − v‖²) over all pairs of distinct rows, normalised: −8 … 0 (all equal)."""
+    points = normalise(vectors)
+    n = len(points)
+    if n < 2:
+        raise UserError(f"uniformity of {n} vectors: it needs at least 2")
+    total = 0.0
+    for rows in _chunks(n, n):
+        # ‖u − v‖² = 2 − 2 u·v on the sphere
+        potential = np.exp(4 * (points[rows] @ points.T) - 4)
+        total += float(potential.sum(dtype=np.float64)) - float(np.trace(potential[:, rows], dtype=np.float64))
+    return math.log(total / (n * (n - 1)))
+
+
+def code_std(vectors: Floats) -> float:
+    """Mean standard deviation per dimension of the normalised codes × √D: about 1 healthy, 0 collapsed.
+
+    Chen and He, "Exploring Simple Siamese Representation Learning" (CVPR 2021, section 4.1).
+    """
+    return float(normalise(vectors).std(axis=0, dtype=np.float64).mean() * math.sqrt(vectors.shape[1]))
+
+
+def interval_of_proportion(successes: int, n: int, z: float = _Z_95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson, JASA 1927); 95 % with the default z."""
+    if not 0 <= successes <= n or n == 0:
+        raise ValueError(f"{successes} successes of {n}")
+    share = successes / n
+    centre = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+
+
+def interval_of_mean(values: NDArray[np.float64], z: float = _Z_95) -> tuple[float, float] | None:
+    """Mean ± z standard errors of (N,) values; None for fewer than two."""
+    if len(values) < 2:
+        return None
+    half = z * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
+
+
+def _chunks(n: int, width: int) -> Iterator[slice]:
+    """Slices of 0 … n whose rows of `width` cells fit the bound."""
+    step = max(1, _CELLS // max(width, 1))
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))

@@ -1,0 +1,117 @@
+"""What a report needs of a run folder, read once. Torch-free, so that a comparison costs no start-up time."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.runfolder import read_manifest
+
+SCHEMA = 1
+METHOD_LABELS = {"simclr": "SimCLR", "rotnet": "RotNet", "autoencoder": "Autoencoder"}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with the half-width of its 95 % interval (None: no interval), sample size and protocol."""
+
+    value: float
+    half_width: float | None = None
+    n: int | None = None
+    protocol: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `config` is the plain JSON of config.json, `records` those of evaluation.json."""
+
+    folder: Path
+    name: str  # unique among the runs of a report
+    label: str  # what people read: the method, or the name where methods repeat
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    records: tuple[dict[str, Any], ...]
+    flat: dict[str, float]
+
+    @property
+    def method(self) -> str:
+        """Name of the method, e.g. "simclr"; empty where the encoder was not trained here."""
+        return str((self.config.get("method") or {}).get("name", ""))
+
+    @property
+    def data_path(self) -> str:
+        """`data.path` of the config."""
+        return str(self.config["data"]["path"])
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """The figure that the flat view shows for `metric`, with what its record says; None where there is none."""
+        value = self.flat.get(metric)
+        if value is None:
+            return None
+        same = (record for record in self.records if record["metric"] == metric and record["value"] == value)
+        record = next(same, {})
+        return Estimate(value, _half_width(record), record.get("n"), str(record.get("protocol") or ""))
+
+
+def load_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in the given order; raises UserError where a folder is no run, or is damaged."""
+    if not folders:
+        raise UserError("no run folders given: name one or more, e.g. rayssl report runs/simclr-digits")
+    configs = [_read(folder / "config.json") for folder in folders]
+    names = _unique_names(folders)
+    return [
+        Run(folder, name, label, config, _manifest(folder), *_evaluation(folder))
+        for folder, name, label, config in zip(folders, names, _labels(configs, names), configs, strict=True)
+    ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise UserError(f"{path} is damaged (not JSON): `rayssl verify {path.parent}` lists what is whole") from None
+    schema = values.get("schema") if isinstance(values, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
+    return dict(values)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_manifest(folder) if (folder / "manifest.json").exists() else {}
+
+
+def _evaluation(folder: Path) -> tuple[tuple[dict[str, Any], ...], dict[str, float]]:
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return (), {}
+    values = _read(path)
+    flat = {key: float(value) for key, value in values.get("flat", {}).items() if _is_figure(value)}
+    return tuple(values.get("records", ())), flat
+
+
+def _is_figure(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _half_width(record: dict[str, Any]) -> float | None:
+    interval = record.get("interval")
+    return (interval[1] - interval[0]) / 2 if interval else None
+
+
+def _unique_names(folders: Sequence[Path]) -> list[str]:
+    names = [folder.resolve().name for folder in folders]
+    if len(set(names)) < len(names):
+        names = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    return names if len(set(names)) == len(names) else [str(folder.resolve()) for folder in folders]
+
+
+def _labels(configs: Sequence[dict[str, Any]], names: Sequence[str]) -> list[str]:
+    methods = [(config.get("method") or {}).get("name") for config in configs]
+    labels = [METHOD_LABELS.get(method) for method in methods if method]
+    plain = [label for label in labels if label]
+    return plain if len(set(plain)) == len(configs) else list(names)

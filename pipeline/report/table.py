@@ -1,0 +1,263 @@
+"""The comparison: rows of runs and baselines, columns of metrics, each figure with its ±, and what follows from it."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.files import write_json
+from pipeline.report.results import SCHEMA, Estimate, Run, load_runs
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BASELINES = {"raw-pixels": "raw pixels", "random-init": "random encoder", "pretrained": "pretrained encoder"}
+OWN_IMAGES = "rayssl run simclr-folder --data.path DIR"
+SMALL_TEST_SET = 1_000  # below it the 95 % interval of an accuracy is at least about ± 1 point wide
+
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of the table."""
+
+    metric: str
+    title: str
+    percent: bool = True  # shown as 100 × value; larger is better
+    about: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run or a baseline; `estimates` by metric."""
+
+    label: str
+    baseline: bool
+    estimates: dict[str, Estimate]
+
+
+KNN = Column("knn/top1", "kNN", about="nearest neighbours vote on frozen features")
+PROBE = Column("probe/top1", "linear probe", about="linear classifier on frozen features, best stage on held-out train")
+ACC = Column("cluster/acc", "k-means ACC", about="clusters matched one-to-one with classes")
+NMI = Column("cluster/nmi", "k-means NMI", about="information that clusters and classes share")
+HEALTH = (
+    Column("health/std", "spread", percent=False, about="mean standard deviation a dimension × √D; 0 = collapsed"),
+    Column("health/rankme", "RankMe", percent=False, about="effective number of dimensions in use"),
+    Column("health/uniformity", "uniformity", percent=False, about="more negative = spread more evenly on the sphere"),
+    Column("health/alignment", "alignment", percent=False, about="distance between two views of one image"),
+)
+
+
+def columns_of(runs: Sequence[Run]) -> list[Column]:
+    """The columns that have a figure; those of health where the images have no labels."""
+    labelled = [KNN, PROBE, *_finetune_columns(runs), ACC, NMI]
+    rows = rows_of(runs, [*labelled, *HEALTH])
+    found = [column for column in labelled if _has_figures(rows, column)]
+    return found or [column for column in HEALTH if _has_figures(rows, column)]
+
+
+def rows_of(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
+    """One row a run, then one a baseline. Runs that share data and encoder share their baselines."""
+    own = [Row(run.label, False, _estimates(run, columns, "")) for run in runs]
+    return own + _baseline_rows(runs, columns)
+
+
+def best_of(rows: Sequence[Row], column: Column) -> set[str]:
+    """Labels of the rows with the largest figure; empty for columns without a better or worse."""
+    values = {row.label: row.estimates[column.metric].value for row in rows if column.metric in row.estimates}
+    if not column.percent or len(values) < 2:
+        return set()
+    largest = max(values.values())
+    return {label for label, value in values.items() if math.isclose(value, largest, abs_tol=1e-12)}
+
+
+def format_estimate(estimate: Estimate | None, percent: bool) -> str:
+    """E.g. "98.9 ± 1.1" (percent) or "45.2" (plain, three significant digits); "–" for None."""
+    if estimate is None:
+        return "–"
+    if not percent:
+        text = f"{estimate.value:.3g}"
+        return text if estimate.half_width is None else f"{text} ± {estimate.half_width:.2g}"
+    text = f"{100 * estimate.value:.1f}"
+    return text if estimate.half_width is None else f"{text} ± {100 * estimate.half_width:.1f}"
+
+
+def headline(runs: Sequence[Run]) -> str:
+    """The result in one sentence."""
+    columns = [column for column in columns_of(runs) if column.percent]
+    if not columns:
+        return "The images have no labels: what is known is how the embeddings spread, not how good they are."
+    column = columns[0]
+    rows = [row for row in rows_of(runs, columns) if column.metric in row.estimates]
+    own = [row for row in rows if not row.baseline]
+    if not own:
+        return "No run has been evaluated yet."
+    best = max(own, key=lambda row: row.estimates[column.metric].value)
+    reached = f"{best.label} reaches {_percent(best, column)} % {column.title}"
+    others = [f"{row.label} {_versus(best, row, column)}" for row in rows if row.baseline]
+    return f"{reached}; {'; '.join(others)}." if others else f"{reached}."
+
+
+def remarks(runs: Sequence[Run]) -> list[str]:
+    """Plain words on how to read the figures: smoke tests, baselines that win, small test sets."""
+    columns = [column for column in columns_of(runs) if column.percent]
+    rows = rows_of(runs, columns)
+    found = []
+    if any(run.data_path == "digits" for run in runs):
+        found.append(_digits_remark(rows))
+    found += _baselines_that_win(rows, columns)
+    sizes = [e.n for row in rows for e in row.estimates.values() if e.n]
+    if sizes and min(sizes) < SMALL_TEST_SET:
+        found.append(f"The test split has {min(sizes):,} images: differences within the ± mean nothing.")
+    if not columns:
+        found.append("Without labels there is no accuracy; labels can be given by --data.labels FILE.csv (path, label).")
+    return found
+
+
+def write_comparison(runs: list[Path], out: Path) -> dict[str, Any]:
+    """Write comparison.json, whole or not at all, and return it.
+
+    {"schema": 1, "runs": [{"name", "recipe", "flat"}], "baselines": {label: {metric: value}}}, `flat` as in
+    evaluation.json. Raises UserError where a folder is no run, or is damaged.
+    """
+    loaded = load_runs(runs)
+    values = {
+        "schema": SCHEMA,
+        "runs": [{"name": run.name, "recipe": run.config.get("recipe", ""), "flat": run.flat} for run in loaded],
+        "baselines": {label: _baseline_flat(run, name) for label, (run, name) in _baselines(loaded).items()},
+    }
+    write_json(out, values)
+    return values
+
+
+def print_comparison(runs: list[Path], console: "Console") -> None:
+    """Print the table, the best figure of a column in bold, and plain words under it.
+
+    Raises UserError where a folder is no run, or is damaged.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    loaded = load_runs(runs)
+    columns = columns_of(loaded)
+    if not columns:
+        console.print(Text("Nothing has been evaluated yet: `rayssl evaluate RUN` does it."))
+        return
+    rows = rows_of(loaded, columns)
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    table.add_column("")
+    for column in columns:
+        table.add_column(Text(column.title), justify="right")
+    for row in rows:
+        table.add_row(Text(row.label, style="dim" if row.baseline else ""), *_cells(rows, row, columns))
+    console.print(table)
+    if any(column.percent for column in columns):
+        console.print(Text("Test split, %; ± is the half-width of the 95 % interval.", style="dim"))
+    for remark in remarks(loaded):
+        console.print(Text(remark))
+
+
+def _cells(rows: Sequence[Row], row: Row, columns: Iterable[Column]) -> list[Any]:
+    from rich.text import Text
+
+    return [
+        Text(
+            format_estimate(row.estimates.get(column.metric), column.percent),
+            style="bold" if row.label in best_of(rows, column) else "",
+            no_wrap=True,
+        )
+        for column in columns
+    ]
+
+
+def _finetune_columns(runs: Sequence[Run]) -> list[Column]:
+    pattern = re.compile(r"finetune@([^/]+)/top1")
+    matches = {metric: match for run in runs for metric in run.flat if (match := pattern.fullmatch(metric))}
+    return [
+        Column(metric, f"fine-tune {match[1]}", about=f"whole network trained with {match[1]} of the labels")
+        for metric, match in sorted(matches.items())
+    ]
+
+
+def _has_figures(rows: Sequence[Row], column: Column) -> bool:
+    return any(column.metric in row.estimates for row in rows)
+
+
+def _estimates(run: Run, columns: Sequence[Column], prefix: str) -> dict[str, Estimate]:
+    found = {column.metric: run.estimate(prefix + column.metric) for column in columns}
+    return {metric: estimate for metric, estimate in found.items() if estimate is not None}
+
+
+def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
+    rows = [
+        Row(label, True, _estimates(run, columns, f"baseline/{name}/"))
+        for label, (run, name) in _baselines(runs).items()
+    ]
+    return [row for row in rows if row.estimates]
+
+
+def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
+    """Label → the run that has the baseline, and its name there. Told apart by data and encoder where they differ."""
+    found: dict[tuple[str, str, str], Run] = {}
+    for name in BASELINES:
+        for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):  # noqa: B023 (used at once)
+            if _baseline_flat(run, name):
+                encoder = "" if name == "raw-pixels" else str(run.config["encoder"]["name"])
+                found.setdefault((name, encoder, run.data_path), run)
+    encoders = {key[1] for key in found if key[1]}
+    paths = {key[2] for key in found}
+    labels = {}
+    for (name, encoder, path), run in found.items():
+        details = [encoder] * (len(encoders) > 1 and bool(encoder)) + [path] * (len(paths) > 1)
+        labels[f"{BASELINES[name]} ({', '.join(details)})" if details else BASELINES[name]] = (run, name)
+    return labels
+
+
+def _baseline_flat(run: Run, name: str) -> dict[str, float]:
+    prefix = f"baseline/{name}/"
+    return {key.removeprefix(prefix): value for key, value in run.flat.items() if key.startswith(prefix)}
+
+
+def _percent(row: Row, column: Column) -> str:
+    return format_estimate(row.estimates[column.metric], percent=True)
+
+
+def _versus(best: Row, baseline: Row, column: Column) -> str:
+    ours, theirs = best.estimates[column.metric], baseline.estimates[column.metric]
+    text = f"{_percent(baseline, column)} %"
+    if _indistinguishable(ours, theirs):
+        return f"{text} (no clear difference)"
+    return text if ours.value > theirs.value else f"{text} (better)"
+
+
+def _indistinguishable(a: Estimate, b: Estimate) -> bool:
+    """Whether the difference lies within its own 95 % interval, taking the two errors as independent."""
+    if a.half_width is None or b.half_width is None:
+        return a.value == b.value
+    return abs(a.value - b.value) <= math.hypot(a.half_width, b.half_width)
+
+
+def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    found = []
+    for row in (row for row in rows if not row.baseline):
+        for baseline in (row for row in rows if row.baseline):
+            lost = [column for column in columns if _loses(row, baseline, column)]
+            if lost:
+                figures = ", ".join(
+                    f"{column.title} ({_percent(row, column)} against {_percent(baseline, column)})" for column in lost
+                )
+                found.append(f"{row.label} loses to {baseline.label} at {figures}.")
+    return found
+
+
+def _loses(row: Row, baseline: Row, column: Column) -> bool:
+    ours, theirs = row.estimates.get(column.metric), baseline.estimates.get(column.metric)
+    return ours is not None and theirs is not None and ours.value < theirs.value
+
+
+def _digits_remark(rows: Sequence[Row]) -> str:
+    raw = next((row.estimates.get(KNN.metric) for row in rows if row.label == BASELINES["raw-pixels"]), None)
+    how = f" (kNN {100 * raw.value:.1f} %)" if raw else ""
+    return f"Digits are a smoke test which raw pixels nearly solve{how}: try your own images: {OWN_IMAGES}"

@@ -1,0 +1,218 @@
+"""The training loop: plain PyTorch, the same in one process, under torchrun and on Ray.
+
+Pre-training and fine-tuning both run it: a classifier is one more Method.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from pipeline import distributed
+from pipeline.data.loader import RawBatch
+from pipeline.errors import UserError
+from pipeline.methods.base import Batch, Method, MethodOutput
+
+POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
+POLL_SECONDS = 0.5  # one worker needs to agree with nobody
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the loop tells the outside, and asks it. Only `should_stop` is called on every worker."""
+
+    log: Callable[[list[dict[str, Any]]], None]  # rows for metrics.jsonl
+    progress: Callable[[dict[str, Any]], None]  # one row for a person
+    checkpoint: Callable[[int], None]  # save the state after so many steps
+    checkpoint_due: Callable[[int], bool]
+    should_stop: Callable[[], bool]
+
+
+def train(
+    method: Method[Any],
+    batches: Iterator[RawBatch],
+    *,
+    optimizer: Optimizer,
+    learning_rate: Callable[[int], float],
+    start: int,
+    stop: int,
+    steps_per_epoch: int,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    clip_grad: float | None,
+    stage: str,
+    hooks: Hooks,
+) -> int:
+    """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
+
+    Raises UserError where the loss or gradient is not finite. Every worker must call it with the same arguments.
+    """
+    model = wrap_for_workers(method)
+    method.train()
+    meter = Meter(stage, stop, steps_per_epoch)
+    for step in range(start, stop):
+        with meter.waiting():
+            raw = next(batches)
+        batch = to_batch(raw, device, precision, seed)
+        rate = learning_rate(step)
+        set_learning_rate(optimizer, rate)
+        with autocast(device, precision):
+            output: MethodOutput = model(batch)
+        optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        if clip_grad is not None:
+            nn.utils.clip_grad_norm_(method.parameters(), clip_grad)
+        optimizer.step()
+        method.after_step(step, stop)
+        meter.add(step, raw.epoch, rate, output, len(raw.ids) * distributed.world_size())
+        if not meter.time_to_poll(step):
+            continue
+        meter.flush(hooks)
+        stopping = distributed.any_rank(hooks.should_stop())
+        if (stopping or distributed.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
+            hooks.checkpoint(step + 1)
+        if stopping:
+            return step + 1
+    if start < stop:
+        meter.flush(hooks)
+        hooks.checkpoint(stop)
+    return stop
+
+
+def wrap_for_workers(method: Method[Any]) -> nn.Module:
+    """DistributedDataParallel where there are several workers. Buffers need no broadcast: statistics are global."""
+    if distributed.world_size() == 1:
+        return method
+    return DistributedDataParallel(method, broadcast_buffers=False)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bf16 autocast, or nothing."""
+    if precision == "bf16":
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """auto: bf16 where the processor computes in it, else fp32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return "bf16" if has_bf16 else "fp32"
+
+
+def choose_device() -> torch.device:
+    """The GPU this worker was given, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def to_float(images: Tensor, device: torch.device, precision: str) -> Tensor:
+    """uint8 (B, H, W, C) → floats in [0, 1], (B, C, H, W), channels last in memory."""
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype).div_(255)
+
+
+def to_batch(raw: RawBatch, device: torch.device, precision: str, seed: int) -> Batch:
+    """A loader's batch on the device."""
+    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
+    views = [to_float(view, device, precision) for view in raw.views]
+    return Batch(views, raw.ids.to(device, non_blocking=True), labels, seed, raw.epoch, raw.step)
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """The same rate for every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+@dataclass
+class Meter:
+    """Collects what the loop logs, without waiting for the device in between."""
+
+    stage: str
+    stop: int
+    steps_per_epoch: int
+    pending: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    logs: list[dict[str, Tensor]] = field(default_factory=list)
+    features: Tensor | None = None
+    images: int = 0
+    waited: float = 0.0
+    last_flush: float = field(default_factory=time.perf_counter)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time spent here counts as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - began
+
+    def add(self, step: int, epoch: int, rate: float, output: MethodOutput, images: int) -> None:
+        """One finished step."""
+        self.pending.append({"stage": self.stage, "step": step, "epoch": epoch, "train/lr": rate})
+        self.losses.append(output.loss.detach())
+        self.logs.append(output.logs)
+        self.features = output.features
+        self.images += images
+
+    def time_to_poll(self, step: int) -> bool:
+        """Whether to log and to look outside after this step; all workers answer alike."""
+        if distributed.world_size() > 1:
+            return (step + 1) % POLL_STEPS == 0 or step + 1 == self.stop
+        return time.perf_counter() - self.last_flush >= POLL_SECONDS or step + 1 == self.stop
+
+    def flush(self, hooks: Hooks) -> None:
+        """Log the steps since the last time; raises UserError at the first loss that is not finite."""
+        if not self.pending:
+            return
+        losses = distributed.mean_over_ranks(torch.stack(self.losses)).tolist()
+        names = sorted(self.logs[0])
+        logs = distributed.mean_over_ranks(
+            torch.stack([torch.stack([log[name].to(self.losses[0]) for name in names]) for log in self.logs])
+        ).tolist() if names else [[]] * len(losses)  # fmt: skip
+        for row, loss, values in zip(self.pending, losses, logs):
+            row["train/loss"] = loss
+            row.update({name: value for name, value in zip(names, values)})
+        self._check(hooks)
+        self.pending[-1].update(self._measurements())
+        hooks.log(self.pending)
+        hooks.progress({**self.pending[-1], "stop": self.stop, "steps_per_epoch": self.steps_per_epoch})
+        self.pending, self.losses, self.logs = [], [], []
+        self.images, self.waited, self.last_flush = 0, 0.0, time.perf_counter()
+
+    def _check(self, hooks: Hooks) -> None:
+        for number, row in enumerate(self.pending):
+            if not math.isfinite(row["train/loss"]):
+                hooks.log(self.pending[:number])
+                rate = row["train/lr"]
+                raise UserError(
+                    f"{self.stage}: the loss is {row['train/loss']} at step {row['step']} (epoch {row['epoch']}): most "
+                    f"likely the learning rate ({rate:.3g} there) is too high: lower --train.learning-rate, add "
+                    "--train.warmup-epochs, or limit the gradient with --train.clip-grad 1"
+                )
+
+    def _measurements(self) -> dict[str, float]:
+        elapsed = time.perf_counter() - self.last_flush
+        measured = {"perf/images_per_s": self.images / elapsed, "perf/data_wait": self.waited / elapsed}
+        if self.features is not None and len(self.features) > 1:
+            measured["health/std"] = collapse_indicator(self.features)
+        return measured
+
+
+def collapse_indicator(features: Tensor) -> float:
+    """Mean standard deviation of the normalised features times √D: about 1 when healthy, 0 when collapsed.
+
+    Chen and He, "Exploring simple Siamese representation learning", CVPR 2021, §4.1.
+    """
+    normalised = nn.functional.normalize(features.float(), dim=1)
+    return float(normalised.std(dim=0).mean() * math.sqrt(features.shape[1]))
