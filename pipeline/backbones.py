@@ -250,7 +250,8 @@ def head_path(net: nn.Module, *kinds: type[nn.Module]) -> str:
     """Path of the last layer of one of `kinds` in a torchvision classifier's head."""
     head = next(part for part in ("fc", "classifier", "heads", "head") if hasattr(net, part))
     layers = net.get_submodule(head).named_modules(prefix=head)
-    return next(path for path, layer in reversed(list(layers)) if isinstance(layer, kinds))
+    found: list[str] = [path for path, layer in layers if isinstance(layer, kinds)]
+    return found[-1]
 
 
 def fit_first_convolution(net: nn.Module, channels: int) -> None:

@@ -149,7 +149,7 @@ class Config:
 
     __pydantic_config__ = _STRICT
     recipe: str = ""
-    method: Any = None  # the Config of one of METHODS
+    method: Any = None  # the Config of one of METHODS; None: an encoder that is used as it comes
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -169,15 +169,17 @@ def method_config(name: str, **values: Any) -> Any:
     return _validate(load_method(name).Config, values, "method.")
 
 
-def method_name(config: Config) -> str:
-    """The name of the run's method in METHODS."""
+def method_name(config: Config) -> str | None:
+    """The name of the run's method in METHODS, or None."""
+    if config.method is None:
+        return None
     return next(name for name in METHODS if isinstance(config.method, load_method(name).Config))
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain JSON values; the method is told by `method.name`."""
     values = dataclasses.asdict(config)
-    values["method"] = {"name": method_name(config), **values["method"]}
+    values["method"] = {"name": method_name(config), **(values["method"] or {})}
     return {"schema": SCHEMA, **json.loads(json.dumps(values))}
 
 
@@ -189,10 +191,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"config schema is {schema!r}: this version reads schema {SCHEMA}")
     method = dict(values.pop("method", {}))
     name = method.pop("name", None)
-    if not isinstance(name, str):
-        raise UserError("config has no method.name: one of " + ", ".join(METHODS))
     config: Config = _validate(Config, values, "")
-    return dataclasses.replace(config, method=method_config(name, **method))
+    return dataclasses.replace(config, method=None if name is None else method_config(name, **method))
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

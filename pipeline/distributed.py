@@ -64,7 +64,7 @@ def gather_rows(x: Tensor) -> Tensor:
     counts = _gather(torch.tensor([len(x)], device=_device())).tolist()
     padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=_device())
     padded[: len(x)] = x
-    slices = _gather(padded).split(max(counts))
+    slices = torch.split(_gather(padded), max(counts))
     return torch.cat([rows[:count] for rows, count in zip(slices, counts)]).to(x.device)
 
 
@@ -76,7 +76,7 @@ def gather_with_grad(x: Tensor) -> Tensor:
     """
     if world_size() == 1:
         return x
-    gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherWithGrad.apply(x)
     return gathered
 
 
@@ -87,7 +87,7 @@ class _GatherWithGrad(torch.autograd.Function):
         return _gather(x.contiguous())
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
         return grad[rank() * ctx.rows : (rank() + 1) * ctx.rows]
@@ -109,7 +109,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if world_size() == 1 or not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._update_running(mean, variance, world_size() * input.numel() // input.shape[1])
         normalised: Tensor = output
@@ -168,7 +168,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         return output, mean, variance
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight, mean, inverse_std = ctx.saved_tensors

@@ -18,7 +18,8 @@ from pipeline.errors import UserError
 from pipeline.files import replacing
 
 SCHEMA = 1
-COLUMNS = ("id", "path", "label", "embedding")
+COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D
+FACTS = ("class_names", "encoder_hash", "data_fingerprint", "split", "data", "data_path")
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Embeddings:
 
     ids: NDArray[np.int64]  # (N,) sample ids, unique
     paths: list[str]  # N paths or keys, as the data set shows them
-    labels: NDArray[np.int64] | None  # (N,), or none
+    labels: NDArray[np.int64] | None  # (N,), -1 where an image has none; None where no image has one
     vectors: NDArray[np.float32]  # (N, D)
     class_names: tuple[str, ...] | None
     encoder_hash: str
@@ -46,7 +47,9 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
             "label": _label_column(embeddings.labels, len(embeddings.ids)),
             "embedding": _vector_column(embeddings.vectors),
         }
-    ).replace_schema_metadata({"rayssl": json.dumps(_facts(embeddings))})
+    ).replace_schema_metadata(
+        {"rayssl": json.dumps({"schema": SCHEMA, **{name: getattr(embeddings, name) for name in FACTS}})}
+    )
     with replacing(path) as temporary:
         pq.write_table(table, temporary, write_page_checksum=True)
 
@@ -61,34 +64,18 @@ def load_embeddings(path: Path) -> Embeddings:
     vectors = _vectors(table["embedding"], path)
     if vectors.shape[0] != len(ids):
         raise _damaged(path, "rows without an embedding")
+    facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
     return Embeddings(
         ids=ids,
         paths=table["path"].to_pylist(),
-        labels=_labels(table["label"], path),
+        labels=_labels(table["label"]),
         vectors=vectors,
-        class_names=None if facts["class_names"] is None else tuple(facts["class_names"]),
-        encoder_hash=facts["encoder_hash"],
-        data_fingerprint=facts["data_fingerprint"],
-        split=facts["split"],
-        data=facts["data"],
-        data_path=facts["data_path"],
+        **{name: facts[name] for name in FACTS},
     )
 
 
-def _facts(embeddings: Embeddings) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "encoder_hash": embeddings.encoder_hash,
-        "data_fingerprint": embeddings.data_fingerprint,
-        "split": embeddings.split,
-        "class_names": embeddings.class_names,
-        "data": embeddings.data,
-        "data_path": embeddings.data_path,
-    }
-
-
 def _label_column(labels: NDArray[np.int64] | None, n: int) -> pa.Array:
-    return pa.nulls(n, pa.int64()) if labels is None else pa.array(labels, pa.int64())
+    return pa.nulls(n, pa.int64()) if labels is None else pa.array(labels, pa.int64(), mask=labels < 0)
 
 
 def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
@@ -104,21 +91,32 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
     except (OSError, pa.ArrowException):
         raise _damaged(path, "not readable as parquet") from None
-    missing = [name for name in COLUMNS if name not in table.column_names]
+    _check_columns(table, path)
+    return table, _read_facts(table, path)
+
+
+def _check_columns(table: pa.Table, path: Path) -> None:
+    missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it anew")
-    return table, _read_facts(table, path)
+    for name, kind in COLUMNS.items():
+        if table[name].type != kind:
+            raise _damaged(path, f"{name} is {table[name].type}, not {kind}")
+    if table["id"].null_count or table["path"].null_count:
+        raise _damaged(path, "rows without an id or path")
 
 
 def _read_facts(table: pa.Table, path: Path) -> dict[str, Any]:
     try:
         facts: dict[str, Any] = json.loads(table.schema.metadata[b"rayssl"])
+        schema = facts["schema"]
     except (TypeError, KeyError, ValueError):
         raise UserError(f"{path} does not tell its encoder and data: {_remedy(path)} writes it anew") from None
-    if facts.get("schema") != SCHEMA:
-        raise UserError(
-            f"{path} has schema {facts.get('schema')!r}, this version reads {SCHEMA}: {_remedy(path)} writes it anew"
-        )
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: {_remedy(path)} writes it anew")
+    missing = [name for name in FACTS if name not in facts]
+    if missing:
+        raise UserError(f"{path} does not tell its {', '.join(missing)}: {_remedy(path)} writes it anew")
     return facts
 
 
@@ -130,12 +128,10 @@ def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     return np.asarray(flat, dtype=np.float32).reshape(-1, kind.list_size)
 
 
-def _labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | None:
+def _labels(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
     if column.null_count == len(column):
         return None
-    if column.null_count:
-        raise _damaged(path, "some labels are missing")
-    return np.asarray(column.to_numpy(), dtype=np.int64)
+    return np.asarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
 
 
 def _damaged(path: Path, how: str) -> UserError:

@@ -145,6 +145,8 @@ def _check_name(name: str) -> None:
     if name not in known:
         own = ", ".join(ENCODERS)
         raise UserError(f"no encoder is called {name!r}{nearest(name, known)}; {own} or a torchvision classifier")
+    if name.startswith("mnasnet"):  # they load only state dicts with a version, which safetensors does not keep
+        raise UserError(f"{name} cannot be kept as a safetensors file; use mobilenet_v3_small or another network")
 
 
 def _resolve_stem(name: str, stem: str, image_size: int, start: Weights | None) -> str:

@@ -24,13 +24,11 @@ def normalise(vectors: Floats) -> Floats:
     return np.ascontiguousarray(vectors / np.maximum(lengths, 1e-12), dtype=np.float32)
 
 
-def knn_classify(
-    train: Floats, train_labels: Ints, test: Floats, k: int, temperature: float, n_classes: int
-) -> Ints:
+def knn_classify(train: Floats, train_labels: Ints, test: Floats, k: int, temperature: float, n_classes: int) -> Ints:
     """Labels (N_test,) by a vote of the k training vectors nearest by cosine, each with weight exp(s / T).
 
     The weighting of Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination" (CVPR
-    2018, section 3.4), with T = 0.07 as in DINO (Caron et al., ICCV 2021, section 4.1). A tie goes to the lowest
+    2018, section 3.4), with T = 0.07 as in DINO (Caron et al., ICCV 2021). A tie goes to the lowest
     label. Raises UserError for a k that is not within 1 … N_train.
     """
     import faiss
@@ -82,15 +80,13 @@ def cluster_agreement(assignment: Ints, labels: Ints) -> dict[str, float]:
     """Agreement of clusters (N,) with classes (N,): {"acc", "nmi", "ari"}.
 
     acc: share of points under the best one-to-one matching of clusters to classes (Hungarian algorithm; Xie et al.,
-    "Unsupervised Deep Embedding for Clustering Analysis", ICML 2016, section 5.2). nmi: mutual information over the
+    "Unsupervised Deep Embedding for Clustering Analysis", ICML 2016, section 4.2). nmi: mutual information over the
     arithmetic mean of the entropies. ari: adjusted Rand index (Hubert and Arabie, 1985).
     """
     return _agreement(_contingency(assignment, labels))
 
 
-def cluster_intervals(
-    assignment: Ints, labels: Ints, seed: int, draws: int = 200
-) -> dict[str, tuple[float, float]]:
+def cluster_intervals(assignment: Ints, labels: Ints, seed: int, draws: int = 200) -> dict[str, tuple[float, float]]:
     """95 % intervals of `cluster_agreement` by a bootstrap over the points, the clustering held fixed.
 
     value ± 1.96 bootstrap standard deviations rather than quantiles: resampling a table biases its NMI upwards.
@@ -165,7 +161,7 @@ def retrieval(vectors: Floats, labels: Ints) -> dict[str, float]:
 def retrieval_per_query(vectors: Floats, labels: Ints) -> dict[str, NDArray[np.float64]]:
     """The figures of `retrieval` for each of the Q vectors that has another one of its class: (Q,) each.
 
-    precision@1 and map@r as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020, section 4.4) and in
+    precision@1 and map@r as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020) and in
     pytorch-metric-learning: with R others of the query's class, map@r = 1/R · Σ_{i ≤ R} P(i)·[i-th is of the class].
     recall@k: 1 where one of the k nearest is of the class (Jégou et al., TPAMI 2011); recall@1 is precision@1.
     """

@@ -11,23 +11,28 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, get_args, get_type_hints
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError, nearest
 from pipeline.randomness import uniform
 
-Range = tuple[float, float]
+Range = tuple[float, float]  # low, high
 Floats = NDArray[np.float64]
 
+Share = Annotated[float, Interval(ge=0, le=1)]
+Shares = Annotated[Range, Interval(ge=0, le=1)]
+SignedShares = Annotated[Range, Interval(ge=-1, le=1)]
+Degrees = Annotated[Range, Interval(ge=-180, le=180)]
+Pixels = Annotated[Range, Interval(ge=0, le=100)]
+Ratios = Annotated[Range, Interval(ge=0.01, le=100)]
+Strength = Annotated[float, Interval(ge=0, le=10)]
+Turns = Annotated[float, Interval(ge=0, le=0.5)]
+
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop.get_params
-
-
-def limited(default: float | Range, low: float, high: float) -> Any:
-    """A field with its default and the smallest and largest allowed value; a pair is an increasing range."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operation:
     """One step, applied to a share `p` of the images. A subclass names its parameters and what it draws for them.
 
@@ -64,10 +69,14 @@ class Operation:
 
     name: ClassVar[str]
     uniforms: ClassVar[int] = 0  # draws in [0, 1) an image, beside the one that decides about applying
+    p: Share
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _checked(self.name, field, getattr(self, field.name)))
+        for parameter, (kind, limits) in _parameters(type(self)).items():
+            path = f"{self.name}.{parameter}"
+            value = getattr(self, parameter)
+            checked = _number(path, value, limits) if kind is float else _range(path, value, limits)
+            object.__setattr__(self, parameter, checked)
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         """Parameters from uniform draws `u` (B, uniforms)."""
@@ -76,8 +85,7 @@ class Operation:
     def draw(self, key: Sequence[int | str | NDArray[np.int64]]) -> Draws:
         """Rows for every key; the key's array part has shape (B,)."""
         u = uniform(key, 1 + self.uniforms)
-        applied = u[:, 0] < getattr(self, "p")  # noqa: B009
-        return Draws(self.name, applied, self.values(u[:, 1:]))
+        return Draws(self.name, u[:, 0] < self.p, self.values(u[:, 1:]))
 
     def restricted(self, channels: int) -> "Operation | None":
         """The operation for images of so many channels; None where nothing of it has a meaning."""
@@ -89,20 +97,20 @@ class Operation:
         return {"name": self.name, **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RandomResizedCrop(Operation):
     """A box of random area and aspect ratio, resized to the output; only as the first operation.
 
     Samples as torchvision's RandomResizedCrop (Szegedy et al. 2015): area uniform, ratio log-uniform, the first of ten
     tries that fits into the image, else the largest central box of an allowed ratio. All ten are always drawn, so the
-    draws have the same number whatever the image; `crop_boxes` picks the box once the image's size is known.
+    draws have the same number whatever the image; `boxes` picks once the image's size is known.
     """
 
     name = "random_resized_crop"
     uniforms = 2 * CROP_TRIES + 2
-    scale: Range = limited((0.2, 1.0), 0.0, 1.0)  # share of the area
-    ratio: Range = limited((3 / 4, 4 / 3), 0.01, 100.0)  # width / height
-    p: float = limited(1.0, 0.0, 1.0)
+    scale: Shares = (0.2, 1.0)  # share of the area
+    ratio: Ratios = (3 / 4, 4 / 3)  # width / height
+    p: Share = 1.0
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         low, high = self.ratio
@@ -112,62 +120,80 @@ class RandomResizedCrop(Operation):
             "position": u[:, 2 * CROP_TRIES :],  # (B, 2): of the free room above and to the left of the box
         }
 
+    def boxes(self, draws: Draws, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The drawn boxes (B, 4) as top, left, height, width in pixels of images of heights and widths (B,)."""
+        pixels = draws.values["area"] * (heights * widths)[:, None]
+        tried_w = np.rint(np.sqrt(pixels * draws.values["ratio"])).astype(np.int64)
+        tried_h = np.rint(np.sqrt(pixels / draws.values["ratio"])).astype(np.int64)
+        fits = (tried_w > 0) & (tried_w <= widths[:, None]) & (tried_h > 0) & (tried_h <= heights[:, None])
+        rows, first = np.arange(len(fits)), fits.argmax(axis=1)
+        box_h, box_w = tried_h[rows, first], tried_w[rows, first]
+        top, left = np.floor(draws.values["position"].T * np.stack([heights - box_h + 1, widths - box_w + 1]))
+        drawn = np.stack([top.astype(np.int64), left.astype(np.int64), box_h, box_w], axis=1)
+        return np.where(fits.any(axis=1)[:, None], drawn, self._central_boxes(heights, widths))
 
-@dataclass(frozen=True)
+    def _central_boxes(self, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
+        low, high = self.ratio
+        box_h = np.maximum(1, np.minimum(heights, np.rint(widths / low).astype(np.int64)))
+        box_w = np.maximum(1, np.minimum(widths, np.rint(heights * high).astype(np.int64)))
+        return np.stack([(heights - box_h) // 2, (widths - box_w) // 2, box_h, box_w], axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HorizontalFlip(Operation):
     """Left and right change places."""
 
     name = "horizontal_flip"
-    p: float = limited(0.5, 0.0, 1.0)
+    p: Share = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VerticalFlip(Operation):
     """Top and bottom change places."""
 
     name = "vertical_flip"
-    p: float = limited(0.5, 0.0, 1.0)
+    p: Share = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QuarterTurn(Operation):
     """A turn by 90, 180 or 270 degrees: for images without an up and down, such as microscopy or satellite images."""
 
     name = "quarter_turn"
     uniforms = 1
-    p: float = limited(0.75, 0.0, 1.0)
+    p: Share = 0.75
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"turns": 1 + (3 * u[:, 0]).astype(np.int64)}  # 1, 2 or 3, counter-clockwise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rotation(Operation):
     """A turn round the centre, counter-clockwise; what comes from outside is the image mirrored at its border."""
 
     name = "rotation"
     uniforms = 1
-    degrees: Range = limited((-15.0, 15.0), -180.0, 180.0)
-    p: float = limited(0.5, 0.0, 1.0)
+    degrees: Degrees = (-15.0, 15.0)
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"degrees": between(u[:, 0], self.degrees)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Translation(Operation):
     """A shift in both directions by a share of the side; what comes from outside is mirrored at the border."""
 
     name = "translation"
     uniforms = 2
-    share: Range = limited((-0.1, 0.1), -1.0, 1.0)
-    p: float = limited(0.5, 0.0, 1.0)
+    share: SignedShares = (-0.1, 0.1)
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"x": between(u[:, 0], self.share), "y": between(u[:, 1], self.share)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ColorJitter(Operation):
     """Brightness, contrast, saturation and hue in a random order; strengths as in torchvision's ColorJitter.
 
@@ -176,11 +202,11 @@ class ColorJitter(Operation):
 
     name = "color_jitter"
     uniforms = 8
-    brightness: float = limited(0.4, 0.0, 10.0)
-    contrast: float = limited(0.4, 0.0, 10.0)
-    saturation: float = limited(0.4, 0.0, 10.0)
-    hue: float = limited(0.1, 0.0, 0.5)
-    p: float = limited(0.8, 0.0, 1.0)
+    brightness: Strength = 0.4
+    contrast: Strength = 0.4
+    saturation: Strength = 0.4
+    hue: Turns = 0.1
+    p: Share = 0.8
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {
@@ -199,86 +225,86 @@ class ColorJitter(Operation):
         return dataclasses.replace(self, saturation=0.0, hue=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Grayscale(Operation):
     """Luma in all three channels."""
 
     name = "grayscale"
-    p: float = limited(0.1, 0.0, 1.0)
+    p: Share = 0.1
 
     def restricted(self, channels: int) -> "Grayscale | None":
         return self if channels == 3 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GaussianBlur(Operation):
     """Blur by a Gaussian; the kernel is as wide as the sigma needs (3.5 sigma to each side)."""
 
     name = "gaussian_blur"
     uniforms = 1
-    sigma: Range = limited((0.1, 2.0), 0.0, 100.0)  # output pixels
-    p: float = limited(0.5, 0.0, 1.0)
+    sigma: Pixels = (0.1, 2.0)  # output pixels
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"sigma": between(u[:, 0], self.sigma)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solarize(Operation):
     """Inverts what is at least as bright as a threshold."""
 
     name = "solarize"
     uniforms = 1
-    threshold: Range = limited((0.5, 0.5), 0.0, 1.0)  # share of full brightness
-    p: float = limited(0.2, 0.0, 1.0)
+    threshold: Shares = (0.5, 0.5)  # share of full brightness
+    p: Share = 0.2
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"threshold": between(u[:, 0], self.threshold)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Invert(Operation):
     """The negative."""
 
     name = "invert"
-    p: float = limited(0.5, 0.0, 1.0)
+    p: Share = 0.5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Gamma(Operation):
     """Brightness to the power of gamma, which is drawn log-uniformly."""
 
     name = "gamma"
     uniforms = 1
-    gamma: Range = limited((0.7, 1.4), 0.01, 100.0)
-    p: float = limited(0.5, 0.0, 1.0)
+    gamma: Ratios = (0.7, 1.4)
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         low, high = self.gamma
         return {"gamma": np.exp(between(u[:, 0], (math.log(low), math.log(high))))}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GaussianNoise(Operation):
     """Independent noise on every pixel and channel; `standard_normal` of the drawn key makes it."""
 
     name = "gaussian_noise"
     uniforms = 2
-    sigma: Range = limited((0.0, 0.1), 0.0, 1.0)  # share of full brightness
-    p: float = limited(0.5, 0.0, 1.0)
+    sigma: Shares = (0.0, 0.1)  # share of full brightness
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"sigma": between(u[:, 0], self.sigma), "key": (u[:, 1] * 2.0**53).astype(np.int64)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cutout(Operation):
     """A square, inside the image, filled with the image's mean (DeVries and Taylor 2017)."""
 
     name = "cutout"
     uniforms = 3
-    size: Range = limited((0.1, 0.3), 0.0, 1.0)  # share of the side
-    p: float = limited(0.5, 0.0, 1.0)
+    size: Shares = (0.1, 0.3)  # share of the side
+    p: Share = 0.5
 
     def values(self, u: Floats) -> dict[str, NDArray[Any]]:
         return {"size": between(u[:, 0], self.size), "x": u[:, 1], "y": u[:, 2]}  # x, y: of the free room
@@ -371,24 +397,6 @@ def between(u: Floats, limits: Range) -> Floats:
     return low + (high - low) * u
 
 
-def crop_boxes(draws: Draws, heights: NDArray[np.int64], widths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Boxes (B, 4) as top, left, height, width in pixels of images with these heights and widths (B,).
-
-    `draws` are those of a RandomResizedCrop, see there. The fallback keeps the whole image where its ratio is among
-    the drawn ones' range, as near as the ten drawn ratios tell it.
-    """
-    area, ratio, position = draws.values["area"], draws.values["ratio"], draws.values["position"]
-    pixels = area * (heights * widths)[:, None]
-    box_w = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)
-    box_h = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
-    fits = (box_w > 0) & (box_w <= widths[:, None]) & (box_h > 0) & (box_h <= heights[:, None])
-    rows, first = np.arange(len(area)), fits.argmax(axis=1)
-    height, width = box_h[rows, first], box_w[rows, first]
-    top = np.floor(position[:, 0] * (heights - height + 1)).astype(np.int64)
-    left = np.floor(position[:, 1] * (widths - width + 1)).astype(np.int64)
-    return np.stack([top, left, height, width], axis=1)
-
-
 def standard_normal(key: int, n: int) -> NDArray[np.float32]:
     """`n` normal draws, a function of the key alone (Box and Muller 1958)."""
     u = uniform([key, "noise"], n + n % 2)
@@ -409,7 +417,7 @@ def _operation_from_dict(values: Any) -> Operation:
     if name not in OPERATIONS:
         raise UserError(f"unknown augmentation '{name}'{nearest(name, OPERATIONS)}: known are {', '.join(OPERATIONS)}")
     operation = OPERATIONS[name]
-    known = [field.name for field in dataclasses.fields(operation)]
+    known = list(_parameters(operation))
     for parameter in values:
         if parameter != "name" and parameter not in known:
             hint = nearest(parameter, known)
@@ -417,16 +425,24 @@ def _operation_from_dict(values: Any) -> Operation:
     return operation(**{parameter: value for parameter, value in values.items() if parameter != "name"})
 
 
-def _checked(name: str, field: "dataclasses.Field[Any]", value: Any) -> float | Range:
-    low, high = field.metadata["low"], field.metadata["high"]
-    if not isinstance(field.default, tuple):
-        if not _is_number(value) or not low <= value <= high:
-            raise UserError(f"{name}.{field.name} is {value!r}: must be a number from {low:g} to {high:g}")
-        return float(value)
+def _parameters(operation: type[Operation]) -> dict[str, tuple[Any, Interval]]:
+    hints = get_type_hints(operation, include_extras=True)
+    names = [field.name for field in dataclasses.fields(operation)]
+    parameters = {name: get_args(hints[name]) for name in names}
+    return {name: (kind, limits) for name, (kind, limits) in parameters.items()}
+
+
+def _number(path: str, value: Any, limits: Interval) -> float:
+    if not _is_number(value) or not limits.ge <= value <= limits.le:
+        raise UserError(f"{path} is {value!r}: must be a number from {limits.ge:g} to {limits.le:g}")
+    return float(value)
+
+
+def _range(path: str, value: Any, limits: Interval) -> Range:
     pair = tuple(value) if isinstance(value, list | tuple) else ()
-    if len(pair) != 2 or not all(map(_is_number, pair)) or not low <= pair[0] <= pair[1] <= high:
+    if len(pair) != 2 or not all(map(_is_number, pair)) or not limits.ge <= pair[0] <= pair[1] <= limits.le:
         shown = list(pair) if pair else value
-        raise UserError(f"{name}.{field.name} is {shown!r}: must be two numbers, low ≤ high, from {low:g} to {high:g}")
+        raise UserError(f"{path} is {shown!r}: must be [low, high] from {limits.ge:g} to {limits.le:g}")
     return float(pair[0]), float(pair[1])
 
 

@@ -145,7 +145,9 @@ def _run_folder(argv: Sequence[str]) -> str | None:
             out = option.removeprefix("--out=")
     if out is None and verb not in NEW_RUN_VERBS and rest and not rest[0].startswith("-"):
         out = rest[0]
-    return str(PurePosixPath(out)) if out and "://" not in out else out
+    if not out:
+        return None
+    return out if "://" in out else str(PurePosixPath(out))
 
 
 def _connect(address: str) -> Any:

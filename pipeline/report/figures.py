@@ -7,9 +7,14 @@ import colorsys
 import io
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Ten hues of similar weight which stand out on white and on near-black (Observable's categorical palette).
 PALETTE = (
@@ -54,20 +59,29 @@ def scatter_chart(points: NDArray[np.float64], groups: NDArray[np.int64], palett
     axes.set_axis_off()
     for group in np.unique(groups):
         chosen = points[groups == group]
-        axes.scatter(*chosen.T, s=14, color=palette[group % len(palette)], alpha=0.8, linewidths=0)
+        axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=palette[group % len(palette)], alpha=0.8, linewidths=0)
     return _svg(figure)
 
 
 def project(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
     """Vectors (N, D), N ≥ 5, to the plane (N, 2): L2-normalised, PCA to 50 dimensions, t-SNE."""
+    return _project(np.ascontiguousarray(vectors, dtype=np.float32).tobytes(), vectors.shape[1], seed)
+
+
+@lru_cache(maxsize=16)  # a run's own report and the one that compares it with others show the same map
+def _project(data: bytes, dim: int, seed: int) -> NDArray[np.float64]:
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+    vectors = np.frombuffer(data, dtype=np.float32).reshape(-1, dim)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    reduced = PCA(min(PCA_DIMENSIONS, *unit.shape), random_state=seed).fit_transform(unit)
+    pca = PCA(min(PCA_DIMENSIONS, *unit.shape), random_state=seed)
     perplexity = min(30.0, (len(unit) - 1) / 3)
     tsne = TSNE(2, perplexity=perplexity, max_iter=TSNE_ITERATIONS, init="pca", random_state=seed)
-    return np.asarray(tsne.fit_transform(reduced), dtype=np.float64)
+    with threadpool_limits(1):  # threads that wait for each other cost more than they bring: 4 times slower with two
+        reduced = pca.fit_transform(unit)
+        return np.asarray(tsne.fit_transform(reduced), dtype=np.float64)
 
 
 def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -77,14 +91,14 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _svg(figure: object) -> str:
+def _svg(figure: "Figure") -> str:
     """The figure as an <svg> element without names of its own, addresses or a fixed size."""
     from matplotlib import rc_context
 
     buffer = io.StringIO()
     nothing = {"Creator": None, "Date": None, "Format": None, "Type": None}
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "report", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)  # type: ignore[attr-defined]
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     text = re.sub(r' id="[\w.]+_\d+"', "", text)  # matplotlib's names of parts repeat from chart to chart

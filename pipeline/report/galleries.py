@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.files import replacing
 from pipeline.randomness import permutation
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ QUERIES = 8
 NEIGHBOURS = 8
 TILE = 96  # largest side of a tile, in pixels
 SHEET = 960  # largest side of a contact sheet or a figure, in pixels
+LEAST_TILE = 64  # smallest side of an image in a sheet, in pixels
+GAP = 2  # pixels between the images of a sheet
 PHOTOGRAPH = 64  # from this side on JPEG is smaller than PNG, and its artefacts do not show
 LARGEST_FILE = 400_000  # bytes of a figure that is taken as it is
 
@@ -50,9 +53,21 @@ def file_address(path: Path) -> str:
         picture.load()
     if path.stat().st_size <= LARGEST_FILE:
         return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-    picture = picture.convert("RGB")
-    picture.thumbnail((2 * SHEET, 2 * SHEET), Image.Resampling.LANCZOS)
-    return _address(picture, "JPEG")
+    smaller = picture.convert("RGB")
+    smaller.thumbnail((2 * SHEET, 2 * SHEET), Image.Resampling.LANCZOS)
+    return _address(smaller, "JPEG")
+
+
+def save_contact_sheet(rows: Sequence[NDArray[np.uint8]], path: Path) -> None:
+    """Write a PNG with one row for each (N, H, W, C) stack of images, whole or not at all.
+
+    Image i of every stack stands in column i, enlarged to at least 64 pixels a side, with white gaps between.
+    """
+    from PIL import Image
+
+    lines = [np.concatenate([_enlarged(image) for image in stack], axis=1) for stack in rows]
+    with replacing(path) as temporary:
+        Image.fromarray(_visible(np.concatenate(lines))).save(temporary, format="PNG", optimize=True)
 
 
 def nearest(queries: NDArray[np.float32], train: NDArray[np.float32], k: int) -> list[list[Neighbour]]:
@@ -66,13 +81,13 @@ def choose_queries(n: int, labels: NDArray[np.int64] | None, seed: int, count: i
     """Rows of the test split to show: drawn by the seed, of as many classes as possible."""
     order = permutation(n, seed, "report-queries")
     if labels is None:
-        return order[:count].tolist()
+        return [int(row) for row in order[:count]]
     seen: dict[int, int] = {}
     turns = []
     for row in order:
         turns.append(seen.get(int(labels[row]), 0))
         seen[int(labels[row])] = turns[-1] + 1
-    return order[np.argsort(turns, kind="stable")][:count].tolist()
+    return [int(row) for row in order[np.argsort(turns, kind="stable")][:count]]
 
 
 def tiles_by_id(dataset: "Dataset", ids: Iterable[int]) -> dict[int, str]:
@@ -106,6 +121,13 @@ def _visible(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
 
 
+def _enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """At least LEAST_TILE pixels a side by repeating pixels, with a white gap to the right and below."""
+    times = -(-LEAST_TILE // min(image.shape[:2]))
+    larger = image.repeat(times, axis=0).repeat(times, axis=1)
+    return np.pad(larger, ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+
+
 def _address(picture: Any, kind: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, format=kind, optimize=True, **({"quality": 82} if kind == "JPEG" else {}))
@@ -113,4 +135,4 @@ def _address(picture: Any, kind: str) -> str:
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12))
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.float32(1e-12)))

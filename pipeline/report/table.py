@@ -83,12 +83,21 @@ def format_estimate(estimate: Estimate | None, percent: bool) -> str:
     return text if estimate.half_width is None else f"{text} ± {100 * estimate.half_width:.1f}"
 
 
+def explain_errors(columns: Sequence[Column]) -> str:
+    """What the ± of these columns means."""
+    text = "± is the half-width of the 95 % interval"
+    finetune = any(column.metric.startswith("finetune@") for column in columns)
+    return f"{text} (fine-tune: one standard deviation over draws of the labels)" if finetune else text
+
+
 def headline(runs: Sequence[Run]) -> str:
     """The result in one sentence."""
-    columns = [column for column in columns_of(runs) if column.percent]
+    columns = columns_of(runs)
     if not columns:
-        return "The images have no labels: what is known is how the embeddings spread, not how good they are."
+        return "Nothing has been evaluated yet: `rayssl evaluate RUN` does it."
     column = columns[0]
+    if not column.percent:
+        return "The images have no labels: what is known is how the embeddings spread, not how good they are."
     rows = [row for row in rows_of(runs, columns) if column.metric in row.estimates]
     own = [row for row in rows if not row.baseline]
     if not own:
@@ -101,17 +110,20 @@ def headline(runs: Sequence[Run]) -> str:
 
 def remarks(runs: Sequence[Run]) -> list[str]:
     """Plain words on how to read the figures: smoke tests, baselines that win, small test sets."""
-    columns = [column for column in columns_of(runs) if column.percent]
+    shown = columns_of(runs)
+    columns = [column for column in shown if column.percent]
     rows = rows_of(runs, columns)
     found = []
     if any(run.data_path == "digits" for run in runs):
         found.append(_digits_remark(rows))
     found += _baselines_that_win(rows, columns)
-    sizes = [e.n for row in rows for e in row.estimates.values() if e.n]
-    if sizes and min(sizes) < SMALL_TEST_SET:
-        found.append(f"The test split has {min(sizes):,} images: differences within the ± mean nothing.")
-    if not columns:
-        found.append("Without labels there is no accuracy; labels can be given by --data.labels FILE.csv (path, label).")
+    size = next((n for column in columns for row in rows if (n := _size(row, column))), SMALL_TEST_SET)
+    if size < SMALL_TEST_SET:
+        found.append(f"The test split has {size:,} images: differences within the ± mean nothing.")
+    if shown and not columns:
+        found.append(
+            "Without labels there is no accuracy; labels can be given by --data.labels FILE.csv (path, label)."
+        )
     return found
 
 
@@ -146,15 +158,15 @@ def print_comparison(runs: list[Path], console: "Console") -> None:
         console.print(Text("Nothing has been evaluated yet: `rayssl evaluate RUN` does it."))
         return
     rows = rows_of(loaded, columns)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), show_edge=False)
-    table.add_column("")
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("", no_wrap=True)
     for column in columns:
         table.add_column(Text(column.title), justify="right")
     for row in rows:
         table.add_row(Text(row.label, style="dim" if row.baseline else ""), *_cells(rows, row, columns))
     console.print(table)
     if any(column.percent for column in columns):
-        console.print(Text("Test split, %; ± is the half-width of the 95 % interval.", style="dim"))
+        console.print(Text(f"Test split, %; {explain_errors(columns)}.", style="dim"))
     for remark in remarks(loaded):
         console.print(Text(remark))
 
@@ -176,7 +188,7 @@ def _finetune_columns(runs: Sequence[Run]) -> list[Column]:
     pattern = re.compile(r"finetune@([^/]+)/top1")
     matches = {metric: match for run in runs for metric in run.flat if (match := pattern.fullmatch(metric))}
     return [
-        Column(metric, f"fine-tune {match[1]}", about=f"whole network trained with {match[1]} of the labels")
+        Column(metric, f"fine-tune {match[1]}", about="whole network trained with few labels")
         for metric, match in sorted(matches.items())
     ]
 
@@ -202,7 +214,7 @@ def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
     """Label → the run that has the baseline, and its name there. Told apart by data and encoder where they differ."""
     found: dict[tuple[str, str, str], Run] = {}
     for name in BASELINES:
-        for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):  # noqa: B023 (used at once)
+        for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
                 encoder = "" if name == "raw-pixels" else str(run.config["encoder"]["name"])
                 found.setdefault((name, encoder, run.data_path), run)
@@ -244,17 +256,34 @@ def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[
     for row in (row for row in rows if not row.baseline):
         for baseline in (row for row in rows if row.baseline):
             lost = [column for column in columns if _loses(row, baseline, column)]
-            if lost:
-                figures = ", ".join(
-                    f"{column.title} ({_percent(row, column)} against {_percent(baseline, column)})" for column in lost
-                )
-                found.append(f"{row.label} loses to {baseline.label} at {figures}.")
+            clear = [column.title for column in lost if not _unclear(row, baseline, column)]
+            unclear = [column.title for column in lost if _unclear(row, baseline, column)]
+            words = [f"loses to {_phrase(baseline)} at {_and(clear)}"] if clear else []
+            words += [f"is no better than {_phrase(baseline)} at {_and(unclear)}"] if unclear else []
+            found += [f"{row.label} {' and '.join(words)}."] if words else []
     return found
 
 
 def _loses(row: Row, baseline: Row, column: Column) -> bool:
     ours, theirs = row.estimates.get(column.metric), baseline.estimates.get(column.metric)
     return ours is not None and theirs is not None and ours.value < theirs.value
+
+
+def _unclear(row: Row, baseline: Row, column: Column) -> bool:
+    return _indistinguishable(row.estimates[column.metric], baseline.estimates[column.metric])
+
+
+def _size(row: Row, column: Column) -> int | None:
+    estimate = row.estimates.get(column.metric)
+    return estimate.n if estimate else None
+
+
+def _phrase(baseline: Row) -> str:
+    return baseline.label if baseline.label.startswith("raw") else f"a {baseline.label}"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else words[0]
 
 
 def _digits_remark(rows: Sequence[Row]) -> str:

@@ -1,0 +1,111 @@
+"""Parsing that all verbs share: a few flags that people need, and any dotted path of the config."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipeline.errors import UserError
+
+# At most 20 flags with --help; every other path of the config works the same way.
+FLAGS = {
+    "--out": ("DIR", "folder of the run [runs/RECIPE]"),
+    "--data.path": ("PATH", "folder, parquet, tar shards, URL or a data set's name"),
+    "--data.limit": ("N", "use only N training images"),
+    "--data.image-size": ("N", "side in pixels of what the network sees"),
+    "--data.loader": ("auto|resident|stream", "decode once into a cache, or on demand"),
+    "--augment.spec": ("FILE", "your own augmentation (JSON, or albumentations' A.save)"),
+    "--encoder.name": ("NAME", "resnet-tiny, resnet18, cnn-small, mlp, any torchvision classifier …"),
+    "--encoder.weights": ("NAME|FILE", "start from pretrained weights"),
+    "--train.epochs": ("N", "passes over the images; raising it extends a finished run"),
+    "--train.minutes": ("M", "a time budget instead of epochs"),
+    "--train.batch-size": ("N", "images a step, of all workers together"),
+    "--train.precision": ("auto|bf16|fp32|fp64", "of the computation"),
+    "--train.seed": ("N", "all randomness follows from it"),
+    "--cluster.workers": ("N", "processes that train together"),
+    "--cluster.gpu-per-worker": ("X", "GPUs a worker [1 where there are any]"),
+    "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
+    "--index.factory": ("S", "a FAISS factory string"),
+    "--wandb": ("MODE", "auto, online, offline or disabled"),
+}
+SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Positional arguments and options by name, and dotted paths of the config with their text."""
+
+    values: dict[str, Any]
+    changes: dict[str, Any]
+
+
+def parse(
+    verb: str, summary: str, argv: Sequence[str], arguments: Sequence[click.Parameter], flags: Sequence[str] = tuple(FLAGS)
+) -> Parsed:
+    """Parse a verb's arguments; --help prints and exits with 0; raises UserError for what cannot be understood."""
+    rest, changes = take_config_paths(argv)
+    shown = [_option(name) for name in flags]
+    switches = [click.Option([name], is_flag=True, help=text) for name, text in SWITCHES.items()]
+    command = click.Command(verb, params=[*arguments, *shown, *switches], help=summary, epilog=_EPILOG)
+    try:
+        context = command.make_context(f"rayssl {verb}", rest)
+    except click.exceptions.Exit as finished:
+        raise SystemExit(finished.exit_code) from None
+    except click.UsageError as error:
+        raise UserError(f"{error.format_message().rstrip('.')}: see rayssl {verb} --help") from None
+    values = dict(context.params)
+    if values.get("wandb") is not None:
+        changes["wandb"] = values["wandb"]
+    return Parsed(values, changes)
+
+
+def take_config_paths(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split off `--a.b value` and `--a.b=value`."""
+    rest: list[str] = []
+    changes: dict[str, Any] = {}
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name.startswith("--") and "." in name):
+            rest.append(word)
+            continue
+        if not equals:
+            value = next(words, None)  # type: ignore[arg-type]
+            if value is None:
+                raise UserError(f"{name} has no value: give one, e.g. {name} VALUE")
+        changes[name[2:]] = value
+    return rest, changes
+
+
+def run_argument() -> click.Argument:
+    """The positional RUN: a run folder."""
+    return click.Argument(["run"], metavar="RUN")
+
+
+def run_folder(parsed: Parsed) -> Path:
+    """The run folder that was named; raises UserError where it is none."""
+    from pipeline.runfolder import read_manifest
+
+    run = Path(parsed.values["run"])
+    if not run.is_dir():
+        raise UserError(f"run folder {run} does not exist: give the --out folder of a run")
+    read_manifest(run)
+    return run
+
+
+def command_line() -> str:
+    """This command as one would type it again."""
+    return shlex.join(["rayssl", *sys.argv[1:]])
+
+
+def _option(name: str) -> click.Option:
+    metavar, text = FLAGS[name]
+    variable = name.strip("-").replace(".", "__").replace("-", "_")
+    return click.Option([name, variable], metavar=metavar, help=text)
+
+
+_EPILOG = "Any path of a run's config.json can be set the same way, e.g. --train.learning-rate 0.1 or --method.temperature 0.2."

@@ -1,0 +1,54 @@
+"""rayssl embed RUN: embeddings of a run's images, of another folder, or of a folder by pretrained weights."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.cli import Parsed, command_line, parse, run_folder
+from jobs.main import run_verb
+from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import Config
+
+SUMMARY = (
+    "Embeddings of a run's images; with --data.path of another folder's, by the same encoder. Without RUN but with "
+    "--encoder.name and --encoder.weights: embed and index a folder without training."
+)
+FLAGS = ("--data.path", "--data.limit", "--data.image-size", "--encoder.name", "--encoder.weights", "--out")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, embed, print where the embeddings are."""
+    argument = click.Argument(["run"], required=False, metavar="[RUN]")
+    parsed = parse("embed", SUMMARY, argv, [argument], flags=FLAGS)
+    from pipeline.launch import embed_run, embed_without_training
+    from pipeline.progress import Display
+
+    with Display() as display:
+        if parsed.values["run"] is None:
+            run = Path(parsed.values["out"] or "runs/pretrained")
+            embed_without_training(untrained(parsed), run, command_line(), display)
+        else:
+            run = run_folder(parsed)
+            embed_run(run, parsed.changes.get("data.path"), display)
+    display.console.print(f"embeddings  {run / 'embeddings'}", soft_wrap=True)
+    if parsed.values["json"]:
+        print(json.dumps({"run": str(run)}))
+    return 0
+
+
+def untrained(parsed: Parsed) -> "Config":
+    """The config of a run that only uses an encoder."""
+    from pipeline.config import Config, DataConfig, override
+
+    if "encoder.name" not in parsed.changes:
+        raise UserError("embed needs a RUN folder, or --encoder.name and --encoder.weights: neither is given")
+    return override(Config(recipe="pretrained", data=DataConfig(path="")), parsed.changes)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("embed", sys.argv[1:]))

@@ -1,0 +1,32 @@
+"""rayssl index RUN: a FAISS index over the embeddings."""
+
+import json
+import sys
+
+from jobs.cli import command_line, parse, run_argument, run_folder
+from jobs.main import run_verb
+from jobs.start import plan_on_run
+
+SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
+
+
+def main(argv: list[str]) -> int:
+    """Parse, build, print where the index is."""
+    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=("--index.factory",))
+    run = run_folder(parsed)
+    from pipeline import config as configuration
+    from pipeline.runfolder import read_manifest
+    from pipeline.stages import run_index
+
+    plan = plan_on_run(run, parsed, ("index",), ("index.",), command_line())
+    configuration.save(plan.configs[0], run / "config.json")
+    run_index(run)
+    done = read_manifest(run)["stages"]["index"]
+    print(f"index    {run / 'index'}: {done['vectors']:,} vectors, recall {done['recall']:.3f}", file=sys.stderr)
+    if parsed.values["json"]:
+        print(json.dumps({"run": str(run), "vectors": done["vectors"], "recall": done["recall"]}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("index", sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""`rayssl VERB …`: finds the verb's module and turns its end into an exit code."""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from pipeline.errors import UserError, nearest
+
+VERBS = {
+    "run": "the whole pipeline; without a recipe: SimCLR, RotNet and an autoencoder on digits, compared",
+    "recipes": "list the recipes, or show one",
+    "pretrain": "train an encoder by a recipe",
+    "probe": "linear probes on every stage of a run's encoder",
+    "finetune": "train a run's encoder and a classifier on few labels",
+    "embed": "embeddings of a run's images, or of a folder by pretrained weights",
+    "index": "a FAISS index over a run's embeddings",
+    "evaluate": "kNN, k-means, retrieval and health of a run's embeddings",
+    "query": "the most similar images of a run to some image files",
+    "report": "report.html over one run or several",
+    "verify": "check every file of a run folder",
+    "submit": "run a verb as a job on a Ray cluster",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if words[0] == "--version":
+        from pipeline import __version__
+
+        print(f"rayssl {__version__}")
+        return 0
+    return run_verb(words[0], words[1:])
+
+
+def run_verb(verb: str, argv: Sequence[str]) -> int:
+    """0: done; 2: the input is wrong (one line on stderr); 1: a fault of ours; 130, 143: stopped by a signal."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
+        code: int = importlib.import_module(f"jobs.{verb}").main(list(argv))
+        return code
+    except UserError as error:
+        print(f"rayssl: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("rayssl: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        number = getattr(error, "number", None)
+        if type(error).__name__ == "Interrupted" and number is not None:
+            print("rayssl: stopped; the same command continues from the checkpoint", file=sys.stderr)
+            return 128 + int(number)
+        traceback.print_exc()
+        print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
+        return 1
+
+
+def usage() -> str:
+    """The list of verbs."""
+    lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    head = "Usage: rayssl VERB … (rayssl VERB --help says more)\n\nFrom a folder of images to searchable embeddings.\n"
+    return "\n".join([head, *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

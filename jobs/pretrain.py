@@ -1,0 +1,35 @@
+"""rayssl pretrain RECIPE: train an encoder and export it."""
+
+import json
+import sys
+
+import click
+
+from jobs.cli import command_line, parse
+from jobs.main import run_verb
+from jobs.start import plan_of, stop_early
+
+SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
+
+
+def main(argv: list[str]) -> int:
+    """Parse, train, print where the encoder is."""
+    parsed = parse("pretrain", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")])
+    from pipeline.launch import start
+    from pipeline.progress import Display
+
+    plan = plan_of(parsed, ("pretrain",), command_line())
+    with Display() as display:
+        start(plan, display)
+    if stop_early():
+        return 0
+    run = plan.folders[0]
+    display.console.print(f"encoder  {run / 'encoder.safetensors'}", soft_wrap=True)
+    display.console.print(f"next     rayssl embed {run}, rayssl probe {run}", soft_wrap=True)
+    if parsed.values["json"]:
+        print(json.dumps({"run": str(run)}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("pretrain", sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""rayssl report RUN…: report.html over one run or several."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from jobs.cli import parse
+from jobs.main import run_verb
+
+SUMMARY = "A self-contained report.html over one run, or over several with comparison.json beside it."
+
+
+def main(argv: list[str]) -> int:
+    """Parse, write, print where the report is."""
+    runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
+    parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--out",))
+    from rich.console import Console
+
+    from pipeline.report import print_comparison
+    from pipeline.runfolder import read_manifest
+    from pipeline.stages import run_report
+
+    runs = [Path(run) for run in parsed.values["runs"]]
+    for run in runs:
+        read_manifest(run)
+    out = Path(parsed.values["out"] or (runs[0] if len(runs) == 1 else runs[0].parent))
+    run_report(runs, out)
+    console = Console(stderr=True, highlight=False)
+    print_comparison(runs, console)
+    console.print(f"report   {out / 'report.html'}", soft_wrap=True)
+    if parsed.values["json"]:
+        print(json.dumps({"report": str(out / "report.html")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("report", sys.argv[1:]))

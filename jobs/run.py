@@ -1,0 +1,36 @@
+"""rayssl run [RECIPE]: the whole pipeline."""
+
+import json
+import sys
+
+import click
+
+from jobs.cli import command_line, parse
+from jobs.main import run_verb
+from jobs.start import plan_of, show_results, stop_early
+
+SUMMARY = (
+    "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE: SimCLR, RotNet and an "
+    "autoencoder on scikit-learn's digits, compared."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, run, print where the results are."""
+    parsed = parse("run", SUMMARY, argv, [click.Argument(["recipe"], required=False, metavar="[RECIPE]")])
+    from pipeline.launch import ALL, start
+    from pipeline.progress import Display
+
+    plan = plan_of(parsed, ALL, command_line())
+    with Display() as display:
+        start(plan, display)
+    if stop_early():
+        return 0
+    show_results(plan, display.console)
+    if parsed.values["json"]:
+        print(json.dumps({"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("run", sys.argv[1:]))

@@ -1,0 +1,62 @@
+"""What the verbs that start or continue runs share."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.cli import Parsed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pipeline.launch import Plan
+
+
+def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
+    """Configs and folders of a recipe, or of the default suite where none is named."""
+    from pipeline.config import override
+    from pipeline.launch import Plan
+    from pipeline.prepare import run_name
+    from pipeline.recipes import DEFAULT_SUITE, build_recipe
+
+    recipe = parsed.values.get("recipe")
+    names = [recipe] if recipe else list(DEFAULT_SUITE)
+    configs = [override(build_recipe(name), parsed.changes) for name in names]
+    configs = [replace(config, recipe=name) for config, name in zip(configs, names)]
+    if recipe:
+        out = Path(parsed.values["out"] or Path("runs") / run_name(configs[0], parsed.changes))
+        return Plan(configs, [out], stages, out, command)
+    out = Path(parsed.values["out"] or "runs/digits")
+    return Plan(configs, [out / name for name in names], stages, out, command)
+
+
+def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tuple[str, ...], command: str) -> "Plan":
+    """Stages on an existing run folder, whose config may be changed only within `groups`."""
+    from pipeline import config as configuration
+    from pipeline.errors import UserError
+    from pipeline.launch import Plan
+
+    for path in parsed.changes:
+        if not path.startswith(groups):
+            raise UserError(
+                f"--{path} cannot be changed in a run that is there: only {', '.join(g + '*' for g in groups)} here; "
+                "a new run takes it (rayssl run)"
+            )
+    config = configuration.override(configuration.load(run / "config.json"), parsed.changes)
+    return Plan([config], [run], stages, run, command)
+
+
+def show_results(plan: "Plan", console: "Console") -> None:
+    """The table, and where to look."""
+    from pipeline.report import print_comparison
+
+    print_comparison(plan.folders, console)
+    console.print(f"\nreport   {plan.out / 'report.html'}", soft_wrap=True)
+    example = plan.folders[0]
+    console.print(f"search   rayssl query {example} IMAGE -k 10", soft_wrap=True)
+
+
+def stop_early() -> bool:
+    """Under torchrun only rank 0 has results to show."""
+    return os.environ.get("RANK", "0") != "0"

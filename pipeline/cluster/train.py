@@ -1,0 +1,292 @@
+"""Stages on Ray Train: one worker group for all the runs and stages of a command.
+
+Starting a worker group costs half a minute on a small machine, so there is one. What Ray stores is thrown away:
+the run folder is the only truth, and a restarted worker goes on from our own checkpoint.
+"""
+
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.reporter import Silent, handle_signals
+
+POLL_SECONDS = 0.2
+STARTING_SECONDS = 600  # a cluster may have to start machines first
+CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
+
+Show = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The stages of one run folder."""
+
+    run: str
+    stages: list[str]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a worker group takes."""
+
+    workers: int
+    gpu_per_worker: float | None
+    cpu_per_worker: float | None
+    address: str | None
+    max_failures: int
+
+
+class Interrupted(Exception):
+    """Asked to stop by a signal; checkpoints are written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
+def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) -> None:
+    """Run the jobs, one after the other, in one worker group; `show` gets their progress rows.
+
+    Raises UserError for wrong input (also from inside a worker), Interrupted after Ctrl-C or SIGTERM, RuntimeError
+    where workers died too often.
+    """
+    if not any(job.stages for job in jobs):
+        return
+    quiet_ray()
+    remove_left_behind(folder)
+    control = Path(tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=folder))
+    try:
+        with connected(resources):
+            fit_in_thread(jobs, control, scaling(resources), resources.max_failures, show)
+    finally:
+        shutil.rmtree(control, ignore_errors=True)
+
+
+def remove_left_behind(folder: Path) -> None:
+    """Control folders of drivers of this machine that were killed."""
+    for left in folder.glob(f"{CONTROL}-{socket.gethostname()}-*"):
+        if not Path("/proc", left.name.split("-")[-2]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def quiet_ray() -> None:
+    """Settings that must be there before ray is imported."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_JOB_ID" not in os.environ and "RAY_ADDRESS" not in os.environ:
+        # On one machine workers need no environment of their own; a submitted job does.
+        os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+
+@contextmanager
+def connected(resources: Resources) -> Iterator[None]:
+    """A connection to the cluster at the address (or RAY_ADDRESS), else a cluster on this machine for the time."""
+    import ray
+
+    address = resources.address or os.environ.get("RAY_ADDRESS")
+    common = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
+    began_here = not ray.is_initialized()
+    try:
+        if address:
+            ray.init(address=address, **common)
+        else:
+            check_local(resources)
+            ray.init(include_dashboard=False, object_store_memory=128 * 1024**2, **common)
+    except ConnectionError as error:
+        raise UserError(f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+    try:
+        yield
+    finally:
+        if began_here:
+            ray.shutdown()
+
+
+def check_local(resources: Resources) -> None:
+    """Refuse more workers or GPUs than this machine has: Ray would wait for them for ever."""
+    import torch
+
+    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if resources.workers > max(cores, gpus):
+        raise UserError(f"--cluster.workers is {resources.workers}: this machine has {cores} cores and {gpus} GPUs")
+    asked_cores = resources.workers * (resources.cpu_per_worker or 0)
+    if asked_cores > cores:
+        raise UserError(
+            f"--cluster.cpu-per-worker is {resources.cpu_per_worker:g} for {resources.workers} workers: "
+            f"this machine has {cores} cores"
+        )
+    asked = resources.workers * (resources.gpu_per_worker or 0)
+    if asked > gpus:
+        raise UserError(
+            f"--cluster.gpu-per-worker is {resources.gpu_per_worker:g} for {resources.workers} "
+            f"worker{'s' * (resources.workers > 1)}: this machine has {gpus} GPUs"
+        )
+
+
+def scaling(resources: Resources) -> Any:
+    """Ray's scaling config: one GPU a worker where there are GPUs, and the cores shared evenly."""
+    import ray
+    from ray.train import ScalingConfig
+
+    have = ray.cluster_resources()
+    gpus = resources.gpu_per_worker
+    if gpus is None:
+        gpus = 1.0 if have.get("GPU", 0) >= resources.workers else 0.0
+    cpus = resources.cpu_per_worker or max(1, int(have.get("CPU", 1) // resources.workers))
+    asked = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
+    return ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=asked)
+
+
+def fit_in_thread(jobs: list[Job], control: Path, scale: Any, max_failures: int, show: Show) -> None:
+    """Run Ray's fit beside this thread, which shows progress and hands signals on.
+
+    Ray replaces the Ctrl-C handler when fit runs on the main thread, and its workers die before they can write a
+    checkpoint; from another thread it leaves the handlers alone.
+    """
+    failure: list[BaseException] = []
+    caught: list[int] = []
+
+    def on_signal(number: int) -> None:
+        caught.append(number)
+        (control / "stop").touch()
+        show({"message": "stopping: a checkpoint is written first (again to stop at once)"})
+
+    def work() -> None:
+        try:
+            fit(jobs, control, scale, max_failures)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="fit", daemon=True)
+    rows = Tail(control / "progress.jsonl")
+    with handle_signals(on_signal):
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            for row in rows.read():
+                show(row)
+    for row in rows.read():
+        show(row)
+    raise_outcome(control, failure, caught)
+
+
+def raise_outcome(control: Path, failure: list[BaseException], caught: list[int]) -> None:
+    """Turn what happened in the workers into this process's exception, or none."""
+    outcome = control / "outcome.json"
+    told = json.loads(outcome.read_text()) if outcome.exists() else {}
+    if "user_error" in told:
+        raise UserError(told["user_error"])
+    if caught:
+        raise Interrupted(caught[0])
+    if failure:
+        raise RuntimeError(f"the workers failed: {worker_traceback(failure[0])}") from None
+
+
+def worker_traceback(error: BaseException) -> str:
+    """What the first failed worker said, not what Ray said about it."""
+    failures = getattr(error, "worker_failures", None)
+    return str(next(iter(failures.values()))) if failures else f"{type(error).__name__}: {error}"
+
+
+def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int) -> None:
+    """One TorchTrainer; its storage is temporary and its name new every time, so that it never resumes by itself."""
+    from ray.train import FailureConfig, RunConfig
+    from ray.train.torch import TorchTrainer
+
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STARTING_SECONDS))
+    trainer = TorchTrainer(
+        work_on_jobs,
+        train_loop_config={
+            "jobs": [(job.run, job.stages) for job in jobs],
+            "control": str(control),
+            "threads": int(scale.resources_per_worker["CPU"]),
+        },
+        scaling_config=scale,
+        run_config=RunConfig(
+            name=f"rayssl-{time.time_ns():x}",
+            storage_path=str(control / "ray"),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+        ),
+    )
+    trainer.fit()
+
+
+def work_on_jobs(settings: dict[str, Any]) -> None:
+    """What every worker runs."""
+    import torch
+    from ray import train
+
+    from pipeline import distributed
+    from pipeline.stages import Stopped, run_worker_stages
+
+    torch.set_num_threads(max(1, settings["threads"]))
+    control = Path(settings["control"])
+    main = distributed.rank() == 0
+    reporter = FileReporter(control) if main else StopOnly(control)
+    try:
+        for run, stages in settings["jobs"]:
+            run_worker_stages(Path(run), stages, reporter)
+            train.report({"run": run})
+    except Stopped as stopped:
+        reporter.message(str(stopped))
+    except UserError as error:
+        # Wrong input stays wrong: Ray must not try again.
+        if main:
+            (control / "outcome.json").write_text(json.dumps({"user_error": str(error)}))
+        distributed.barrier()
+
+
+class StopOnly(Silent):
+    """A worker that is not rank 0: it only looks whether to stop."""
+
+    def __init__(self, control: Path) -> None:
+        self.control = control
+
+    def should_stop(self) -> bool:
+        """Whether the driver asked to stop, or is gone and with it the control folder."""
+        return (self.control / "stop").exists() or not self.control.exists()
+
+
+class FileReporter(StopOnly):
+    """Rank 0: rows go to the driver through a file on the shared storage that the runs are on anyway."""
+
+    def progress(self, row: dict[str, Any]) -> None:
+        """Append the row for the driver to show."""
+        with (self.control / "progress.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def message(self, text: str) -> None:
+        """Append the text for the driver to show."""
+        self.progress({"message": text})
+
+
+class Tail:
+    """Reads the lines that are appended to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.position = path, 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """The rows since the last call; a line that is not finished yet comes with the next."""
+        if not self.path.exists():
+            return []
+        with self.path.open() as file:
+            file.seek(self.position)
+            text = file.read()
+        whole = text[: text.rfind("\n") + 1]
+        self.position += len(whole.encode())
+        return [json.loads(line) for line in whole.splitlines()]

@@ -1,0 +1,216 @@
+"""What is kept between runs: decoded images packed in one memory-mapped file, and facts that are slow to find out."""
+
+import contextlib
+import errno
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.decode import Pixels
+from pipeline.errors import UserError
+from pipeline.files import write_json
+
+FORMAT = 1  # of packs and facts; another number leaves the old ones unused
+
+_BLOCK = 1 << 20
+_BLOCKS = 64
+
+
+def cache_dir() -> Path:
+    """$RAYSSL_CACHE, else ~/.cache/rayssl; made where missing. Raises UserError where it cannot be written."""
+    folder = Path(os.environ.get("RAYSSL_CACHE") or Path.home() / ".cache" / "rayssl").expanduser().absolute()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cache folder {folder} cannot be made ({error.strerror}): set RAYSSL_CACHE") from None
+    return folder
+
+
+def remembered(key: str, compute: Callable[[], Any]) -> Any:
+    """The JSON value that `compute` gave when last called for this key."""
+    path = cache_dir() / "facts" / f"{key}-{FORMAT}.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        value = compute()
+        write_json(path, value)
+        return value
+
+
+def has_pack(key: str) -> bool:
+    """Whether there is a pack under `key`, sound or not."""
+    return _folder(key).is_dir()
+
+
+class Pack:
+    """Decoded images of any size in one flat file, memory-mapped and shared by all processes that open it.
+
+    `pixels.bin` holds image after image, each (H, W, C) uint8; `sizes.npz` their heights and widths, 0 where an image
+    could not be read; `pack.json` those images with the reason, and checksums.
+    """
+
+    def __init__(self, folder: Path, channels: int) -> None:
+        self.folder, self.channels = folder, channels
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self.heights)
+
+    def read(self, row: int) -> Pixels:
+        """(H, W, C) of one image; a copy."""
+        return self._view(row).copy()
+
+    def uniform(self) -> Pixels | None:
+        """(N, H, W, C) without a copy where all images have one size, else None."""
+        if len(self) == 0 or np.ptp(self.heights) or np.ptp(self.widths) or self.heights[0] == 0:
+            return None
+        return self._pixels.reshape(len(self), int(self.heights[0]), int(self.widths[0]), self.channels)
+
+    def unreadable(self) -> dict[int, str]:
+        """Row → reason, of the images that could not be read."""
+        return {int(row): reason for row, reason in self._facts["unreadable"]}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "channels": self.channels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _view(self, row: int) -> Pixels:
+        start, height, width = self._offsets[row], int(self.heights[row]), int(self.widths[row])
+        return self._pixels[start : start + height * width * self.channels].reshape(height, width, self.channels)
+
+    def _open(self) -> None:
+        self._facts = json.loads((self.folder / "pack.json").read_text())
+        with np.load(self.folder / "sizes.npz", allow_pickle=False) as sizes:
+            self.heights: NDArray[np.int64] = sizes["heights"].astype(np.int64)
+            self.widths: NDArray[np.int64] = sizes["widths"].astype(np.int64)
+        ends = np.cumsum(self.heights * self.widths * self.channels)
+        self._offsets = np.concatenate([[0], ends[:-1]]).astype(np.int64)
+        path = self.folder / "pixels.bin"
+        empty = path.stat().st_size == 0  # which cannot be mapped
+        self._pixels: Pixels = np.zeros(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, mode="r"))
+
+
+def open_pack(
+    key: str, n: int, channels: int, images: Callable[[], Iterable[Pixels | str]], progress: Callable[[int], None]
+) -> Pack:
+    """The pack of `n` images under `key`, built from `images()` (pixels, or why there are none) where it is missing.
+
+    Several processes may ask at once. Raises UserError where there is no room for it.
+    """
+    folder = _folder(key)
+    if (pack := _sound(folder, n, channels)) is not None:
+        return pack
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _turn(folder):
+        if (pack := _sound(folder, n, channels)) is not None:  # built while this process waited
+            return pack
+        _build(folder, images(), progress)
+    return Pack(folder, channels)
+
+
+def _folder(key: str) -> Path:
+    return cache_dir() / "packs" / f"{key}-{FORMAT}"
+
+
+def _sound(folder: Path, n: int, channels: int) -> Pack | None:
+    """The pack if it is there and undamaged."""
+    try:
+        pack = Pack(folder, channels)
+        facts = json.loads((folder / "pack.json").read_text())
+        expected = int((pack.heights * pack.widths).sum()) * channels
+        sound = (
+            len(pack) == n
+            and (folder / "pixels.bin").stat().st_size == expected
+            and facts["sizes"] == _checksum(folder / "sizes.npz")
+            and facts["pixels"] == _checksum(folder / "pixels.bin")
+            and isinstance(pack.unreadable(), dict)
+        )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, AttributeError, BadZipFile):
+        return None
+    return pack if sound else None
+
+
+def _build(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None]) -> None:
+    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed: it is our turn now
+        shutil.rmtree(left_over, ignore_errors=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        _write(temporary, images, progress)
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        with contextlib.suppress(FileExistsError):
+            _rename(temporary, folder)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"no room left in {folder.parent} for the decoded images: --data.loader stream, or set RAYSSL_CACHE"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename(source: Path, target: Path) -> None:
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise FileExistsError(str(target)) from None  # where files cannot be locked another was quicker
+        raise
+
+
+def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None]) -> None:
+    heights, widths, unreadable = [], [], []
+    with (folder / "pixels.bin").open("wb", buffering=_BLOCK) as file:
+        for row, image in enumerate(images):
+            if isinstance(image, str):
+                unreadable.append((row, image))
+            else:
+                file.write(image.data)
+            height, width = (0, 0) if isinstance(image, str) else image.shape[:2]
+            heights.append(height)
+            widths.append(width)
+            progress(row + 1)
+        file.flush()
+        os.fsync(file.fileno())
+    np.savez(folder / "sizes.npz", heights=np.array(heights, np.int32), widths=np.array(widths, np.int32))
+    facts = {
+        "unreadable": unreadable,
+        "sizes": _checksum(folder / "sizes.npz"),
+        "pixels": _checksum(folder / "pixels.bin"),
+    }
+    write_json(folder / "pack.json", facts)
+
+
+def _checksum(path: Path) -> int:
+    """CRC-32 of 64 blocks of 1 MiB spread over the file: all of a small file, and never slow."""
+    size = path.stat().st_size
+    total = size & 0xFFFFFFFF
+    starts = range(0, size, _BLOCK)
+    chosen = starts[:: max(1, -(-len(starts) // _BLOCKS))]
+    with path.open("rb") as file:
+        for start in chosen:
+            file.seek(start)
+            total = zlib.crc32(file.read(_BLOCK), total)
+    return total
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """One process at a time; without effect where files cannot be locked."""
+    with (folder.parent / f"{folder.name}.lock").open("w") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

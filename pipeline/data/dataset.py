@@ -1,0 +1,115 @@
+"""Images with random access, whatever they come from."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.decode import Pixels, decode, to_square
+from pipeline.data.listing import Store
+
+
+class Reader(Protocol):
+    """Decoded images by row."""
+
+    @property
+    def channels(self) -> int: ...
+
+    def read(self, row: int) -> Pixels:
+        """(H, W, C) of one image."""
+
+    def uniform(self) -> Pixels | None:
+        """(N, H, W, C) of all of them without a copy, where that is possible."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Images decoded when asked for."""
+
+    store: Store
+    channels: int
+    load_size: int
+
+    def read(self, row: int) -> Pixels:
+        return decode(self.store.read(row), self.channels, self.load_size)
+
+    def uniform(self) -> None:
+        return None
+
+
+class Images:
+    """Images by position. Picklable: a process that is given one opens the files for itself."""
+
+    def __init__(
+        self,
+        ids: NDArray[np.int64],
+        paths: list[str],
+        labels: NDArray[np.int64] | None,
+        reader: Reader,
+        rows: NDArray[np.int64],
+        store: Store,
+        positions: NDArray[np.int64],
+    ) -> None:
+        """`rows` (N,) are the images' rows in `reader`, `positions` (N,) their positions in `store`."""
+        self.ids, self.paths, self.labels = ids, paths, labels
+        self._reader, self._rows = reader, rows
+        self._store, self._positions = store, positions
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, i: int) -> Pixels:
+        """(H, W, C) as kept: shorter side at most 8/7 of image_size, maybe not square."""
+        return self._reader.read(int(self._rows[i]))
+
+    def square(self, indices: Sequence[int] | NDArray[np.int64], size: int) -> Pixels:
+        """(B, size, size, C): shorter side resized, centre crop. For evaluation and embedding."""
+        uniform = self._reader.uniform()
+        if uniform is not None and uniform.shape[1:3] == (size, size):
+            return uniform[self._rows[np.asarray(indices, dtype=np.int64)]]
+        squares = [to_square(self[int(i)], size) for i in indices]
+        return np.stack(squares) if squares else np.zeros((0, size, size, self._reader.channels), np.uint8)
+
+    def select(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> "Images":
+        """The images at these positions, or where a mask is true."""
+        indices = np.asarray(indices)
+        chosen = np.flatnonzero(indices) if indices.dtype == np.bool_ else indices.astype(np.int64)
+        return Images(
+            self.ids[chosen],
+            [self.paths[i] for i in chosen.tolist()],
+            None if self.labels is None else self.labels[chosen],
+            self._reader,
+            self._rows[chosen],
+            self._store,
+            self._positions[chosen],
+        )
+
+    def file(self, i: int) -> Path | None:
+        """The file that holds image `i` alone; None in parquet, in a shard or elsewhere on the network."""
+        return self._store.file(int(self._positions[i]))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images in three parts, and how they are read."""
+
+    name: str  # safe as a folder's name
+    path: str  # absolute, or a URL, or the name of a set
+    fingerprint: str  # hex; of the files' names and sizes, and of how they are read
+    train: Images
+    val: Images  # held out of train, for every choice
+    test: Images | None  # never None from open_dataset, but may be empty
+    class_names: tuple[str, ...] | None  # None: unlabelled
+    channels: int
+    image_size: int  # side in pixels of what the network sees
+    unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
+
+
+def sample_id(key: str) -> int:
+    """A positive 63-bit hash of a sample's relative path, or of its shard and key: it survives added files."""
+    data = key.encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1 or 1

@@ -1,0 +1,238 @@
+"""The one way to a data set."""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data import storage
+from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered
+from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_id
+from pipeline.data.decode import Pixels, decode, load_size_of
+from pipeline.data.listing import OUTSIDE, Listing, Store, digest
+from pipeline.data.scan import Look, decode_all, look
+from pipeline.data.sources import find_source
+from pipeline.data.splits import cut_test, cut_val, limited, without
+from pipeline.data.table import apply_table
+from pipeline.errors import UserError
+
+LARGEST_CACHE = 32e9  # bytes of decoded images that "auto" keeps
+CACHE_SHARE = 0.2  # of the free disk
+
+Progress = Callable[[int, int], None]
+
+
+def open_dataset(
+    path: str,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    limit: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    labels: str | None = None,
+    loader: str = "auto",
+    progress: Progress | None = None,
+) -> Dataset:
+    """Open a folder, parquet files, tar shards (local, or behind an fsspec URL) or a data set by name.
+
+    A test part that the source does not have is cut from it by a fixed draw, whatever `seed`: a fifth, the same
+    share of every class, or a tenth of unlabelled images. Then `limit` draws so many of the others, and
+    `val_fraction` of those is held out as validation, both by `seed`; a source with a test and a validation part
+    keeps both. `labels` is a CSV with the columns path, label and, optionally, group; groups stay together.
+
+    `image_size` None: the size that all images share, up to 256, else 224. `channels` None: 1 where all are grey,
+    else 3. `loader`: "resident" decodes once into a memory-mapped cache, "stream" on demand, "auto" by size; the
+    pixels are the same. `progress(done, total)` is called now and then while images are decoded.
+
+    Raises UserError, one line, for what is wrong with the path, an option or the images.
+    """
+    _check_options(image_size, channels, limit, val_fraction, loader)
+    source = find_source(path)
+    listing, groups, table = source.listing, None, ""
+    if labels is not None:
+        listing, groups = apply_table(listing, labels)
+        table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
+
+    ids = _ids(listing.keys)
+    aside = _without_place(listing)
+    usable = np.ones(len(ids), dtype=bool)
+    usable[list(aside)] = False
+    _need_some(source.path, listing, aside, usable)
+    parts = limited(cut_test(listing.splits, usable, ids, listing.labels, groups), ids, listing.labels, limit, seed)
+
+    pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels)
+    reader, broken = pixels.reader(loader, progress)
+    aside |= broken
+    usable[list(broken)] = False
+    parts = without(parts, ~usable)
+    if not len(parts.train):
+        first = min(aside)
+        raise UserError(
+            f"{source.path}: no training image can be read ({len(broken)} are damaged), "
+            f"e.g. {listing.keys[first]}: {aside[first]}"
+        )
+    train, val = cut_val(parts, ids, listing.labels, groups, val_fraction, seed)
+
+    def images(positions: NDArray[np.int64]) -> Images:
+        rows = pixels.rows_of(positions) if not isinstance(reader, Stream) else positions
+        part_labels = None if listing.labels is None else listing.labels[positions]
+        paths = [listing.keys[i] for i in positions.tolist()]
+        return Images(ids[positions], paths, part_labels, reader, rows, listing.store, positions)
+
+    return Dataset(
+        name=source.name,
+        path=source.path,
+        fingerprint=digest([listing.identity, table, f"size {pixels.image_size}", f"channels {pixels.channels}"]),
+        train=images(train),
+        val=images(val),
+        test=images(parts.test),
+        class_names=listing.class_names,
+        channels=pixels.channels,
+        image_size=pixels.image_size,
+        unreadable=tuple((listing.keys[i], aside[i]) for i in sorted(aside)),
+    )
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    """The images that are used, and how they are decoded."""
+
+    store: Store
+    positions: NDArray[np.int64]  # in the store, ascending
+    image_size: int
+    channels: int
+    bytes: float  # of all of them decoded, estimated
+    key: str  # of what is kept in the cache
+
+    @classmethod
+    def of(
+        cls, path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, channels: int | None
+    ) -> "_Pixels":
+        chosen = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
+        identity = digest([listing.identity, listing.stamp, chosen])
+        seen = _look(path, listing, positions, image_size, identity)
+        channels = _channels(path, seen, channels)
+        key = digest([identity, str(load_size_of(seen.image_size)), str(channels)])[:32]
+        size = seen.kept_pixels * channels * len(positions)
+        return cls(listing.store, positions, seen.image_size, channels, size, key)
+
+    def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str]]:
+        """What gives the pixels, and (position → reason) the images that it cannot give."""
+        n = len(self.positions)
+
+        def images() -> Iterable[Pixels | str]:
+            return decode_all(self.store, self.positions.tolist(), self.channels, load_size_of(self.image_size))
+
+        def report(done: int) -> None:
+            if progress is not None and (done % 100 == 0 or done == n):
+                progress(done, n)
+
+        reader: Reader
+        if loader == "resident" or (loader == "auto" and (self._fits() or has_pack(self.key))):
+            reader = pack = open_pack(self.key, n, self.channels, images, report)
+            broken = pack.unreadable()
+        else:
+            reader = Stream(self.store, self.channels, load_size_of(self.image_size))
+            broken = dict(remembered(self.key, lambda: _unreadable(images(), report)))
+        return reader, {int(self.positions[row]): reason for row, reason in broken.items()}
+
+    def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of a pack of these images."""
+        return np.searchsorted(self.positions, positions).astype(np.int64)
+
+    def _fits(self) -> bool:
+        return self.bytes <= min(CACHE_SHARE * shutil.disk_usage(cache_dir()).free, LARGEST_CACHE)
+
+
+def _check_options(
+    image_size: int | None, channels: int | None, limit: int | None, val_fraction: float, loader: str
+) -> None:
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}: at least 1 pixel")
+    if channels is not None and channels < 1:
+        raise UserError(f"channels is {channels}: at least 1")
+    if limit is not None and limit < 2:
+        raise UserError(f"limit is {limit}: at least 2 images are needed")
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"val_fraction is {val_fraction}: at least 0 and less than 1")
+    if loader not in ("auto", "resident", "stream"):
+        raise UserError(f"loader is '{loader}': auto, resident or stream")
+
+
+def _ids(keys: list[str]) -> NDArray[np.int64]:
+    ids = np.array([sample_id(key) for key in keys], dtype=np.int64)
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(ids[order]) == 0)
+    if len(same):
+        first, second = keys[order[same[0]]], keys[order[same[0] + 1]]
+        raise UserError(f"{first} and {second} have the same id: rename one of them")
+    return ids
+
+
+def _without_place(listing: Listing) -> dict[int, str]:
+    """Position → reason, of the images that are in no part or have no label in a labelled set."""
+    aside = {i: "outside the folders of train and test" for i, split in enumerate(listing.splits) if split == OUTSIDE}
+    if listing.labels is not None:
+        aside |= {int(i): "no label" for i in np.flatnonzero(listing.labels < 0) if int(i) not in aside}
+    return aside | {i: "its name is not valid UTF-8" for i, key in enumerate(listing.keys) if not _is_utf8(key)}
+
+
+def _is_utf8(key: str) -> bool:
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _need_some(path: str, listing: Listing, aside: dict[int, str], usable: NDArray[np.bool_]) -> None:
+    if usable.any():
+        return
+    if not listing.keys:
+        raise UserError(f"{path} holds no images")
+    raise UserError(f"{path}: none of {len(usable)} images can be used, e.g. {listing.keys[0]}: {aside[0]}")
+
+
+def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, identity: str) -> Look:
+    def compute() -> dict[str, object]:
+        found = look(listing.store, positions.tolist(), image_size)
+        if found is None:
+            raise UserError(
+                f"{path}: none of {len(positions)} images can be read, "
+                f"e.g. {listing.keys[positions[0]]}: {_reason(listing.store, int(positions[0]))}"
+            )
+        return asdict(found)
+
+    return Look(**remembered(digest(["look", identity, str(image_size)])[:32], compute))
+
+
+def _reason(store: Store, position: int) -> str:
+    try:
+        decode(store.read(position), None, None)
+    except UserError as error:
+        return str(error).removeprefix("image cannot be read: ")
+    except OSError as error:
+        return error.strerror or str(error)
+    return "not an image"
+
+
+def _channels(path: str, seen: Look, channels: int | None) -> int:
+    if channels is None:
+        return 1 if seen.grey else 3
+    if channels not in (1, 3, *seen.bands):
+        has = " or ".join(map(str, seen.bands))
+        raise UserError(f"channels is {channels}: the images in {path} have {has} (1 and 3 are converted to)")
+    return channels
+
+
+def _unreadable(images: Iterable[Pixels | str], report: Callable[[int], None]) -> list[tuple[int, str]]:
+    found = []
+    for row, image in enumerate(images):
+        if isinstance(image, str):
+            found.append((row, image))
+        report(row + 1)
+    return found

@@ -1,0 +1,253 @@
+"""Metrics of embeddings as records that say how they were measured, and the file that keeps them."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline import metrics
+from pipeline.embeddings import Embeddings
+from pipeline.errors import UserError
+from pipeline.files import write_json
+
+SCHEMA = 1
+
+RANKME_SAMPLES = 25_600  # where RankMe has converged (Garrido et al., ICML 2023)
+UNIFORMITY_SAMPLES = 5_000  # 12.5 million pairs
+RAW_PIXEL_SIDE = 32
+
+Interval = tuple[float, float]
+
+
+class Record(TypedDict):
+    """One figure and all that is needed to understand it."""
+
+    metric: str  # "knn/top1"; of a baseline "baseline/raw-pixels/knn/top1"
+    value: float
+    protocol: str  # a plain sentence
+    data: str  # the data set's name
+    split: str  # that the figure speaks of
+    checkpoint: str  # "last", or what else gave the embeddings
+    seed: int
+    n: int  # images the figure is a mean over
+    interval: list[float] | None  # [low, high], 95 %
+
+
+class _Images(Protocol):
+    """What is needed of pipeline.data's Images."""
+
+    ids: NDArray[np.int64]
+    paths: list[str]
+    labels: NDArray[np.int64] | None
+
+    def square(self, indices: NDArray[np.int64], size: int) -> NDArray[np.uint8]: ...
+
+
+def evaluate_embeddings(
+    train: Embeddings,
+    test: Embeddings,
+    *,
+    k: int,
+    temperature: float,
+    clusters: int | None,
+    seed: int,
+    prefix: str = "",
+    checkpoint: str = "last",
+) -> list[Record]:
+    """Records of knn/top1, cluster/acc|nmi|ari, retrieval/… (where there are labels) and health/… (always).
+
+    `clusters` None: as many as classes. `prefix`, such as "baseline/raw-pixels/", goes before every metric's name.
+    What a set is too small for is left out. Raises UserError for embeddings that are not finite.
+    """
+    _check_finite(train, test)
+    records = _health_records(train, seed)
+    train, test = _labelled(train), _labelled(test)
+    if len(train.ids) and len(test.ids):
+        records += [_knn_record(train, test, k, temperature)]
+        records += _cluster_records(test, clusters or _n_classes(train, test), seed)
+        records += _retrieval_records(test)
+    return [
+        {**record, "metric": prefix + record["metric"], "checkpoint": checkpoint, "seed": seed} for record in records
+    ]
+
+
+def raw_pixel_embeddings(
+    images: _Images,
+    split: str,
+    *,
+    image_size: int,
+    class_names: tuple[str, ...] | None = None,
+    data_fingerprint: str = "",
+    data: str = "",
+    data_path: str = "",
+) -> Embeddings:
+    """The baseline that needs no encoder: pixels in [0, 1], flattened, of images shrunk to at most 32 × 32."""
+    side = min(image_size, RAW_PIXEL_SIDE)
+    n = len(images.ids)
+    pixels = [images.square(np.arange(i, min(i + 1024, n)), side) for i in range(0, max(n, 1), 1024)]
+    flat = np.concatenate(
+        [part.reshape(len(part), math.prod(part.shape[1:])).astype(np.float32) / 255 for part in pixels]
+    )
+    return Embeddings(
+        ids=images.ids,
+        paths=list(images.paths),
+        labels=images.labels,
+        vectors=flat,
+        class_names=class_names,
+        encoder_hash="raw-pixels",
+        data_fingerprint=data_fingerprint,
+        split=split,
+        data=data,
+        data_path=data_path,
+    )
+
+
+def read_evaluation(run: Path) -> dict[str, Any]:
+    """evaluation.json of a run; raises UserError where it is missing, damaged or of another schema version."""
+    path = run / "evaluation.json"
+    try:
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        schema = values.get("schema")
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: `rayssl evaluate {run}` writes it") from None
+    except (ValueError, AttributeError):
+        raise UserError(f"{path} is damaged (not a JSON object): remove it and run `rayssl evaluate {run}`") from None
+    if schema != SCHEMA:
+        raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
+    if not isinstance(values.get("records"), list) or not isinstance(values.get("flat"), dict):
+        raise UserError(f"{path} is damaged (no records): remove it and run `rayssl evaluate {run}`")
+    return values
+
+
+def write_evaluation(run: Path, records: list[Record]) -> None:
+    """Merge records into <run>/evaluation.json, whole or not at all.
+
+    A record takes the place of one of the same metric, data and split. The flat view shows for each metric the
+    record of the test split if there is one, and of several data sets the one written last.
+    """
+    path = run / "evaluation.json"
+    before: list[Record] = read_evaluation(run)["records"] if path.exists() else []
+    merged = {_key(record): record for record in before}
+    for record in records:
+        merged.pop(_key(record), None)  # so that the new one comes last
+        merged[_key(record)] = record
+    ordered = sorted(merged.values(), key=lambda record: record["split"] == "test")
+    flat = {record["metric"]: record["value"] for record in ordered}
+    write_json(path, {"schema": SCHEMA, "records": list(merged.values()), "flat": dict(sorted(flat.items()))})
+
+
+def _key(record: Record) -> tuple[str, str, str]:
+    return record["metric"], record["data"], record["split"]
+
+
+def _check_finite(*sets: Embeddings) -> None:
+    for embeddings in sets:
+        if not np.isfinite(embeddings.vectors).all():
+            raise UserError(
+                f"the embeddings of the {embeddings.split} split hold NaN or infinity: the training diverged; "
+                "train again with a lower --train.learning-rate"
+            )
+
+
+def _labelled(embeddings: Embeddings) -> Embeddings:
+    """The rows that have a label."""
+    known = np.zeros(0, dtype=np.int64) if embeddings.labels is None else np.flatnonzero(embeddings.labels >= 0)
+    return replace(
+        embeddings,
+        ids=embeddings.ids[known],
+        paths=[embeddings.paths[row] for row in known.tolist()],
+        labels=None if embeddings.labels is None else embeddings.labels[known],
+        vectors=embeddings.vectors[known],
+    )
+
+
+def _n_classes(*sets: Embeddings) -> int:
+    return 1 + max(int(e.labels.max()) for e in sets if e.labels is not None and len(e.labels))
+
+
+def _record(
+    embeddings: Embeddings, metric: str, value: float, protocol: str, n: int, interval: Interval | None
+) -> Record:
+    return {
+        "metric": metric,
+        "value": value,
+        "protocol": protocol,
+        "data": embeddings.data or embeddings.data_fingerprint,
+        "split": embeddings.split,
+        "checkpoint": "",
+        "seed": 0,
+        "n": n,
+        "interval": None if interval is None else list(interval),
+    }
+
+
+def _knn_record(train: Embeddings, test: Embeddings, k: int, temperature: float) -> Record:
+    assert train.labels is not None
+    assert test.labels is not None
+    used = min(k, len(train.vectors))
+    predicted = metrics.knn_classify(
+        train.vectors, train.labels, test.vectors, used, temperature, _n_classes(train, test)
+    )
+    n = len(test.labels)
+    hits = int((predicted == test.labels).sum())
+    protocol = (
+        f"k nearest neighbours by cosine, k = {used}, weights exp(s/T) with T = {temperature:g}; "
+        f"votes of {len(train.vectors)} images of {train.split} for {n} of {test.split}; Wilson interval"
+    )
+    return _record(test, "knn/top1", hits / n, protocol, n, metrics.interval_of_proportion(hits, n))
+
+
+def _cluster_records(test: Embeddings, clusters: int, seed: int) -> list[Record]:
+    assert test.labels is not None
+    n = len(test.labels)
+    if n < clusters:
+        return []
+    assignment = metrics.kmeans(test.vectors, clusters, seed)
+    intervals = metrics.cluster_intervals(assignment, test.labels, seed)
+    protocol = (
+        f"k-means with {clusters} clusters on the L2-normalised embeddings of {n} images of {test.split}, best of 10 "
+        "starts; acc by Hungarian matching; interval by bootstrap over images, the clustering held fixed"
+    )
+    agreement = metrics.cluster_agreement(assignment, test.labels)
+    return [_record(test, f"cluster/{name}", value, protocol, n, intervals[name]) for name, value in agreement.items()]
+
+
+def _retrieval_records(test: Embeddings) -> list[Record]:
+    assert test.labels is not None
+    if np.bincount(test.labels).max() < 2:
+        return []
+    figures = metrics.retrieval_per_query(test.vectors, test.labels)
+    n = len(figures["map@r"])
+    protocol = (
+        f"each of {n} images of {test.split} searches the other {len(test.labels) - 1} by cosine, itself left out; "
+        "definitions of pytorch-metric-learning; recall@k: one of the k nearest is of its class"
+    )
+    records = []
+    for name, values in figures.items():
+        share = metrics.interval_of_proportion(int(values.sum()), n)
+        interval = metrics.interval_of_mean(values) if name == "map@r" else share
+        records.append(_record(test, f"retrieval/{name}", float(values.mean()), protocol, n, interval))
+    return records
+
+
+def _health_records(train: Embeddings, seed: int) -> list[Record]:
+    n = len(train.vectors)
+    if n < 2:
+        return []
+    sample = np.random.default_rng(seed).permutation(n)
+    vectors, few = train.vectors[sample[:RANKME_SAMPLES]], train.vectors[sample[:UNIFORMITY_SAMPLES]]
+    short = "" if len(vectors) == RANKME_SAMPLES else f", fewer than the {RANKME_SAMPLES} it needs to settle"
+    dim = vectors.shape[1]
+    where = f"images of {train.split}"
+    rank = f"RankMe, the effective rank of the embeddings, 1 … {min(vectors.shape)}, of {len(vectors)} {where}{short}"
+    spread = f"uniformity (Wang and Isola, t = 2; lower is better) over all pairs of {len(few)} {where}"
+    std = f"mean std per dimension of the L2-normalised embeddings × √{dim} over {len(vectors)} {where}; 0: collapsed"
+    return [
+        _record(train, "health/rankme", metrics.rankme(vectors), rank, len(vectors), None),
+        _record(train, "health/uniformity", metrics.uniformity(few), spread, len(few), None),
+        _record(train, "health/std", metrics.code_std(vectors), std, len(vectors), None),
+    ]

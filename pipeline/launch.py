@@ -1,0 +1,172 @@
+"""From configs to finished run folders: prepare, run the worker stages on Ray (or torchrun), then the rest here."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.prepare import Prepared, announce, open_data, prepare
+from pipeline.progress import Display
+
+WORKER = ("pretrain", "probe", "finetune", "embed")
+HERE = ("index", "evaluate")
+ALL = (*WORKER, *HERE, "report")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, where to, and which stages of it."""
+
+    configs: list[Config]
+    folders: list[Path]
+    stages: tuple[str, ...]
+    out: Path  # where a report over all runs goes
+    command: str
+
+
+def start(plan: Plan, display: Display) -> None:
+    """Start or continue the runs of a plan."""
+    if under_torchrun():
+        return start_under_torchrun(plan, display)
+    prepared = [prepare_shown(config, run, plan.command, display) for config, run in zip(plan.configs, plan.folders)]
+    run_stages(prepared, plan, display)
+
+
+def proceed(plan: Plan, display: Display) -> None:
+    """Stages on run folders that exist; their configs may differ only in what these stages read."""
+    prepared = []
+    for config, run in zip(plan.configs, plan.folders):
+        configuration.save(config, run / "config.json")
+        prepared.append(Prepared(config, run, open_shown(config, display)))
+    run_stages(prepared, plan, display)
+
+
+def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
+    """Worker stages in one worker group, then index, evaluation and report in this process."""
+    run_on_ray(prepared, [stage for stage in plan.stages if stage in WORKER], plan.out, display)
+    finish(prepared, plan, display)
+
+
+def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
+    """What there is to do in workers, of all runs in one worker group."""
+    from pipeline.cluster.train import Job, Resources, run_jobs
+    from pipeline.stages import pending
+
+    jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
+    if any(job.stages for job in jobs):
+        display({"message": "starting Ray …"})
+    cluster = prepared[0].config.cluster
+    resources = Resources(
+        cluster.workers, cluster.gpu_per_worker, cluster.cpu_per_worker, cluster.address, cluster.max_failures
+    )
+    run_jobs(jobs, folder.absolute(), resources, display)
+
+
+def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
+    """The stages that need no worker."""
+    from pipeline.stages import run_evaluate, run_index, run_report
+
+    for p in prepared:
+        if "index" in plan.stages:
+            display({"run": p.run.name, "stage": "index"})
+            run_index(p.run)
+        if "evaluate" in plan.stages:
+            display({"run": p.run.name, "stage": "evaluate"})
+            run_evaluate(p.run, p.dataset)
+    if "report" in plan.stages:
+        display({"stage": "report"})
+        for p in prepared:
+            run_report([p.run], p.run)
+        if len(prepared) > 1:
+            run_report([p.run for p in prepared], plan.out)
+
+
+def prepare_shown(config: Config, run: Path, command: str, display: Display) -> Prepared:
+    """Prepare a run, say what it will do, and show how the images are read."""
+    warn = _warn(display)
+    prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
+    announce(prepared, lambda line: display({"message": line}))
+    return prepared
+
+
+def open_shown(config: Config, display: Display) -> Any:
+    """Open a run's data and show how the images are read."""
+    return open_data(config, _reading(display))
+
+
+def under_torchrun() -> bool:
+    """Whether this process is one of several that torchrun started."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def start_under_torchrun(plan: Plan, display: Display) -> None:
+    """The same stages in processes that are there already; rank 0 prepares, writes and reports."""
+    import torch
+    import torch.distributed as dist
+
+    from pipeline import distributed
+    from pipeline.reporter import LocalReporter, Silent
+    from pipeline.stages import pending, run_worker_stages
+
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if cuda else "gloo")
+    configs = [replace(c, cluster=replace(c.cluster, workers=dist.get_world_size())) for c in plan.configs]
+    main = distributed.rank() == 0
+    reporter = LocalReporter(display)
+    prepared = []
+    names = [stage for stage in plan.stages if stage in WORKER]
+    try:
+        for config, run in zip(configs, plan.folders):
+            if main:
+                prepared.append(prepare_shown(config, run, plan.command, display))
+            todo = pending(run, names, prepared[-1].config, prepared[-1].dataset) if main else []
+            todo = distributed.broadcast_object(todo)
+            with reporter.stop_on_signals():
+                run_worker_stages(run, todo, reporter if main else Silent())
+        if main:
+            finish(prepared, plan, display)
+    finally:
+        dist.destroy_process_group()
+
+
+def _reading(display: Display) -> Callable[[int, int], None]:
+    return lambda done, total: display({"stage": "reading images", "done": done, "total": total})
+
+
+def _warn(display: Display) -> Callable[[str], None]:
+    return lambda text: display({"message": f"warning: {text}"})
+
+
+def embed_run(run: Path, other: str | None, display: Display) -> None:
+    """Embeddings of a run's own images, or of the images at `other`, in this process."""
+    from pipeline.data import open_dataset
+    from pipeline.reporter import LocalReporter
+    from pipeline.stages import embed_other_data, run_worker_stages
+
+    reporter = LocalReporter(display)
+    if other is None:
+        return run_worker_stages(run, ["embed"], reporter)
+    data = configuration.load(run / "config.json").data
+    dataset = open_dataset(
+        other, image_size=data.image_size, channels=data.channels, loader=data.loader, progress=_reading(display)
+    )
+    embed_other_data(run, dataset, reporter)
+
+
+def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
+    """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
+    from pipeline.export import export_encoder
+    from pipeline.reporter import LocalReporter
+    from pipeline.runfolder import writer_lock
+    from pipeline.stages import new_encoder, run_index, run_worker_stages
+
+    prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
+    with writer_lock(run):
+        export_encoder(new_encoder(prepared.config), run, {"method": None})
+    run_worker_stages(run, ["embed"], LocalReporter(display))
+    run_index(run)

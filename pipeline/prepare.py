@@ -1,0 +1,227 @@
+"""Before anything runs: resolve the config against the data, refuse what cannot work, and say what will happen."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.data import Dataset, open_dataset
+from pipeline.errors import UserError
+from pipeline.progress import format_bytes, format_duration
+from pipeline.runfolder import describe_software, update_manifest
+
+# What may differ when the same run is continued: nothing here changes what a step computes.
+FREE = {
+    "recipe", "schema", "wandb", "train.epochs", "train.steps", "train.minutes", "train.checkpoint_minutes",
+    "train.checkpoint_epochs", "train.keep_checkpoints", "train.threads", "data.loader", "data.processes",
+}  # fmt: skip
+FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.")
+
+CPU_FLOPS = 12e9  # a core's rate in small convolutions, forward and backward; a rough guess for the first estimate
+GPU_FLOPS = 40e12
+VIEW_SECONDS = 130e-6  # to augment a view of 32 × 32 pixels on one core
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run that can start."""
+
+    config: Config
+    run: Path
+    dataset: Dataset
+
+
+def open_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Dataset:
+    """The run's data set."""
+    data = config.data
+    return open_dataset(
+        data.path,
+        image_size=data.image_size,
+        channels=data.channels,
+        limit=data.limit,
+        val_fraction=data.val_fraction,
+        seed=config.train.seed,
+        labels=data.labels,
+        loader=data.loader,
+        progress=progress,
+    )
+
+
+def prepare(
+    config: Config, run: Path, *, command: str, warn: Callable[[str], None], progress: Callable[[int, int], None]
+) -> Prepared:
+    """Resolve the config, check it against a run that is there already, and write config.json and manifest.json.
+
+    Raises UserError before anything is written.
+    """
+    if not config.data.path:
+        raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
+    dataset = open_data(config, progress)
+    config = resolve(config, dataset, warn)
+    check_encoder(config)
+    if (run / "config.json").exists():
+        config = continue_run(configuration.load(run / "config.json"), config, run)
+    elif run.exists() and any(run.iterdir()):
+        raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
+    configuration.save(config, run / "config.json")
+    update_manifest(
+        run,
+        {
+            "recipe": config.recipe,
+            "command": command,
+            "seed": config.train.seed,
+            "data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint,
+                     "train": len(dataset.train), "val": len(dataset.val),
+                     "test": len(dataset.test) if dataset.test is not None else 0,
+                     "image_size": dataset.image_size, "channels": dataset.channels,
+                     "classes": list(dataset.class_names) if dataset.class_names else None},
+            "unreadable": [list(pair) for pair in dataset.unreadable],
+            **describe_software(),
+        },
+    )  # fmt: skip
+    if dataset.unreadable:
+        warn(f"{len(dataset.unreadable)} unreadable images are left out: listed in {run / 'manifest.json'}")
+    return Prepared(config, run, dataset)
+
+
+def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
+    """Every choice that depends on the data, made once and written down."""
+    from pipeline.augment import load_views, view_to_dict
+    from pipeline.methods import load_method
+    from pipeline.methods.base import Traits
+
+    traits = Traits(dataset.image_size, dataset.channels, config.augment.mirror)
+    method = configuration.method_name(config)
+    views = load_method(method).default_views(traits) if method else ()
+    if config.augment.spec is not None:
+        views = load_views(config.augment.spec, len(views))
+    return replace(
+        config,
+        data=replace(
+            config.data, path=dataset.path, image_size=dataset.image_size, channels=dataset.channels
+        ),
+        augment=replace(config.augment, views=tuple(view_to_dict(view) for view in views)),
+        train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
+    )
+
+
+def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> int:
+    """The global batch: shrunk to the number of images, refused where workers cannot share it evenly."""
+    batch, images, workers = config.train.batch_size, len(dataset.train), config.cluster.workers
+    if batch > images:
+        fitting = images // workers * workers
+        if fitting < 2:
+            raise UserError(f"{dataset.path} has {images} training images: at least 2 a worker are needed")
+        warn(f"--train.batch-size {batch} is more than the {images} training images: {fitting} is used")
+        return fitting
+    if batch % workers:
+        raise UserError(
+            f"--train.batch-size {batch} cannot be shared evenly by {workers} workers: "
+            f"use {batch // workers * workers or workers} or {(batch // workers + 1) * workers}"
+        )
+    return batch
+
+
+def check_encoder(config: Config) -> None:
+    """Build the encoder once, so that a wrong name, size or weights file ends here and not in a worker."""
+    from pipeline.stages import new_encoder
+
+    new_encoder(config)
+
+
+def continue_run(before: Config, now: Config, run: Path) -> Config:
+    """The config to go on with in a run folder; raises UserError where it holds another run."""
+    old, new = flatten(configuration.to_dict(before)), flatten(configuration.to_dict(now))
+    for key in sorted(old.keys() | new.keys()):
+        if key in FREE or key.startswith(FREE_GROUPS) or old.get(key) == new.get(key):
+            continue
+        raise UserError(
+            f"{run} holds another run: {key} is {old.get(key)!r} there and {new.get(key)!r} here: "
+            "use another --out, or the same value"
+        )
+    if now.train.minutes is not None and now.train.minutes == before.train.minutes:
+        return replace(now, train=replace(now.train, steps=before.train.steps))
+    return now
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to dotted paths."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def count_steps(config: Config, images: int) -> tuple[int, int]:
+    """(steps an epoch, steps in all)."""
+    per_epoch = images // config.train.batch_size
+    return per_epoch, config.train.steps or config.train.epochs * per_epoch
+
+
+def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
+    """What the run is about to do: images, encoder, steps, expected time and disk."""
+    from pipeline.encoders import describe
+    from pipeline.stages import new_encoder
+
+    config, data = prepared.config, prepared.dataset
+    facts = describe(new_encoder(config))
+    per_epoch, steps = count_steps(config, len(data.train))
+    test = len(data.test) if data.test is not None else 0
+    labels = f"{len(data.class_names)} classes" if data.class_names else "no labels"
+    seconds = expected_seconds(config, facts["flops"], steps)
+    length = f"{config.train.minutes:g} min of training" if config.train.minutes else f"about {format_duration(seconds)}"
+    say(f"{prepared.run}")
+    say(f"  images   {len(data.train):,} train, {len(data.val):,} held out, {test:,} test; "
+        f"{data.image_size} px, {data.channels} channels, {labels} ({data.path})")  # fmt: skip
+    say(f"  encoder  {config.encoder.name}: {facts['parameters'] / 1e6:.2f} M parameters, "
+        f"{facts['flops'] / 1e6:,.0f} MFLOPs an image, {facts['dim']} features")  # fmt: skip
+    say(f"  method   {configuration.method_name(config)}: {steps:,} steps of {config.train.batch_size} images "
+        f"({per_epoch:,} an epoch), {config.cluster.workers} worker{'s' * (config.cluster.workers > 1)}")  # fmt: skip
+    free = shutil.disk_usage(existing_parent(prepared.run)).free
+    needed = expected_bytes(config, facts, len(data.train) + len(data.val) + test)
+    say(f"  expected {length} of pre-training (a guess: the live line knows better), "
+        f"{format_bytes(needed)} of {format_bytes(free)} free disk")  # fmt: skip
+    if needed > free:
+        raise UserError(f"--out {prepared.run} needs about {format_bytes(needed)}: only {format_bytes(free)} are free")
+
+
+def expected_seconds(config: Config, flops: float, steps: int) -> float:
+    """A rough guess from the operations that a step needs; within a factor of about two on a CPU."""
+    from pipeline.recipes import has_gpu
+
+    views = {"simclr": 2, "rotnet": 4}.get(configuration.method_name(config) or "", 2)
+    cores = os.cpu_count() or 1
+    rate = GPU_FLOPS * config.cluster.workers if has_gpu() else CPU_FLOPS * cores
+    side = config.data.image_size or 32
+    augment = len(config.augment.views or ()) * VIEW_SECONDS * (side / 32) ** 1.5 / cores
+    return steps * config.train.batch_size * (3 * views * flops / rate + augment)
+
+
+def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
+    """Checkpoints (weights and optimiser state), exports, embeddings and index."""
+    weights = 4.0 * facts["parameters"]
+    return weights * 3.5 * (config.train.keep_checkpoints + 1) + images * facts["dim"] * 4 * 4
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def run_name(config: Config, changes: dict[str, Any]) -> str:
+    """A folder name that tells runs apart: the recipe, and a hash of what was changed of it."""
+    from pipeline.runfolder import stage_key
+
+    kept = {k.replace("-", "_"): v for k, v in changes.items()}
+    kept = {k: v for k, v in kept.items() if k not in FREE and not k.startswith(FREE_GROUPS) and k != "data.path"}
+    if "data.path" in changes:
+        kept["data.path"] = str(changes["data.path"])
+    return config.recipe if not kept else f"{config.recipe}-{stage_key(kept)[:6]}"
+

@@ -1,0 +1,92 @@
+"""What a person sees on the terminal (stderr): a live line, or plain lines when it is no terminal."""
+
+import math
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+PLAIN_SECONDS = 10.0  # a plain line so often
+RATE_MEMORY = 0.9  # of the moving average that the remaining time is made from
+
+
+class Display:
+    """Shows the rows that stages report (see pipeline.reporter)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._stage = ""
+        self._last_plain = 0.0
+        self._clock: tuple[int, float] | None = None
+        self._rate = 0.0
+
+    def __enter__(self) -> "Display":
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, refresh_per_second=5, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Show one row."""
+        if "message" in row:
+            self.console.print(row["message"], soft_wrap=True, markup=False)
+            return
+        title = f"{row.get('run', '')} {row['stage']}".strip()
+        begins = title != self._stage
+        if begins:
+            self._stage, self._clock, self._rate = title, None, 0.0
+        text = f"{title}: {self._training(row) if 'step' in row else _counting(row)}"
+        if self._live is not None:
+            self._live.update(Text(text))
+        elif begins or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            self.console.print(text, soft_wrap=True, markup=False)
+
+    def _training(self, row: dict[str, Any]) -> str:
+        done, total, per_epoch = row["step"] + 1, row["stop"], row["steps_per_epoch"]
+        parts = [
+            f"epoch {row['epoch'] + 1}/{math.ceil(total / per_epoch)}",
+            f"step {done}/{total}",
+            f"loss {row['train/loss']:.4g}",
+            f"{row['perf/images_per_s']:,.0f} images/s",
+            f"data wait {row['perf/data_wait']:.0%}",
+        ]
+        if "health/std" in row:
+            parts.append(f"spread {row['health/std']:.2f}" + (" (collapsing)" if row["health/std"] < 0.1 else ""))
+        remaining = self._remaining(done, total)
+        return ", ".join(parts) + (f", {format_duration(remaining)} left" if remaining is not None else "")
+
+    def _remaining(self, done: int, total: int) -> float | None:
+        now = time.monotonic()
+        if self._clock is not None and done > self._clock[0] and now > self._clock[1]:
+            rate = (done - self._clock[0]) / (now - self._clock[1])
+            self._rate = RATE_MEMORY * self._rate + (1 - RATE_MEMORY) * rate if self._rate else rate
+        self._clock = (done, now)
+        return (total - done) / self._rate if self._rate else None
+
+
+def _counting(row: dict[str, Any]) -> str:
+    if "total" not in row:
+        return "…"
+    return f"{row['done']:,}/{row['total']:,}"
+
+
+def format_duration(seconds: float) -> str:
+    """E.g. 45 s, 6 min, 2 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_bytes(count: float) -> str:
+    """E.g. 12 MB, 3.4 GB."""
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,133 @@
+"""The images most similar to a given one: encoder, index and embeddings of a run put together."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.data import decode, sample_id, to_square
+from pipeline.data.decode import load_size_of
+from pipeline.embeddings import Embeddings, load_embeddings
+from pipeline.encoders import Encoder
+from pipeline.errors import UserError
+from pipeline.export import encoder_hash, load_encoder
+from pipeline.index import check_matches, load_index, search
+from pipeline.runfolder import read_manifest
+
+BATCH = 64
+CELL = 160  # side of a picture in the gallery, in pixels
+
+
+def query(run: Path, images: list[str], k: int, data: str | None = None) -> list[dict[str, Any]]:
+    """For each image file its k nearest in the run's index, best first, with cosine scores in −1 … 1:
+
+        [{"query": path, "neighbors": [{"rank": 1, "id": …, "path": …, "label": …, "score": …}]}]
+
+    A label is the class's name where classes have names, else a number, or None. An image that is itself in the
+    index does not find itself, by id; a copy of it under another path is found. `data` names the data set, the
+    run's own without it. Raises UserError for a file that is no image, a k above the number of vectors, and an
+    index, embeddings or encoder that are missing, damaged or do not match.
+    """
+    name = data or read_manifest(run)["data"]["name"]
+    index, manifest = load_index(run / "index" / name)
+    splits = _load_splits(run / "embeddings" / name, run)
+    check_matches(manifest, encoder_hash(run), splits[0].data_fingerprint)
+    vectors = _embed_files(load_encoder(run), images)
+    own = [_own_ids(image, splits[0].data_path) for image in images]
+    scores, ids = search(index, vectors, k, own)
+    known = _known(splits, set(ids.ravel().tolist()))
+    if len(known) < len(set(ids.ravel().tolist())):
+        raise UserError(f"{run}/index/{name} holds images that have no embedding: `rayssl index {run}` builds it anew")
+    return [
+        {
+            "query": image,
+            "neighbors": [
+                {"rank": rank, "id": found, **known[found], "score": score}
+                for rank, (found, score) in enumerate(zip(its_ids, its_scores), start=1)
+            ],
+        }
+        for image, its_ids, its_scores in zip(images, ids.tolist(), scores.tolist())
+    ]
+
+
+def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], NDArray[np.uint8]], path: Path) -> None:
+    """Write a PNG with a row for each query: the image and its neighbours with their scores.
+
+    `images_lookup` gives the image (H, W, C) of a sample id; the queries are read from their files.
+    """
+    from matplotlib.figure import Figure
+
+    from pipeline.files import replacing
+
+    columns = 1 + max(len(result["neighbors"]) for result in results)
+    figure = Figure(figsize=(columns * CELL / 100, len(results) * (CELL + 40) / 100), dpi=100, layout="constrained")
+    axes = figure.subplots(len(results), columns, squeeze=False)
+    for cell in axes.flat:
+        cell.set_axis_off()
+    for row, result in zip(axes, results):
+        _show(row[0], decode(Path(result["query"]), None, CELL), "query")
+        for cell, neighbor in zip(row[1:], result["neighbors"]):
+            caption = f"{neighbor['score']:.3f}" + ("" if neighbor["label"] is None else f"  {neighbor['label']}")
+            _show(cell, images_lookup(neighbor["id"]), caption)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:
+    """A grey or colour picture; of any other number of channels the first one."""
+    pixels = image if image.shape[2] == 3 else image[:, :, 0]
+    cell.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+    # No mathematics in captions: a class may be called "$"
+    cell.set_title(caption, fontsize=9, parse_math=False)
+
+
+def _load_splits(folder: Path, run: Path) -> list[Embeddings]:
+    paths = sorted(folder.glob("*.parquet"))
+    if not paths:
+        raise UserError(f"{folder} holds no embeddings: `rayssl embed {run}` writes them")
+    return [load_embeddings(path) for path in paths]
+
+
+def _embed_files(encoder: Encoder, images: list[str]) -> NDArray[np.float32]:
+    """(Q, D) features of image files, read as the pipeline reads its data sets."""
+    load_size = load_size_of(encoder.image_size)
+    parts = []
+    for start in range(0, len(images), BATCH):
+        read = [_read(Path(image), encoder.channels, load_size) for image in images[start : start + BATCH]]
+        pixels = torch.from_numpy(np.stack([to_square(image, encoder.image_size) for image in read]))
+        with torch.inference_mode():
+            parts.append(encoder(pixels.permute(0, 3, 1, 2).float() / 255).numpy())
+    return np.concatenate(parts)
+
+
+def _read(path: Path, channels: int, load_size: int) -> NDArray[np.uint8]:
+    if not path.is_file():
+        raise UserError(f"image {path} does not exist: give the path of an image file")
+    return decode(path, channels, load_size)
+
+
+def _own_ids(image: str, data_path: str) -> set[int]:
+    """The sample id of a file that lies in the indexed folder; its own name counts, not what a link points to."""
+    folder, path = Path(data_path), Path(image)
+    places = {path.parent.resolve() / path.name, path.resolve()}
+    return {sample_id(place.relative_to(folder).as_posix()) for place in places if place.is_relative_to(folder)}
+
+
+def _known(splits: list[Embeddings], wanted: set[int]) -> dict[int, dict[str, Any]]:
+    """Id → path and label of the wanted images."""
+    return {
+        found: {"path": split.paths[row], "label": _label(split, row)}
+        for split in splits
+        for row, found in enumerate(split.ids.tolist())
+        if found in wanted
+    }
+
+
+def _label(embeddings: Embeddings, row: int) -> str | int | None:
+    if embeddings.labels is None or embeddings.labels[row] < 0:
+        return None
+    label = int(embeddings.labels[row])
+    return label if embeddings.class_names is None else embeddings.class_names[label]

@@ -1,0 +1,202 @@
+"""Complete named runs. A recipe is a function that returns a Config; its docstring is its manual.
+
+The CPU's encoder is resnet-tiny; a GPU gets ResNet-18 or ResNet-50. `rayssl recipes` lists them all.
+"""
+
+import inspect
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from pipeline.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    TrainConfig,
+    method_config,
+)
+from pipeline.errors import UserError, nearest
+
+T = TypeVar("T")
+
+DEFAULT_SUITE = ("simclr-digits", "rotnet-digits", "autoencoder-digits")
+
+
+def has_gpu() -> bool:
+    """Whether this machine has an NVIDIA device, told without importing torch."""
+    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+
+
+def simclr_digits() -> Config:
+    """SimCLR on the 8×8 digits that come with scikit-learn: a smoke test of the whole pipeline, about 20 s."""
+    return _digits(
+        Config(
+            method=method_config("simclr", temperature=0.2),
+            train=TrainConfig(epochs=40, batch_size=256, learning_rate=0.3, warmup_epochs=2, precision="fp32"),
+        )
+    )
+
+
+def rotnet_digits() -> Config:
+    """RotNet on the 8×8 digits: which way up is it? About 15 s."""
+    return _digits(
+        Config(
+            method=method_config("rotnet"),
+            train=TrainConfig(epochs=25, batch_size=128, learning_rate=0.1, nesterov=True, precision="fp32"),
+        )
+    )
+
+
+def autoencoder_digits() -> Config:
+    """A convolutional denoising autoencoder on the 8×8 digits, about 15 s."""
+    return _digits(
+        Config(
+            method=method_config("autoencoder", corruption="gaussian"),
+            train=TrainConfig(epochs=40, batch_size=128, optimizer="adamw", learning_rate=2e-3, precision="fp32"),
+        )
+    )
+
+
+def simclr_mnist() -> Config:
+    """SimCLR on MNIST (downloaded, or --data.path of a folder with parquet files)."""
+    train = TrainConfig(epochs=_epochs(200, 6), learning_rate=_by_device(0.03, 0.06), batch_size=_by_device(512, 256))
+    return _mnist(Config(method=method_config("simclr", temperature=0.5), train=train))
+
+
+def rotnet_mnist() -> Config:
+    """RotNet on MNIST."""
+    return _mnist(Config(method=method_config("rotnet"), train=_rotnet_training()))
+
+
+def autoencoder_mnist() -> Config:
+    """A convolutional denoising autoencoder on MNIST."""
+    return _mnist(Config(method=method_config("autoencoder", corruption="gaussian"), train=_autoencoder_training()))
+
+
+def simclr_cifar10() -> Config:
+    """SimCLR on CIFAR-10: `rayssl run simclr-cifar10` (downloads it) or with --data.path FOLDER.
+
+    On two CPU cores: resnet-tiny, under 10 minutes for the whole run. On a GPU: ResNet-18, 200 epochs.
+    """
+    train = TrainConfig(
+        epochs=_epochs(200, 7),
+        batch_size=_by_device(512, 256),
+        learning_rate=_by_device(0.03, 0.06),
+        checkpoint_minutes=2.0,
+    )
+    return _cifar10(Config(method=method_config("simclr", temperature=_by_device(0.5, 0.2)), train=train))
+
+
+def rotnet_cifar10() -> Config:
+    """RotNet on CIFAR-10: four turns of every image in one batch (Gidaris et al., 2018)."""
+    return _cifar10(Config(method=method_config("rotnet"), train=_rotnet_training()))
+
+
+def autoencoder_cifar10() -> Config:
+    """A convolutional denoising autoencoder on CIFAR-10."""
+    return _cifar10(Config(method=method_config("autoencoder"), train=_autoencoder_training()))
+
+
+def simclr_folder() -> Config:
+    """SimCLR on a folder of your own images: `rayssl run simclr-folder --data.path DIR`.
+
+    On a GPU 224 px and ResNet-50; on a CPU 96 px and resnet-tiny.
+    """
+    train = TrainConfig(
+        epochs=_epochs(200, 30), batch_size=256, learning_rate=0.06, warmup_epochs=_by_device(10, 1), clip_grad=5.0
+    )
+    return _folder(Config(method=method_config("simclr", temperature=0.2), train=train))
+
+
+def rotnet_folder() -> Config:
+    """RotNet on a folder of your own images, where up is up: not for cells or satellite images."""
+    return _folder(Config(method=method_config("rotnet"), train=replace(_rotnet_training(), epochs=_epochs(100, 15))))
+
+
+def autoencoder_folder() -> Config:
+    """A convolutional denoising autoencoder on a folder of your own images."""
+    training = replace(_autoencoder_training(), epochs=_epochs(100, 20))
+    return _folder(Config(method=method_config("autoencoder"), train=training))
+
+
+RECIPES: dict[str, Callable[[], Config]] = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        simclr_digits,
+        rotnet_digits,
+        autoencoder_digits,
+        simclr_mnist,
+        rotnet_mnist,
+        autoencoder_mnist,
+        simclr_cifar10,
+        rotnet_cifar10,
+        autoencoder_cifar10,
+        simclr_folder,
+        rotnet_folder,
+        autoencoder_folder,
+    )
+}
+
+
+def build_recipe(name: str) -> Config:
+    """The Config of a recipe; raises UserError for an unknown name, with the nearest one."""
+    if name not in RECIPES:
+        raise UserError(f"unknown recipe '{name}'{nearest(name, RECIPES)}: `rayssl recipes` lists them")
+    return replace(RECIPES[name](), recipe=name)
+
+
+def describe_recipe(name: str) -> str:
+    """The docstring of a recipe."""
+    return inspect.cleandoc(RECIPES[name].__doc__ or "")
+
+
+def _digits(config: Config) -> Config:
+    return replace(
+        config,
+        data=DataConfig(path="digits"),
+        augment=AugmentConfig(mirror=False),
+        probe=ProbeConfig(epochs=60, batch_size=256),
+        finetune=FinetuneConfig(epochs=30, batch_size=32),
+    )
+
+
+def _mnist(config: Config) -> Config:
+    encoder = EncoderConfig(name=_by_device("resnet18", "resnet-tiny"))
+    return replace(config, data=DataConfig(path="mnist"), augment=AugmentConfig(mirror=False), encoder=encoder)
+
+
+def _cifar10(config: Config) -> Config:
+    encoder = EncoderConfig(name=_by_device("resnet18", "resnet-tiny"))
+    return replace(
+        config,
+        data=DataConfig(path="cifar10"),
+        encoder=encoder,
+        probe=ProbeConfig(epochs=20),
+        finetune=FinetuneConfig(epochs=_by_device(50, 10)),
+    )
+
+
+def _folder(config: Config) -> Config:
+    encoder = EncoderConfig(name=_by_device("resnet50", "resnet-tiny"))
+    return replace(config, data=DataConfig(path="", image_size=_by_device(224, 96)), encoder=encoder)
+
+
+def _rotnet_training() -> TrainConfig:
+    # Gidaris et al., 2018: rate 0.1 at a batch of 128, here scaled from a batch of 256.
+    return TrainConfig(epochs=_epochs(100, 5), batch_size=128, learning_rate=0.2, nesterov=True)
+
+
+def _autoencoder_training() -> TrainConfig:
+    return TrainConfig(epochs=_epochs(100, 10), batch_size=128, optimizer="adamw", learning_rate=1e-3)
+
+
+def _epochs(gpu: int, cpu: int) -> int:
+    return gpu if has_gpu() else cpu
+
+
+def _by_device(gpu: T, cpu: T) -> T:
+    return gpu if has_gpu() else cpu

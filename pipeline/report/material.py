@@ -1,0 +1,174 @@
+"""A run with everything its sections draw from, and small pieces of HTML. All text from outside is escaped here."""
+
+import html
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import UserError
+from pipeline.report.results import Run
+from pipeline.runfolder import MetricsLog
+
+if TYPE_CHECKING:
+    from pipeline.data import Dataset
+    from pipeline.embeddings import Embeddings
+
+
+class NothingToShowError(Exception):
+    """A section, or one run's part of it, has nothing to show; the text says why."""
+
+
+@dataclass
+class Material:
+    """A run, its colour (#rrggbb) and its data set, or the reason why that cannot be opened."""
+
+    run: Run
+    colour: str
+    opened: "Dataset | UserError"
+
+    @property
+    def dataset(self) -> "Dataset":
+        """The data set; raises UserError where it cannot be opened any more."""
+        if isinstance(self.opened, UserError):
+            raise self.opened
+        return self.opened
+
+    @cached_property
+    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+        """Metric → (steps, values) of pre-training."""
+        found: dict[str, tuple[list[float], list[float]]] = {}
+        for row in MetricsLog(self.run.folder).rows():
+            if row.get("stage") == "pretrain":
+                _add_row(found, row)
+        return found
+
+    @cached_property
+    def embeddings(self) -> "dict[str, Embeddings]":
+        """Split → embeddings, of the run's own data where the folder has several.
+
+        Raises NothingToShowError where there are none, UserError where a file is damaged.
+        """
+        from pipeline.embeddings import load_embeddings
+
+        folder = self._embeddings_folder()
+        return {path.stem: load_embeddings(path) for path in sorted(folder.glob("*.parquet"))}
+
+    def split(self, name: str) -> "Embeddings":
+        """The embeddings of one split with at least one row; raises NothingToShowError where there are none."""
+        found = self.embeddings.get(name)
+        if found is None or len(found.ids) == 0:
+            raise NothingToShowError(f"no embeddings of the {name} split")
+        return found
+
+    def _embeddings_folder(self) -> Path:
+        parent = self.run.folder / "embeddings"
+        folders = sorted(path for path in parent.glob("*") if path.is_dir())
+        if not folders:
+            raise NothingToShowError(f"no embeddings: `rayssl embed {self.run.folder}` writes them")
+        own = self.run.manifest.get("data", {}).get("name")
+        return next((folder for folder in folders if folder.name == own), folders[0])
+
+
+def load_material(runs: Sequence[Run], colours: Sequence[str]) -> list[Material]:
+    """The runs with their data sets, each opened once."""
+    opened: dict[str, Dataset | UserError] = {}
+    for run in runs:
+        key = _data_key(run)
+        if key not in opened:
+            opened[key] = _open(run)
+    return [Material(run, colour, opened[_data_key(run)]) for run, colour in zip(runs, colours, strict=True)]
+
+
+def escape(value: object) -> str:
+    """Text for HTML, quotes included."""
+    return html.escape(str(value))
+
+
+def title_of(material: Material) -> str:
+    """Heading of one run's part of a section, with its colour."""
+    return f'<h3><i class="dot" style="background:{material.colour}"></i>{escape(material.run.label)}</h3>'
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """Escaped text as a paragraph."""
+    return f"<p{_class(kind)}>{escape(text)}</p>"
+
+
+def bullets(texts: Iterable[str], kind: str = "") -> str:
+    """Escaped texts as a list; empty without texts."""
+    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
+    return f"<ul{_class(kind)}>{items}</ul>" if items else ""
+
+
+def grid(blocks: Sequence[str], kind: str = "") -> str:
+    """Blocks of HTML side by side as far as the page is wide."""
+    return f'<div class="grid {kind}">{"".join(f"<div>{block}</div>" for block in blocks)}</div>'
+
+
+def data_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of ready HTML cells, the first of a row its heading; scrolls sideways on a narrow screen."""
+    header = "".join(f'<th scope="col">{cell}</th>' for cell in head)
+    body = "".join(
+        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def bar(label: str, value: float, text: str, colour: str, half_width: float = 0.0, mark: float | None = None) -> str:
+    """A horizontal bar of a share in [0, 1], with a whisker of ± half_width and a mark at another share."""
+    low, high = max(value - half_width, 0.0), min(value + half_width, 1.0)
+    whisker = f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b>' if half_width else ""
+    tick = f'<u style="left:{100 * mark:.2f}%"></u>' if mark is not None else ""
+    fill = f'<i style="width:{100 * min(max(value, 0.0), 1.0):.2f}%;background:{colour}"></i>'
+    return (
+        f'<div class="bar"><span>{escape(label)}</span><span class="track">{fill}{whisker}{tick}</span>'
+        f"<span>{escape(text)}</span></div>"
+    )
+
+
+def each_run(materials: Sequence[Material], draw: Callable[[Material], str], kind: str = "") -> str:
+    """What `draw` makes of every run, with a word for those that have nothing to show.
+
+    Raises NothingToShowError where no run has anything.
+    """
+    blocks, reasons = [], []
+    for material in materials:
+        try:
+            body = draw(material)
+            blocks.append(title_of(material) + body if len(materials) > 1 else body)
+        except (NothingToShowError, UserError) as reason:
+            reasons.append(f"{material.run.label}: {reason}" if len(materials) > 1 else str(reason))
+    if not blocks:
+        raise NothingToShowError("; ".join(dict.fromkeys(reasons)))
+    return grid(blocks, kind) + "".join(paragraph(reason, "quiet") for reason in reasons)
+
+
+def _class(kind: str) -> str:
+    return f' class="{kind}"' if kind else ""
+
+
+def _add_row(found: dict[str, tuple[list[float], list[float]]], row: dict[str, Any]) -> None:
+    step = row.get("step")
+    for key, value in row.items():
+        if "/" in key and isinstance(value, (int, float)) and isinstance(step, int):
+            steps, values = found.setdefault(key, ([], []))
+            steps.append(float(step))
+            values.append(float(value))
+
+
+def _data_key(run: Run) -> str:
+    return json.dumps([run.config["data"], run.config["train"]["seed"]], sort_keys=True)
+
+
+def _open(run: Run) -> "Dataset | UserError":
+    from pipeline.data import open_dataset
+
+    data = run.config["data"]
+    names = ("image_size", "channels", "limit", "val_fraction", "labels", "loader")
+    try:
+        return open_dataset(data["path"], seed=run.config["train"]["seed"], **{name: data[name] for name in names})
+    except UserError as error:
+        return error

@@ -1,0 +1,96 @@
+"""The report as one HTML file that needs nothing from anywhere else."""
+
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+
+from pipeline.errors import UserError
+from pipeline.files import write_text
+from pipeline.report import sections, summary
+from pipeline.report.figures import colours
+from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
+from pipeline.report.results import load_runs
+
+Draw = Callable[[Sequence[Material]], str]
+
+SECTIONS: tuple[tuple[str, Draw], ...] = (
+    ("Result", summary.result_section),
+    ("Comparison", summary.table_section),
+    ("Nearest neighbours", sections.neighbours_section),
+    ("Embedding map", sections.map_section),
+    ("Reconstructions and other pictures", sections.pictures_section),
+    ("Augmentation", sections.augmentation_section),
+    ("Training", sections.curves_section),
+    ("Probe by stage", sections.stages_section),
+    ("Health of the embeddings", summary.health_section),
+    ("Every figure", summary.figures_section),
+    ("Unreadable images", summary.unreadable_section),
+    ("What was run", summary.facts_section),
+    ("Run it again", summary.reproduce_section),
+    ("Files", summary.files_section),
+)
+
+
+def write_report(runs: list[Path], out: Path) -> None:
+    """Write the report of one run, or of several compared, to `out`, whole or not at all.
+
+    What a run lacks is left out and named at the end. Raises UserError where a folder is no run, or is damaged.
+    """
+    loaded = load_runs(runs)
+    materials = load_material(loaded, colours(len(loaded)))
+    parts, left_out = [], []
+    for title, draw in SECTIONS:
+        try:
+            parts.append((title, draw(materials)))
+        except (NothingToShowError, UserError) as reason:
+            left_out.append(f"{title}: {reason}")
+    write_text(out, _page(materials, parts, left_out))
+
+
+def _page(materials: Sequence[Material], parts: Sequence[tuple[str, str]], left_out: Sequence[str]) -> str:
+    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
+    body = "".join(
+        f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{content}</section>' for title, content in parts
+    )
+    if left_out:
+        body += f"<section><h2>Not shown</h2>{bullets(left_out, 'quiet')}</section>"
+    return Template(_asset("template.html")).substitute(
+        title=escape(_title(materials)), subtitle=escape(_subtitle(materials)), style=_asset("style.css"),
+        links=links, body=body,
+    )  # fmt: skip
+
+
+def _asset(name: str) -> str:
+    return (resources.files("pipeline.report") / name).read_text(encoding="utf-8")
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _title(materials: Sequence[Material]) -> str:
+    labels = ", ".join(material.run.label for material in materials)
+    data = ", ".join(dict.fromkeys(Path(material.run.data_path).name for material in materials))
+    return f"{labels} on {data}"
+
+
+def _subtitle(materials: Sequence[Material]) -> str:
+    facts = [_images(materials[0]), _encoders(materials), _commits(materials)]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _images(material: Material) -> str:
+    data = material.run.manifest.get("data")
+    if not data:
+        return ""
+    return f"{data['train'] + data['val']:,} training images, {data['image_size']} × {data['image_size']} pixels"
+
+
+def _encoders(materials: Sequence[Material]) -> str:
+    return ", ".join(dict.fromkeys(str(material.run.config["encoder"]["name"]) for material in materials))
+
+
+def _commits(materials: Sequence[Material]) -> str:
+    commits = dict.fromkeys(filter(None, (material.run.manifest.get("commit") for material in materials)))
+    return "commit " + ", ".join(map(str, commits)) if commits else ""

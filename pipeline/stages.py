@@ -1,0 +1,785 @@
+"""The story of a run, one function a stage: pretrain → probe → finetune → embed → index → evaluate → report.
+
+Each reads the run folder, does one thing, writes the run folder and marks itself done there. With the same inputs
+again it does nothing. Shapes: N images, D features.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import config as configuration
+from pipeline import distributed
+from pipeline.augment import view_from_dict
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import Config, TrainConfig
+from pipeline.data import Dataset, Images
+from pipeline.data.loader import Order, Views, load_batches
+from pipeline.embed import stage_features
+from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
+from pipeline.encoders import Encoder, build_encoder
+from pipeline.errors import UserError
+from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings, write_evaluation
+from pipeline.export import encoder_hash, export_encoder, load_encoder
+from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
+from pipeline.methods import load_method
+from pipeline.methods.base import Method, Traits
+from pipeline.metrics import interval_of_proportion
+from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
+from pipeline.prepare import count_steps, open_data
+from pipeline.probe import ProbeResult, probe
+from pipeline.reporter import Reporter
+from pipeline.runfolder import (
+    MetricsLog,
+    mark_stage,
+    read_manifest,
+    stage_done,
+    stage_key,
+    writer_lock,
+)
+from pipeline.tracking import Tracker, start_tracker
+from pipeline.train import Hooks, choose_device, resolve_precision, to_float, train
+
+CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
+BASELINE = "random-init"
+
+
+@dataclass
+class Work:
+    """A run while stages work on it: opened once, shared by the stages of one process."""
+
+    run: Path
+    reporter: Reporter
+    config: Config
+    dataset: Dataset
+    device: torch.device
+    precision: str
+    features: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, run: Path, reporter: Reporter) -> "Work":
+        """Open the run's config and data; raises UserError where the images are not those it was trained on."""
+        config = configuration.load(run / "config.json")
+        dataset = open_data(config)
+        expected = read_manifest(run)["data"]["fingerprint"]
+        if dataset.fingerprint != expected:
+            raise UserError(
+                f"{dataset.path} has changed since {run} was started (fingerprint {dataset.fingerprint[:12]}, there "
+                f"{expected[:12]}): start a new run with another --out, or bring the images back"
+            )
+        device = choose_device()
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        return cls(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the worker that writes."""
+        return distributed.rank() == 0
+
+
+def run_pretrain(work: Work) -> None:
+    """Train the method and export its encoder; raises Stopped when asked to stop before the end."""
+    config = fix_steps(work)
+    per_epoch, steps = count_steps(config, len(work.dataset.train))
+    key = key_of("pretrain", work.run, config, work.dataset)
+    if stage_done(work.run, "pretrain", key):
+        return
+    method = new_method(config, work)
+    optimizer = new_optimizer(method, config.train)
+    with stage(work, "pretrain", key) as facts:
+        start, _ = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
+        if start > steps:
+            raise UserError(f"{work.run} has already been trained for {start} steps: {steps} is less; use another --out")
+        with training_hooks(work, "pretrain", method, optimizer, start, per_epoch) as hooks:
+            done = train(
+                method,
+                batches_of(work, work.dataset.train, config, start, steps),
+                optimizer=optimizer,
+                learning_rate=schedule_of(config.train, steps, per_epoch),
+                start=start,
+                stop=steps,
+                steps_per_epoch=per_epoch,
+                seed=config.train.seed,
+                device=work.device,
+                precision=work.precision,
+                clip_grad=config.train.clip_grad,
+                stage="pretrain",
+                hooks=hooks,
+            )
+        if done < steps:
+            raise Stopped(done, steps)
+        if work.is_main:
+            export_encoder(method.encoder, work.run, {"method": required_method(config), "step": steps})
+            facts.update(steps=steps, precision=work.precision, device=str(work.device))
+        distributed.barrier()
+        if hasattr(method, "reconstruct"):
+            draw_reconstructions(work, method)
+
+
+def run_probe(work: Work) -> None:
+    """Linear probes on every stage of the encoder, of a randomly initialised one, and on raw pixels."""
+    key = key_of("probe", work.run, work.config, work.dataset)
+    if stage_done(work.run, "probe", key):
+        return
+    require_labels(work, "probe")
+    with stage(work, "probe", key):
+        for prefix, encoder in encoders_to_compare(work):
+            sets = [features_of(work, encoder, prefix, split) for split in ("train", "val", "test")]
+            probe_stages(work, prefix, {name: [s[name] for s in sets] for name in sets[0]})
+        pixels = [pixels_of(work.dataset, split) for split in ("train", "val", "test")]
+        probe_stages(work, "baseline/raw-pixels/", {"pixels": pixels})
+
+
+def run_finetune(work: Work) -> None:
+    """Train the encoder and a linear head on few labels; mean and standard deviation over draws of the labels."""
+    settings = work.config.finetune
+    key = key_of("finetune", work.run, work.config, work.dataset)
+    if stage_done(work.run, "finetune", key):
+        return
+    require_labels(work, "finetune")
+    with stage(work, "finetune", key):
+        accuracies = [finetune_draw(work, draw) for draw in range(settings.draws)]
+        test = work.dataset.test
+        assert test is not None
+        amount = f"{settings.label_fraction:.0%} of the labels"
+        name = f"finetune@{100 * settings.label_fraction:g}%"
+        if settings.labels_per_class is not None:
+            amount, name = f"{settings.labels_per_class} labels a class", f"finetune@{settings.labels_per_class}-a-class"
+        mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+        interval = [mean - spread, mean + spread] if spread is not None else None
+        protocol = (
+            f"whole network, {amount} ({settings.draws} stratified draws: mean, ± one standard deviation over draws), "
+            f"{settings.epochs} epochs of SGD, last epoch"
+        )
+        record(work, [new_record(work, f"{name}/top1", mean, protocol, len(test), interval)])
+
+
+def run_embed(work: Work) -> None:
+    """Embeddings of all images by the encoder and by a randomly initialised one."""
+    key = key_of("embed", work.run, work.config, work.dataset)
+    if stage_done(work.run, "embed", key):
+        return
+    with stage(work, "embed", key):
+        for prefix, encoder in encoders_to_compare(work):
+            save_splits(work, encoder, prefix)
+
+
+def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
+    """Embed train (with what is held out of it) and test, and write them on rank 0."""
+    folder = embeddings_folder(work.run, work.dataset.name, prefix)
+    found = {split: features_of(work, encoder, prefix, split)["features"] for split in ("train", "val", "test")}
+    if work.is_main:
+        train = [work.dataset.train, work.dataset.val]
+        vectors = np.concatenate([found["train"], found["val"]])
+        save_embeddings(describe_vectors(work, train, vectors, "train"), folder / "train.parquet")
+        save_embeddings(describe_vectors(work, [test_images(work)], found["test"], "test"), folder / "test.parquet")
+
+
+def run_index(run: Path) -> None:
+    """A FAISS index for each data set that the run has embeddings of, over all its images."""
+    names = sorted(path.parent.name for path in (run / "embeddings").glob("*/train.parquet"))
+    for name in names or [data_name(run)]:
+        index_embeddings(run, name)
+
+
+def index_embeddings(run: Path, name: str) -> None:
+    """The index of one data set."""
+    from pipeline.index import build_index, measure_recall, save_index
+
+    config = configuration.load(run / "config.json")
+    splits = load_splits(run, name)
+    vectors = np.concatenate([split.vectors for split in splits.values()])
+    ids = np.concatenate([split.ids for split in splits.values()])
+    first = next(iter(splits.values()))
+    stage_name = "index" if name == data_name(run) else f"index/{name}"
+    key = stage_key("index", dataclasses.asdict(config.index), first.encoder_hash, first.data_fingerprint, len(ids))
+    if stage_done(run, stage_name, key) and (run / "index" / name / "manifest.json").exists():
+        return
+    began = time.perf_counter()
+    index = build_index(vectors, ids, config.index.factory)
+    recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
+    with writer_lock(run):
+        save_index(
+            index,
+            run / "index" / name,
+            encoder_hash=first.encoder_hash,
+            data_fingerprint=first.data_fingerprint,
+            factory=config.index.factory,
+            recall=recall,
+            dim=vectors.shape[1],
+            count=len(ids),
+        )
+        mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
+
+
+def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
+    """kNN, k-means, retrieval and health of the embeddings, beside raw pixels and a random encoder."""
+    config, name = configuration.load(run / "config.json"), data_name(run)
+    splits = load_splits(run, name)
+    first = splits["train"]
+    key = stage_key("evaluate", dataclasses.asdict(config.evaluate), first.encoder_hash, first.data_fingerprint)
+    if stage_done(run, "evaluate", key):
+        return
+    began = time.perf_counter()
+    settings = dataclasses.asdict(config.evaluate)
+    settings.update(seed=config.train.seed, checkpoint=first.encoder_hash[:12])
+    records = evaluate_embeddings(splits["train"], splits["test"], **settings)
+    baseline = embeddings_folder(run, name, f"baseline/{BASELINE}/")
+    for other in sorted(baseline.parent.glob("*/train.parquet")):
+        found = load_splits_in(other.parent)
+        prefix = f"baseline/{other.parent.name}/"
+        records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
+    pixels = pixel_embeddings(dataset or open_data(config), splits)
+    records += evaluate_embeddings(pixels["train"], pixels["test"], **settings, prefix="baseline/raw-pixels/")
+    with writer_lock(run):
+        write_evaluation(run, records)
+        mark_stage(run, "evaluate", key, time.perf_counter() - began)
+
+
+def run_report(runs: list[Path], out: Path) -> None:
+    """report.html over one run, or over several with comparison.json beside it."""
+    from pipeline.report import write_comparison, write_report
+
+    write_report(runs, out / "report.html")
+    if len(runs) > 1:
+        write_comparison(runs, out / "comparison.json")
+
+
+def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
+    """Embeddings of another data set by a run's encoder, under embeddings/<its name>/."""
+    config, device = configuration.load(run / "config.json"), choose_device()
+    work = Work(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
+    encoder = load_encoder(run).to(device)
+    if (dataset.channels, dataset.image_size) != (encoder.channels, encoder.image_size):
+        raise UserError(
+            f"{dataset.path} was read with {dataset.channels} channels of {dataset.image_size} px: the encoder of {run} "
+            f"takes {encoder.channels} of {encoder.image_size}"
+        )
+    with writer_lock(run):
+        save_splits(work, encoder, "")
+
+
+class Stopped(Exception):
+    """A stage was asked to stop; its checkpoint is written."""
+
+    def __init__(self, done: int, steps: int) -> None:
+        super().__init__(f"stopped after step {done} of {steps}")
+
+
+WORKER_STAGES: dict[str, Callable[[Work], None]] = {
+    "pretrain": run_pretrain,
+    "probe": run_probe,
+    "finetune": run_finetune,
+    "embed": run_embed,
+}
+
+
+def run_worker_stages(run: Path, names: list[str], reporter: Reporter) -> None:
+    """The stages that need the encoder on a device, in order. Every worker calls it alike.
+
+    Raises Stopped when asked to stop, UserError where the input is wrong.
+    """
+    with main_writes(run):
+        work = Work.open(run, reporter)
+        for name in names:
+            WORKER_STAGES[name](work)
+
+
+def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
+    """A hash of all that a worker stage depends on: with the same key there is nothing to do."""
+    if name == "pretrain":
+        _, steps = count_steps(config, len(dataset.train))
+        return stage_key(name, steps, identity(config), dataset.fingerprint)
+    settings = {"probe": config.probe, "finetune": config.finetune}.get(name)
+    own = dataclasses.asdict(settings) if settings is not None else None
+    return stage_key(name, own, encoder_hash(run), dataset.fingerprint)
+
+
+def pending(run: Path, names: list[str], config: Config, dataset: Dataset) -> list[str]:
+    """Which of the worker stages have something to do; what needs labels is left out where there are none."""
+    if not has_labels(dataset):
+        names = [name for name in names if name not in ("probe", "finetune")]
+    if "pretrain" in names and not stage_done(run, "pretrain", key_of("pretrain", run, config, dataset)):
+        return names
+    return [name for name in names if not stage_done(run, name, key_of(name, run, config, dataset))]
+
+
+@contextmanager
+def main_writes(run: Path) -> Iterator[None]:
+    """The run's lock on rank 0; the others wait until it is held."""
+    if distributed.rank() == 0:
+        with writer_lock(run):
+            distributed.barrier()
+            yield
+    else:
+        distributed.barrier()
+        yield
+
+
+@contextmanager
+def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
+    """Announce a stage, and mark it done with its time when it ends well."""
+    began = time.perf_counter()
+    facts: dict[str, Any] = {}
+    work.reporter.progress({"run": work.run.name, "stage": name})
+    yield facts
+    if work.is_main:
+        mark_stage(work.run, name, key, time.perf_counter() - began, **facts)
+    distributed.barrier()
+
+
+# Pre-training
+
+
+def identity(config: Config) -> dict[str, Any]:
+    """The part of the config that decides what pre-training computes."""
+    from pipeline.prepare import FREE, FREE_GROUPS, flatten
+
+    flat = flatten(configuration.to_dict(config))
+    return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
+
+
+def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
+    """The run's encoder before training: a function of the seed (and of the weights it starts from)."""
+    data = config.data
+    if data.channels is None or data.image_size is None:
+        raise UserError("the config is not resolved: start the run with `rayssl run` or `rayssl pretrain`")
+    torch.manual_seed(config.train.seed)
+    return build_encoder(
+        config.encoder.name,
+        channels=data.channels,
+        image_size=data.image_size,
+        stem=config.encoder.stem,
+        weights=config.encoder.weights if weights else None,
+    )
+
+
+def new_method(config: Config, work: Work) -> Method[Any]:
+    """The method with its first weights, on this worker's device."""
+    traits = Traits(work.dataset.image_size, work.dataset.channels, config.augment.mirror)
+    encoder = new_encoder(config)
+    torch.manual_seed(config.train.seed + 1)
+    method = load_method(required_method(config))(config.method, encoder, traits)
+    return place(method, work)
+
+
+def required_method(config: Config) -> str:
+    """The method's name; raises UserError for a run that trains none."""
+    name = configuration.method_name(config)
+    if name is None:
+        raise UserError("this run folder holds an encoder that was not trained here: `rayssl run RECIPE` trains one")
+    return name
+
+
+def place(method: Method[Any], work: Work) -> Method[Any]:
+    """Global BatchNorm, precision, device and memory layout."""
+    distributed.use_global_batch_norm(method)
+    if work.precision == "fp64":
+        method.double()
+    return method.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def new_optimizer(method: Method[Any], settings: TrainConfig) -> torch.optim.Optimizer:
+    """The configured optimiser."""
+    return build_optimizer(
+        settings.optimizer,
+        method,
+        learning_rate=scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer),
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+    )
+
+
+def schedule_of(settings: TrainConfig, steps: int, per_epoch: int) -> Callable[[int], float]:
+    """Step → learning rate: a function of the planned number of steps.
+
+    A finished run that is extended goes on with the rate that the longer plan has at that step.
+    """
+    peak = scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer)
+    warmup = min(round(settings.warmup_epochs * per_epoch), steps)
+    return lambda step: learning_rate_at(step, steps, warmup, peak)
+
+
+def batches_of(work: Work, images: Images, config: Config, start: int, stop: int) -> Iterator[Any]:
+    """This worker's batches of the pre-training steps start … stop − 1."""
+    order = Order(len(images), config.train.batch_size, config.train.seed)
+    views = [view_from_dict(view) for view in config.augment.views or ()]
+    size = work.dataset.image_size
+    rank, world = distributed.rank(), distributed.world_size()
+    dataset = Views(images, order, views, size, config.train.seed, rank, world)
+    return load_batches(dataset, start, stop, loader_processes(config, (stop - start) * config.train.batch_size))
+
+
+def loader_processes(config: Config, images: int) -> int:
+    """Few images are augmented in a thread: starting a process costs as much as some 20,000 images of 32 pixels."""
+    if config.data.processes is not None:
+        return config.data.processes
+    if images * ((config.data.image_size or 32) / 32) ** 1.5 < 100_000:
+        return 0
+    return max(1, torch.get_num_threads() // 2)
+
+
+def fix_steps(work: Work) -> Config:
+    """Turn a time budget into a number of steps, once: it is kept in config.json, so nothing depends on the clock."""
+    config = work.config
+    if config.train.minutes is None or config.train.steps is not None:
+        return config
+    work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
+    rate = distributed.broadcast_object(measure_speed(work))
+    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 * rate))))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+    return work.config
+
+
+def measure_speed(work: Work) -> float:
+    """Optimiser steps a second of a copy that is thrown away."""
+    config = work.config
+    method = new_method(config, work)
+    marks: list[float] = []
+    hooks = Hooks(
+        log=lambda rows: None,
+        progress=lambda row: None,
+        checkpoint=lambda step: marks.append(time.perf_counter()),
+        checkpoint_due=lambda step: False,
+        should_stop=work.reporter.should_stop,
+    )
+    batches = batches_of(work, work.dataset.train, config, 0, CALIBRATION_STEPS)
+    per_epoch, _ = count_steps(config, len(work.dataset.train))
+    optimizer = new_optimizer(method, config.train)
+    warm = CALIBRATION_STEPS // 3
+    for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
+        train(
+            method, batches, optimizer=optimizer, learning_rate=lambda step: 1e-6, start=first, stop=last,
+            steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device, precision=work.precision,
+            clip_grad=None, stage="measure", hooks=hooks,
+        )  # fmt: skip
+    return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
+
+
+@contextmanager
+def training_hooks(
+    work: Work, name: str, method: Method[Any], optimizer: torch.optim.Optimizer, start: int, per_epoch: int
+) -> Iterator[Hooks]:
+    """Log to metrics.jsonl and wandb, checkpoint by time and by epoch. Only rank 0 writes."""
+    settings = work.config.train
+    log = MetricsLog(work.run)
+    tracker: Tracker | None = None
+    last = [time.monotonic()]
+    if work.is_main:
+        log.cut_back(name, start)
+        if start:
+            work.reporter.message(f"{work.run}: continues after step {start}")
+        tracker = start_tracker(
+            work.config.wandb,
+            folder=work.run,
+            name=work.run.name,
+            run_id=stage_key(identity(work.config), str(work.run.resolve()))[:12],
+            config=configuration.to_dict(work.config),
+            warn=work.reporter.message,
+        )
+
+    def log_rows(rows: list[dict[str, Any]]) -> None:
+        if tracker is not None:
+            log.append(rows)
+            tracker.log(rows)
+
+    def show(row: dict[str, Any]) -> None:
+        if work.is_main:
+            work.reporter.progress({"run": work.run.name, **row})
+
+    def checkpoint(step: int) -> None:
+        last[0] = time.monotonic()
+        if work.is_main:
+            folder, keep = work.run / "checkpoints", settings.keep_checkpoints
+            save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts={"stage": name})
+        distributed.barrier()
+
+    def due(step: int) -> bool:
+        late = time.monotonic() - last[0] > 60 * settings.checkpoint_minutes
+        epochs = settings.checkpoint_epochs * per_epoch
+        return work.is_main and (late or step // epochs > (step - 1) // epochs)
+
+    yield Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
+    if tracker is not None:
+        tracker.finish({})
+
+
+def draw_reconstructions(work: Work, method: Any) -> None:
+    """Held-out images, what was made of them, and what came back: figures/reconstructions.png and its error."""
+    from pipeline.report.galleries import save_contact_sheet
+
+    images = work.dataset.test if work.dataset.test is not None and len(work.dataset.test) else work.dataset.train
+    if not work.is_main:
+        return
+    method.eval()
+    chosen = np.arange(min(len(images), 512))
+    size = work.dataset.image_size
+    clean = to_float(torch.from_numpy(images.square(chosen, size)), work.device, work.precision)
+    ids = torch.from_numpy(images.ids[chosen]).to(work.device)
+    with torch.inference_mode():
+        corrupted = method.corrupt(clean, ids, work.config.train.seed, 0)
+        restored = method.reconstruct(corrupted)
+    columns = [_to_pixels(x[:12]) for x in (clean, corrupted, restored)]
+    save_contact_sheet(columns, work.run / "figures" / "reconstructions.png")
+    protocol = f"mean squared error against the clean image, pixels in [0, 1], first {len(chosen)} held-out images"
+    errors = {
+        "reconstruct/mse": float(((restored - clean) ** 2).mean()),
+        "reconstruct/corrupted-mse": float(((corrupted - clean) ** 2).mean()),
+        "reconstruct/mean-image-mse": float(((clean.mean(dim=0) - clean) ** 2).mean()),
+    }
+    record(work, [new_record(work, name, value, protocol, len(chosen), None) for name, value in errors.items()])
+
+
+def _to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return pixels
+
+
+# Probe and fine-tuning
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Whether every split has labels and images."""
+    splits = (dataset.train, dataset.val, dataset.test)
+    return bool(dataset.class_names) and all(images is not None and len(images) > 0 for images in splits)
+
+
+def require_labels(work: Work, verb: str) -> None:
+    """Raises UserError where the images have no labels."""
+    if not has_labels(work.dataset):
+        raise UserError(
+            f"`{verb}` needs labels and {work.dataset.path} has none: put the images of each class in a folder of its "
+            "own, or name a CSV with --data.labels when the run is started"
+        )
+
+
+def encoders_to_compare(work: Work) -> Iterator[tuple[str, Encoder]]:
+    """The trained encoder, then the same network as it was initialised, then the weights it started from."""
+    yield "", load_encoder(work.run).to(work.device)
+    yield f"baseline/{BASELINE}/", new_encoder(work.config, weights=False).to(work.device)
+    if work.config.encoder.weights is not None and work.config.method is not None:
+        yield "baseline/pretrained/", new_encoder(work.config).to(work.device)
+
+
+def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[str, NDArray[np.float32]]:
+    """Features of every stage for a split; kept, because the probe and the embeddings need the same ones."""
+    key = f"{prefix}{split}"
+    if key not in work.features:
+        images: Images = test_images(work) if split == "test" else getattr(work.dataset, split)
+
+        def show(done: int, total: int) -> None:
+            work.reporter.progress({"run": work.run.name, "stage": f"{prefix}features/{split}", "done": done, "total": total})
+
+        work.features[key] = stage_features(
+            encoder, images, pool=work.config.probe.pool, device=work.device, precision=work.precision, progress=show
+        )
+    return work.features[key]
+
+
+def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.float32]]]) -> None:
+    """Probe every stage; the one that is best on held-out training images is the result."""
+    if not work.is_main:
+        return
+    settings, data = work.config.probe, work.dataset
+    splits = [data.train, data.val, data.test]
+    labels = [images.labels for images in splits]  # type: ignore[union-attr]
+    results: dict[str, ProbeResult] = {}
+    for name, vectors in stages.items():
+        row = {"run": work.run.name, "stage": f"{prefix}probe", "done": len(results), "total": len(stages)}
+        work.reporter.progress(row)
+        results[name] = probe(
+            *zip(vectors, labels),  # type: ignore[arg-type]
+            classes=len(data.class_names or ()),
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rates=settings.learning_rates,
+            weight_decays=settings.weight_decays,
+            seed=work.config.train.seed,
+            device=work.device,
+        )
+    best = max(results, key=lambda name: results[name].val_accuracy)
+    records = [probe_record(work, f"{prefix}probe/{name}/top1", name, result) for name, result in results.items()]
+    record(work, [*records, probe_record(work, f"{prefix}probe/top1", f"{best}, chosen on held-out train", results[best])])
+
+
+def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Record:
+    """Test accuracy of one probe with its 95 % interval."""
+    n = len(work.dataset.test or ())
+    settings = work.config.probe
+    protocol = (
+        f"linear probe on frozen features of {where} (maps pooled to {settings.pool} × {settings.pool}), "
+        f"{settings.epochs} epochs of SGD, last epoch; learning rate {result.learning_rate:g} and weight decay "
+        f"{result.weight_decay:g} chosen on held-out train (accuracy there {result.val_accuracy:.4f})"
+    )
+    return new_record(work, metric, result.test_accuracy, protocol, n, list(interval_of_proportion(result.test_correct, n)))
+
+
+def finetune_draw(work: Work, draw: int) -> float:
+    """Test accuracy after fine-tuning on one draw of labelled images."""
+    settings, seed = work.config.finetune, work.config.train.seed
+    train_images = work.dataset.train
+    assert train_images.labels is not None
+    chosen = draw_labelled(
+        train_images.labels,
+        fraction=settings.label_fraction,
+        per_class=settings.labels_per_class,
+        seed=seed,
+        draw=draw,
+    )
+    images = train_images.select(chosen)
+    world = distributed.world_size()
+    batch = min(settings.batch_size, len(images)) // world * world
+    traits = Traits(work.dataset.image_size, work.dataset.channels, work.config.augment.mirror)
+    torch.manual_seed(seed + draw)
+    classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), load_encoder(work.run), traits)
+    place(classifier, work)
+    order = Order(len(images), batch, seed + draw)
+    steps = settings.epochs * order.steps_per_epoch
+    rates = TrainConfig(
+        learning_rate=settings.learning_rate, batch_size=batch, weight_decay=settings.weight_decay, nesterov=True
+    )
+    views = Views(images, order, Classifier.default_views(traits), traits.image_size, seed + draw, distributed.rank(), world)
+    name = f"finetune/{draw}"
+    log = MetricsLog(work.run)
+    if work.is_main:
+        log.cut_back(name, 0)
+    hooks = Hooks(
+        log=lambda rows: log.append(rows) if work.is_main else None,
+        progress=lambda row: work.reporter.progress({"run": work.run.name, **row}),
+        checkpoint=lambda step: None,
+        checkpoint_due=lambda step: False,
+        should_stop=work.reporter.should_stop,
+    )
+    done = train(
+        classifier,
+        load_batches(views, 0, steps, loader_processes(work.config, steps * batch)),
+        optimizer=new_optimizer(classifier, rates),
+        learning_rate=schedule_of(rates, steps, order.steps_per_epoch),
+        start=0,
+        stop=steps,
+        steps_per_epoch=order.steps_per_epoch,
+        seed=seed + draw,
+        device=work.device,
+        precision=work.precision,
+        clip_grad=None,
+        stage=name,
+        hooks=hooks,
+    )
+    if done < steps:
+        raise Stopped(done, steps)
+    return test_accuracy(work, classifier)
+
+
+def test_accuracy(work: Work, classifier: Classifier) -> float:
+    """Share of the test images that the classifier gets right."""
+    test = work.dataset.test
+    assert test is not None
+    assert test.labels is not None
+    correct = 0
+    for start in range(0, len(test), 256):
+        indices = np.arange(start, min(start + 256, len(test)))
+        pixels = torch.from_numpy(test.square(indices, work.dataset.image_size))
+        found = predict(classifier, to_float(pixels, work.device, work.precision))
+        correct += int((found == test.labels[indices]).sum())
+    return correct / len(test)
+
+
+# Records and embeddings
+
+
+def new_record(
+    work: Work, metric: str, value: float, protocol: str, n: int, interval: list[float] | None
+) -> Record:
+    """A record of this run; the checkpoint is told by the encoder's hash."""
+    return {
+        "metric": metric,
+        "value": value,
+        "protocol": protocol,
+        "data": work.dataset.name,
+        "split": "test",
+        "checkpoint": encoder_hash(work.run)[:12],
+        "seed": work.config.train.seed,
+        "n": n,
+        "interval": interval,
+    }
+
+
+def record(work: Work, records: list[Record]) -> None:
+    """Add to evaluation.json, on rank 0."""
+    if work.is_main:
+        write_evaluation(work.run, records)
+
+
+def embeddings_folder(run: Path, name: str, prefix: str) -> Path:
+    """embeddings/<data>, or embeddings/<data>/baseline/<name> for a baseline."""
+    return run / "embeddings" / name / prefix
+
+
+def describe_vectors(work: Work, images: list[Images], vectors: NDArray[np.float32], split: str) -> Embeddings:
+    """Vectors with the ids, paths and labels of their images."""
+    labels = [part.labels for part in images]
+    known = [part for part in labels if part is not None]
+    return Embeddings(
+        ids=np.concatenate([part.ids for part in images]),
+        paths=[path for part in images for path in part.paths],
+        labels=np.concatenate(known) if len(known) == len(labels) else None,
+        vectors=vectors,
+        class_names=work.dataset.class_names,
+        encoder_hash=encoder_hash(work.run),
+        data_fingerprint=work.dataset.fingerprint,
+        split=split,
+        data=work.dataset.name,
+        data_path=work.dataset.path,
+    )
+
+
+def test_images(work: Work) -> Images:
+    """The test split, or no images at all."""
+    return work.dataset.test if work.dataset.test is not None else work.dataset.train.select(np.arange(0))
+
+
+def data_name(run: Path) -> str:
+    """The name of the run's data set, a folder under embeddings/ and index/."""
+    name: str = read_manifest(run)["data"]["name"]
+    return name
+
+
+def load_splits(run: Path, name: str) -> dict[str, Embeddings]:
+    """The run's embeddings by split; raises UserError where they are missing or of another encoder."""
+    splits = load_splits_in(run / "embeddings" / name)
+    if splits["train"].encoder_hash != encoder_hash(run):
+        raise UserError(f"{run}/embeddings are of another encoder: `rayssl embed {run}` makes them anew")
+    return splits
+
+
+def load_splits_in(folder: Path) -> dict[str, Embeddings]:
+    """The embeddings of train and test (which may be empty)."""
+    return {split: load_embeddings(folder / f"{split}.parquet") for split in ("train", "test")}
+
+
+def pixel_embeddings(dataset: Dataset, like: dict[str, Embeddings]) -> dict[str, Embeddings]:
+    """Raw pixels in the place of the vectors of the embeddings, in the same order."""
+    parts = [pixels_of(dataset, split) for split in ("train", "val", "test")]
+    train, test = np.concatenate(parts[:2]), parts[2]
+    return {"train": replace(like["train"], vectors=train), "test": replace(like["test"], vectors=test)}
+
+
+def pixels_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
+    """(N, side² · C) pixels in [0, 1] of a split."""
+    images = getattr(dataset, split)
+    if images is None:
+        images = dataset.train.select(np.arange(0))
+    return raw_pixel_embeddings(images, split, image_size=dataset.image_size).vectors
+

@@ -1,0 +1,57 @@
+"""Is every file of a run folder whole, and does it belong to the others?"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import config as configuration
+from pipeline.checkpoint import checkpoint_fault, list_checkpoints
+from pipeline.embeddings import load_embeddings
+from pipeline.errors import UserError
+from pipeline.evaluate import read_evaluation
+from pipeline.export import encoder_hash, load_encoder
+from pipeline.index import check_matches, load_index
+from pipeline.runfolder import read_manifest
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file or folder; `fault` is None when it is whole."""
+
+    path: Path
+    fault: str | None
+
+
+def verify(run: Path) -> Iterator[Finding]:
+    """Check the files that are there, in the order in which stages write them."""
+    yield _try(run / "config.json", lambda: configuration.load(run / "config.json"))
+    yield _try(run / "manifest.json", lambda: read_manifest(run))
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        yield Finding(checkpoint, checkpoint_fault(checkpoint))
+    if (run / "encoder.json").exists() or (run / "encoder.safetensors").exists():
+        yield _try(run / "encoder.safetensors", lambda: load_encoder(run))
+    for path in sorted(run.glob("embeddings/**/*.parquet")):
+        yield _try(path, lambda path=path: _check_embeddings(run, path))  # type: ignore[misc]
+    for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
+        yield _try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder))  # type: ignore[misc]
+    if (run / "evaluation.json").exists():
+        yield _try(run / "evaluation.json", lambda: read_evaluation(run))
+
+
+def _try(path: Path, check: Callable[[], object]) -> Finding:
+    try:
+        check()
+    except UserError as error:
+        return Finding(path, str(error))
+    return Finding(path, None)
+
+
+def _check_embeddings(run: Path, path: Path) -> None:
+    embeddings = load_embeddings(path)
+    if "baseline" not in path.parts and embeddings.encoder_hash != encoder_hash(run):
+        raise UserError(f"{path} is of another encoder: `rayssl embed {run}` makes it anew")
+
+
+def _check_index(run: Path, folder: Path) -> None:
+    _, manifest = load_index(folder)
+    check_matches(manifest, encoder_hash(run), manifest["data_fingerprint"])

@@ -1,0 +1,135 @@
+"""What the tests compute in every process of a group, and alone: every case cuts its own slice from the global batch.
+
+Results are numpy arrays: what goes through the pool's pipes needs no shared memory.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipeline import distributed
+from pipeline.config import method_config
+from pipeline.distributed import use_global_batch_norm
+from pipeline.encoders import build_encoder
+from pipeline.losses import nt_xent
+from pipeline.methods import load_method
+from pipeline.methods.base import Batch, Method, Traits
+from pipeline.optim import build_optimizer
+from pipeline.train import wrap_for_workers
+
+Arrays = dict[str, NDArray[Any]]
+IMAGES, SIZE = 8, 8
+
+
+def own(x: Tensor) -> Tensor:
+    """This worker's slice of the global batch."""
+    return x.chunk(distributed.world_size())[distributed.rank()]
+
+
+def averaged_gradient(parameter: Tensor) -> NDArray[Any]:
+    """What DistributedDataParallel makes of a gradient."""
+    assert parameter.grad is not None
+    return distributed.mean_over_ranks(parameter.grad).numpy()
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def helpers() -> dict[str, Any]:
+    rank = distributed.rank()
+    rows = torch.arange(6).view(3, 2)[: 1 + 2 * rank] + 10 * rank  # one row on rank 0, three on rank 1
+    distributed.barrier()
+    return {
+        "rank": rank,
+        "world": distributed.world_size(),
+        "broadcast": distributed.broadcast_object({"from": rank}),
+        "any": [distributed.any_rank(flag) for flag in (False, rank == 1, True)],
+        "mean": distributed.mean_over_ranks(torch.tensor([1.0 + rank, 5.0])).tolist(),
+        "rows": distributed.gather_rows(rows).tolist(),
+        "empty": distributed.gather_rows(rows[: len(rows) * (1 - rank)]).tolist(),
+    }
+
+
+def nt_xent_case(dtype: torch.dtype) -> Arrays:
+    """Loss of the global batch, and gradients of a shared weight before and of the embeddings themselves."""
+    weight = random(5, 4, dtype=dtype).requires_grad_()
+    x1, x2 = (own(random(IMAGES, 5, dtype=dtype, seed=seed)).requires_grad_() for seed in (1, 2))
+    loss = nt_xent(x1 @ weight, x2 @ weight, 0.3)
+    loss.backward()
+    of_images = [distributed.gather_rows(x.grad) / distributed.world_size() for x in (x1, x2)]  # type: ignore[arg-type]
+    return {
+        "loss": distributed.mean_over_ranks(loss).numpy(),
+        "weight": averaged_gradient(weight),
+        "images": torch.cat(of_images).numpy(),
+    }
+
+
+def batch_norm_case(shape: tuple[int, ...], dtype: torch.dtype, affine: bool, offset: float) -> Arrays:
+    """Output, gradients and running statistics of a layer after two batches; the loss weighs every element apart."""
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    layer = kind(shape[1], affine=affine, momentum=0.3).to(dtype)
+    if affine:
+        layer.load_state_dict({"weight": 1 + 0.1 * random(shape[1]), "bias": random(shape[1], seed=3)}, strict=False)
+    layer = use_global_batch_norm(layer)  # type: ignore[assignment]
+    results: Arrays = {}
+    for seed in (4, 5):
+        x = own(random(*shape, dtype=dtype, seed=seed) + offset).requires_grad_()
+        y = layer(x)
+        (y * own(random(*shape, dtype=dtype, seed=6))).mean().backward()
+        results[f"y{seed}"] = distributed.gather_rows(y).float().numpy()
+        results[f"x{seed}"] = (distributed.gather_rows(x.grad) / distributed.world_size()).float().numpy()  # type: ignore[arg-type]
+    results |= {f"{name}.grad": averaged_gradient(p) for name, p in layer.named_parameters()}
+    return results | {name: value.numpy() for name, value in layer.state_dict().items()}
+
+
+def autocast_batch_norm_case() -> Arrays:
+    """The layer under bf16 autocast: fp32 statistics of bf16 activations."""
+    torch.manual_seed(0)
+    net = use_global_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)))
+    x = own(random(IMAGES, 3, 6, 6, dtype=torch.float32) + 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = net(x.contiguous(memory_format=torch.channels_last))
+    y.float().square().mul(own(random(IMAGES, 4, 4, 4, dtype=torch.float32))).mean().backward()
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    results = {"y": distributed.gather_rows(y.float()).numpy(), "mean": net[1].running_mean.numpy()}  # type: ignore[index]
+    return results | {name: averaged_gradient(p) for name, p in net.named_parameters()}
+
+
+def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int) -> Arrays:
+    """Losses of `steps` of SGD, the gradients of the first step, and the weights and statistics at the end."""
+    method, model = build(name, values, dtype)
+    optimizer = build_optimizer("sgd", method, learning_rate=0.1, weight_decay=5e-4)
+    losses, first = [], {}
+    for step in range(steps):
+        output = model(batch_at(step, dtype))
+        optimizer.zero_grad()
+        output.loss.backward()
+        first = first or {f"grad.{n}": p.grad.clone().numpy() for n, p in method.named_parameters()}
+        optimizer.step()
+        losses.append(distributed.mean_over_ranks(output.loss))
+    state = {f"state.{n}": value.numpy() for n, value in method.state_dict().items()}
+    return {"losses": torch.stack(losses).numpy(), **first, **state}
+
+
+def build(name: str, values: dict[str, Any], dtype: torch.dtype) -> tuple[Method[Any], nn.Module]:
+    """A method over a tiny encoder, and what the training loop calls; one process keeps torch's own BatchNorm."""
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet-tiny", channels=3, image_size=SIZE)
+    traits = Traits(image_size=SIZE, channels=3, mirror=True)
+    method = load_method(name)(method_config(name, **values), encoder, traits).to(dtype).train()
+    if distributed.world_size() > 1:
+        use_global_batch_norm(method)
+    return method, wrap_for_workers(method)
+
+
+def batch_at(step: int, dtype: torch.dtype) -> Batch:
+    """This worker's slice of the global batch at a step: two unlike views, ids that change with the step."""
+    rng = np.random.default_rng(step)
+    views = [torch.from_numpy(rng.random((IMAGES, 3, SIZE, SIZE))).to(dtype) for _ in range(2)]
+    ids = torch.arange(IMAGES) + 100 * step + 1
+    return Batch([own(view) for view in views], own(ids), None, seed=7, epoch=step // 10, step=step)

@@ -1,0 +1,80 @@
+"""Two workers with different data compute what one process does with all of it: values, gradients, curves."""
+
+import cases
+import numpy as np
+import pytest
+import torch
+from workers import Workers
+
+METHODS = [
+    ("simclr", {"temperature": 0.2}),
+    ("simclr", {"projector_layers": 3}),
+    ("rotnet", {}),
+    ("autoencoder", {"corruption": "masking", "share": 0.5, "patch": 2}),
+    ("autoencoder", {"corruption": "gaussian", "latent_dim": 6}),
+]
+
+
+def assert_same(found: cases.Arrays, expected: cases.Arrays, tolerance: float) -> None:
+    """Every array within `tolerance` of the other, relative to its own norm."""
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        error = np.linalg.norm(found[name] - value)
+        assert error <= tolerance * np.linalg.norm(value), f"{name}: error {error}, norm {np.linalg.norm(value)}"
+
+
+def test_helpers(workers: Workers):
+    for rank, found in enumerate(workers.run(cases.helpers)):
+        assert found == {
+            "rank": rank,
+            "world": 2,
+            "broadcast": {"from": 0},
+            "any": [False, True, True],
+            "mean": [1.5, 5.0],
+            "rows": [[0, 1], [10, 11], [12, 13], [14, 15]],
+            "empty": [[0, 1]],
+        }
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_nt_xent(workers: Workers, dtype, tolerance):
+    alone = cases.nt_xent_case(dtype)
+    for found in workers.run(cases.nt_xent_case, dtype):
+        assert_same(found, alone, tolerance)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "offset", "tolerance"),
+    [(torch.float64, 0.0, 1e-12), (torch.float64, 1e4, 1e-9), (torch.float32, 0.0, 1e-5), (torch.float32, 100.0, 1e-4)],
+)
+@pytest.mark.parametrize(("shape", "affine"), [((8, 5), True), ((8, 3, 4, 4), True), ((8, 3, 4, 4), False)])
+def test_global_batch_norm(workers: Workers, shape, affine, dtype, offset, tolerance):
+    alone = cases.batch_norm_case(shape, dtype, affine, offset)
+    for found in workers.run(cases.batch_norm_case, shape, dtype, affine, offset):
+        assert_same(found, alone, tolerance)
+
+
+def test_global_batch_norm_under_autocast(workers: Workers):
+    alone = cases.autocast_batch_norm_case()
+    for found in workers.run(cases.autocast_batch_norm_case):
+        assert_same(found, alone, 1e-2)  # an output in bf16 has three digits
+
+
+@pytest.mark.parametrize(("name", "values"), METHODS)
+def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
+    alone = gradients(cases.train_case(name, values, torch.float32, 1))
+    for found in workers.run(cases.train_case, name, values, torch.float32, 1):
+        together, reference = (np.concatenate([g.ravel() for g in x.values()]) for x in (gradients(found), alone))
+        assert np.linalg.norm(together - reference) <= 1e-5 * np.linalg.norm(reference)
+
+
+def gradients(results: cases.Arrays) -> cases.Arrays:
+    return {name: value for name, value in results.items() if name.startswith("grad.")}
+
+
+@pytest.mark.parametrize(("name", "values"), METHODS[::2])
+def test_curves_and_weights_over_50_steps_in_fp64(workers: Workers, name, values):
+    alone = cases.train_case(name, values, torch.float64, 50)
+    for found in workers.run(cases.train_case, name, values, torch.float64, 50):
+        np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-9, atol=0)
+        assert_same(found, alone, 1e-9)

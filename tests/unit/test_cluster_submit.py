@@ -1,0 +1,319 @@
+"""Submitting jobs, against a fake job server: what is packed, what is refused, what a broken connection does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import jobs.submit
+from pipeline.cluster import submit
+from pipeline.errors import UserError
+
+ADDRESS = "http://127.0.0.1:8265"
+
+
+def never() -> bool:
+    raise AssertionError("asked although nobody pressed Ctrl-C")
+
+
+@dataclass
+class FakeClient:
+    """A job server that runs nothing: each connection to the log is one list of chunks, or an error after them."""
+
+    jobs: list[Any] = field(default_factory=list)
+    connections: list[list[Any]] = field(default_factory=lambda: [["done\n"]])
+    statuses: list[str] = field(default_factory=lambda: ["SUCCEEDED"])
+    exit_code: int | None = 0
+    submitted: dict[str, Any] = field(default_factory=dict)
+    packed: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+
+    def list_jobs(self) -> list[Any]:
+        return self.jobs
+
+    def submit_job(self, **values: Any) -> str:
+        self.submitted = values
+        folder = Path(values["runtime_env"]["working_dir"])
+        self.packed = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        return str(values["submission_id"])
+
+    def get_job_status(self, job: str) -> str:
+        return self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(driver_exit_code=self.exit_code, message="the node died\nand more")
+
+    def stop_job(self, job: str) -> bool:
+        self.stopped.append(job)
+        return True
+
+    async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+        for chunk in self.connections.pop(0):
+            if isinstance(chunk, BaseException):
+                raise chunk
+            yield chunk
+
+
+def job(entrypoint: str, status: str = "RUNNING", name: str | None = "raysubmit_1") -> Any:
+    return SimpleNamespace(entrypoint=entrypoint, status=status, submission_id=name)
+
+
+@pytest.fixture(autouse=True)
+def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
+    """A fake server, and a small code folder with the verbs run, probe and recipes."""
+    fake = FakeClient()
+    monkeypatch.setattr(submit, "_connect", lambda address: fake)
+    monkeypatch.setattr(submit, "CODE", tmp_path / "code")
+    monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0)
+    monkeypatch.setattr(submit, "POLL_SECONDS", 0)
+    for name in ("main", "submit", "run", "probe", "recipes", "__init__"):
+        (tmp_path / "code/jobs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"code/jobs/{name}.py").write_text("")
+    return fake
+
+
+def send(
+    argv: Sequence[str], *, follow: bool = True, confirm: Callable[[], bool] = never
+) -> tuple[submit.Submission, list[str]]:
+    lines: list[str] = []
+    return submit.submit_job(ADDRESS, argv, follow=follow, confirm_stop=confirm, echo=lines.append), lines
+
+
+def test_package_holds_the_code_and_nothing_else(tmp_path: Path) -> None:
+    wanted = {"pipeline/__init__.py", "pipeline/data/x.py", "pipeline/py.typed", "pipeline/report/page.html"}
+    wanted |= {"jobs/run.py", "pyproject.toml", "rayssl/__init__.py"}
+    other = {"README.md", ".git/config", ".venv/a.py", "runs/x/config.json", "cat.png", "pipeline/data/cat.png"}
+    other |= {"pipeline/.ray/auth_token", "pipeline/auth_token", "pipeline/.secret.py", "jobs/__pycache__/run.py"}
+    other |= {"pipeline/runs/x/config.json", "pipeline/embeddings.parquet", "tests/test_x.py", "jobs/key.pem"}
+    folder = tmp_path / "project"
+    for name in wanted | other:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/private.py").write_text("")
+    (folder / "pipeline/linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "pipeline/linked.py").symlink_to(tmp_path / "elsewhere/private.py")
+
+    staging = submit.package_code(folder)
+
+    packed = {str(path.relative_to(staging)) for path in staging.rglob("*") if path.is_file()}
+    assert packed == wanted
+    assert all((staging / name).read_text() == name for name in wanted)
+
+
+def test_every_kind_of_package_data_is_packed() -> None:
+    project = tomllib.loads((submit.CODE / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["pipeline"]
+    assert {Path(f"x{Path(pattern).name}").suffix for pattern in patterns} <= submit.CODE_SUFFIXES
+
+
+def test_the_packed_code_runs_on_its_own() -> None:
+    staging = submit.package_code(submit.CODE)
+    program = "import jobs.submit, pipeline.config; print(pipeline.config.__file__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=staging, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(staging / "pipeline/config.py")
+
+
+def test_job_is_the_module_with_quoted_arguments(client: FakeClient) -> None:
+    done, lines = send(["run", "simclr", "--out", "/shared/my cats", "--data.path", "/d/$HOME;ls"])
+    assert client.submitted["entrypoint"] == (
+        "python -m jobs.run simclr --out '/shared/my cats' --data.path '/d/$HOME;ls'"
+    )
+    assert done == submit.Submission(ADDRESS, "rayssl-my-cats-1", "SUCCEEDED", 0)
+    assert client.packed == [f"jobs/{name}.py" for name in ("__init__", "main", "probe", "recipes", "run", "submit")]
+    assert not Path(client.submitted["runtime_env"]["working_dir"]).exists()
+    assert "done" in lines
+    assert lines[-1] == "rayssl-my-cats-1: succeeded"
+
+
+def test_environment_of_the_user_is_not_sent(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "secret-key")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret-token")
+    send(["recipes"])
+    assert "secret" not in json.dumps(client.submitted)
+    assert client.submitted["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "60"}
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ([], "rayssl-cats-1"),
+        (["rayssl-cats-1", "rayssl-cats-10", "rayssl-cats-2"], "rayssl-cats-11"),
+        (["rayssl-cats-extra-7", "xrayssl-cats-5", "raysubmit_9"], "rayssl-cats-1"),
+    ],
+)
+def test_ids_count_up(client: FakeClient, taken: list[str], expected: str) -> None:
+    client.jobs = [job("python x.py", "FAILED", name) for name in taken] + [job("", "RUNNING", None)]
+    assert send(["run", "simclr", "--out=/shared/cats/"])[0].id == expected
+
+
+@pytest.mark.parametrize(
+    "entrypoint",
+    [
+        "python -m jobs.run simclr --out /shared/cats",
+        "python -m jobs.run simclr --out=/shared//cats/ --train.epochs 3",
+        "python3 -u -m jobs.probe /shared/cats",
+    ],
+)
+def test_second_job_of_a_run_is_refused_however_the_first_came(client: FakeClient, entrypoint: str) -> None:
+    client.jobs = [job(entrypoint)]
+    with pytest.raises(
+        UserError, match=r"raysubmit_1, which has not ended.*ray job stop --address http://127"
+    ) as error:
+        send(["run", "simclr", "--out", "/shared/cats"])
+    assert "\n" not in str(error.value)
+    assert client.submitted == {}
+
+
+@pytest.mark.parametrize(
+    ("entrypoint", "status"),
+    [
+        ("python -m jobs.run simclr --out /shared/cats", "STOPPED"),
+        ("python -m jobs.run simclr --out /shared/cats", "FAILED"),
+        ("python -m jobs.run simclr --out /other/cats", "RUNNING"),
+        ("python train.py --out /shared/cats", "RUNNING"),
+        ("echo 'unbalanced", "RUNNING"),
+    ],
+)
+def test_other_jobs_are_no_obstacle(client: FakeClient, entrypoint: str, status: str) -> None:
+    client.jobs = [job(entrypoint, status)]
+    assert send(["run", "simclr", "--out", "/shared/cats"])[0].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "no verb after --"),
+        (["prob", "/shared/cats"], r"unknown verb 'prob' \(did you mean 'probe'\?\)"),
+        (["submit", ADDRESS], "unknown verb 'submit'"),
+        (["../run"], "unknown verb '../run'"),
+        (["run", "simclr"], "has no --out"),
+        (["run", "simclr", "--out"], "has no --out"),
+        (["run", "simclr", "--out", "runs/cats"], "'runs/cats' is relative"),
+        (["probe", "runs/cats"], "'runs/cats' is relative"),
+    ],
+)
+def test_wrong_arguments(client: FakeClient, argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        send(argv)
+    assert client.submitted == {}
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "os://x"])
+def test_wrong_address(address: str) -> None:
+    with pytest.raises(UserError, match=r"URL of the dashboard, such as http://127.0.0.1:8265"):
+        submit.submit(address, ["run"], confirm_stop=never, echo=print)
+
+
+def test_unreachable_address_is_one_line() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and not listening: refuses
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"^cannot reach {address}: .*$"):
+            submit._connect(address)
+
+
+def test_address_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://elsewhere:1")
+    with submit._without_environment("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        assert "RAY_ADDRESS" not in os.environ
+    assert os.environ["RAY_ADDRESS"] == "http://elsewhere:1"
+    assert "RAY_API_SERVER_ADDRESS" not in os.environ
+
+
+def test_failed_job_is_exit_code_1(client: FakeClient) -> None:
+    client.statuses, client.exit_code = ["FAILED"], 2
+    done, lines = send(["recipes"])
+    assert (done.exit_code, lines[-1]) == (1, "rayssl-recipes-1: failed with exit code 2")
+
+
+def test_job_that_never_ran_says_why(client: FakeClient) -> None:
+    client.statuses, client.exit_code = ["FAILED"], None
+    assert send(["recipes"])[1][-1] == "rayssl-recipes-1: failed: the node died"
+
+
+def test_no_follow_returns_at_once(client: FakeClient) -> None:
+    client.connections, client.statuses = [], ["PENDING"]
+    done, lines = send(["recipes"], follow=False)
+    assert (done.status, done.exit_code) == ("PENDING", 0)
+    assert lines == [f"submitted rayssl-recipes-1; the log: ray job logs --address {ADDRESS} --follow rayssl-recipes-1"]
+
+
+def test_log_over_broken_connections_shows_every_line_once(client: FakeClient) -> None:
+    client.connections = [
+        ["one\ntw", RuntimeError("connection closed")],
+        [RuntimeError("refused")],
+        ["one\n", "two\nthr"],
+        ["one\ntwo\nthree\n", "four"],
+    ]
+    client.statuses = ["RUNNING", "SUCCEEDED"]
+    done, lines = send(["recipes"])
+    assert lines[1:-1] == ["one", "two", "three", "four"]
+    assert done.exit_code == 0
+
+
+def test_server_that_stays_away_is_named(client: FakeClient) -> None:
+    client.connections = [[RuntimeError("gone")] for _ in range(submit.RECONNECTS + 1)]
+    with pytest.raises(UserError, match=f"lost {ADDRESS}: rayssl-recipes-1 may still run"):
+        send(["recipes"])
+    assert client.connections == []
+
+
+def test_interrupt_and_yes_stops_the_job(client: FakeClient) -> None:
+    client.connections, client.statuses = [["one\n", KeyboardInterrupt()]], ["RUNNING", "RUNNING", "STOPPED"]
+    done, lines = send(["recipes"], confirm=lambda: True)
+    assert client.stopped == ["rayssl-recipes-1"]
+    assert (done.status, done.exit_code, lines[-1]) == ("STOPPED", 1, "rayssl-recipes-1: stopped")
+
+
+def interrupt_again() -> bool:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("confirm", [lambda: False, interrupt_again])
+def test_interrupt_and_no_leaves_the_job_running(client: FakeClient, confirm: Callable[[], bool]) -> None:
+    client.connections, client.statuses = [[KeyboardInterrupt()]], ["RUNNING"]
+    done, lines = send(["recipes"], confirm=confirm)
+    assert client.stopped == []
+    assert (done.status, done.exit_code) == ("RUNNING", 1)
+    assert f"ray job stop --address {ADDRESS} rayssl-recipes-1" in lines[-2]
+
+
+def test_command_prints_people_to_stderr_and_json_to_stdout(
+    client: FakeClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert jobs.submit.main([ADDRESS, "--json", "--", "probe", "/shared/cats", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"address": ADDRESS, "job": "rayssl-cats-1", "status": "SUCCEEDED"}
+    assert "done\n" in err
+    assert client.submitted["entrypoint"] == "python -m jobs.probe /shared/cats --json"
+
+
+@pytest.mark.parametrize("argv", [[ADDRESS, "recipes"], ["--", "recipes"], [ADDRESS, "--wait", "--", "recipes"], []])
+def test_misused_command_is_one_line(argv: list[str]) -> None:
+    with pytest.raises(UserError, match=r"rayssl submit ADDRESS") as error:
+        jobs.submit.main(argv)
+    assert "\n" not in str(error.value)
+
+
+def test_help_imports_neither_torch_nor_ray() -> None:
+    program = (
+        "import sys, jobs.submit\ntry: jobs.submit.main(['--help'])\nexcept SystemExit: pass\n"
+        "sys.exit(' '.join({'torch', 'ray', 'aiohttp'} & set(sys.modules)) or 0)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=submit.CODE, check=True, capture_output=True)

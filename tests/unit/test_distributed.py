@@ -1,0 +1,63 @@
+"""Without a process group everything is one worker. Two workers: tests/distributed."""
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline import distributed
+from pipeline.distributed import GlobalBatchNorm, use_global_batch_norm
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()), nn.Flatten(), nn.BatchNorm1d(144)
+    )
+
+
+def test_one_worker_needs_no_group():
+    x = torch.rand(3, 2, requires_grad=True)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.broadcast_object({"a": 1}) == {"a": 1}
+    assert distributed.any_rank(True)
+    assert not distributed.any_rank(False)
+    distributed.barrier()
+    assert distributed.gather_with_grad(x) is x
+    assert torch.equal(distributed.gather_rows(x), x)
+    assert not distributed.gather_rows(x).requires_grad
+    assert torch.equal(distributed.mean_over_ranks(x), x)
+
+
+def test_every_batch_norm_is_replaced_and_keeps_its_state():
+    plain, converted = network(), network()
+    plain(torch.rand(5, 3, 8, 8))
+    converted.load_state_dict(plain.state_dict())
+    weight = converted[1][0].weight
+    found = use_global_batch_norm(converted)
+    assert found is converted
+    assert [type(m) for m in converted.modules() if "Norm" in type(m).__name__] == [GlobalBatchNorm, GlobalBatchNorm]
+    assert converted[1][0].weight is weight
+    assert list(converted.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(converted.state_dict().values(), plain.state_dict().values()))
+
+
+def test_a_layer_alone_is_replaced_with_its_settings():
+    layer = nn.BatchNorm2d(3, eps=0.1, momentum=0.3, affine=False).eval()
+    found = use_global_batch_norm(layer)
+    assert isinstance(found, GlobalBatchNorm)
+    assert (found.eps, found.momentum, found.weight, found.training) == (0.1, 0.3, None, False)
+    assert use_global_batch_norm(nn.BatchNorm1d(2, track_running_stats=False)).running_mean is None
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_one_worker_is_torchs_own(training):
+    plain = network().train(training)
+    converted = use_global_batch_norm(network()).train(training)
+    x = torch.rand(5, 3, 8, 8)
+    assert torch.equal(plain(x), converted(x))
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), converted.state_dict().values()))
+
+
+def test_a_shape_without_channels_is_refused():
+    with pytest.raises(ValueError, match="3 dimensions"):
+        GlobalBatchNorm(4)(torch.rand(2, 4, 3))

@@ -1,0 +1,229 @@
+"""The FAISS index: exactness, exclusion by id, files that are safe to load."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+from pipeline.index import (
+    auto_factory,
+    build_index,
+    check_matches,
+    load_index,
+    measure_recall,
+    save_index,
+    search,
+)
+
+DIM = 16
+
+
+def vectors(n: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float32)
+
+
+def big_ids(n: int) -> NDArray[np.int64]:
+    """Positive 63-bit ids in no order."""
+    return np.random.default_rng(1).permutation(2**63 - 1 - np.arange(n, dtype=np.int64))
+
+
+def save(folder: Path, factory: str = "auto", n: int = 300) -> None:
+    index = build_index(vectors(n), big_ids(n), factory)
+    save_index(
+        index, folder, encoder_hash="e" * 64, data_fingerprint="d" * 64, factory=factory, recall=1.0, dim=DIM, count=n
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "index" / "pets"
+
+
+def test_search_is_exact_cosine() -> None:
+    x, ids, queries = 7 * vectors(200), big_ids(200), vectors(9, seed=5)
+    scores, found = search(build_index(x, ids), queries, 6)
+    cosine = (queries @ x.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(x, axis=1)
+    order = np.argsort(-cosine, axis=1)[:, :6]
+    np.testing.assert_array_equal(found, ids[order])
+    np.testing.assert_allclose(scores, np.take_along_axis(cosine, order, axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("own", [0, 1, 2])
+def test_own_id_is_dropped_and_the_twins_stay(own: int) -> None:
+    """Three identical vectors tie at rank one: which comes first must not matter."""
+    x, ids = vectors(50), big_ids(50)
+    x[:3] = x[0]
+    scores, found = search(build_index(x, ids), x[[own]], 2, [{int(ids[own])}])
+    assert set(found[0].tolist()) == {int(ids[i]) for i in range(3) if i != own}
+    np.testing.assert_allclose(scores, 1, rtol=1e-6)
+
+
+def test_exclusions_are_each_querys_own() -> None:
+    x, ids = vectors(50), big_ids(50)
+    index = build_index(x, ids)
+    _, plain = search(index, x[:2], 1)
+    np.testing.assert_array_equal(plain[:, 0], ids[:2])
+    _, found = search(index, x[:2], 49, [set(), {int(ids[1])}])
+    assert ids[0] in found[0]
+    assert ids[1] in found[0]
+    assert ids[1] not in found[1]
+    _, same = search(index, x[:2], 3, [{12345}, set()])  # an id that the index lacks
+    np.testing.assert_array_equal(same, search(index, x[:2], 3)[1])
+
+
+def test_k_beyond_what_there_is() -> None:
+    x, ids = vectors(5), big_ids(5)
+    index = build_index(x, ids)
+    assert search(index, x[:1], 5)[1].shape == (1, 5)
+    assert search(index, x[:1], 5, [{99}])[1].shape == (1, 5)
+    for k in (0, 6):
+        with pytest.raises(UserError, match=rf"k is {k}: the index holds 5 vectors"):
+            search(index, x[:1], k)
+    with pytest.raises(UserError, match="k is 5: the index holds only 4 vectors besides the image itself"):
+        search(index, x[:1], 5, [{int(ids[0])}])
+
+
+def test_approximate_index_never_pads() -> None:
+    x, ids = vectors(600), big_ids(600)
+    index = build_index(x, ids, "IVF100,Flat")
+    with pytest.raises(UserError, match=r"approximate index found only .*--index.factory Flat"):
+        search(index, x[:4], 600)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW15", "IVF16,Flat", "SQ8", "IDMap2,Flat", "PCA16,Flat"])
+def test_every_kind_keeps_ids_and_survives_its_file(folder: Path, factory: str) -> None:
+    save(folder, factory)
+    index, manifest = load_index(folder)
+    x, ids = vectors(300), big_ids(300)
+    assert search(index, x, 1)[1][:, 0].tolist() == ids.tolist()
+    assert (manifest["count"], manifest["dim"], manifest["factory"]) == (300, DIM, factory)
+    assert (manifest["schema"], manifest["metric"]) == (1, "cosine")
+    assert sorted(path.name for path in folder.iterdir()) == ["index.faiss", "manifest.json"]
+    before = search(build_index(x, ids, factory), x[:9], 5)
+    np.testing.assert_array_equal(search(index, x[:9], 5)[1], before[1])
+
+
+@pytest.mark.parametrize("factory", ["bogus", "IVF4000,Flat", "PQ5", "LSH", ""])
+def test_factory_that_cannot_be_built(factory: str) -> None:
+    with pytest.raises(UserError, match=f"--index.factory is '{factory}': FAISS cannot build it over 300") as error:
+        build_index(vectors(300), big_ids(300), factory)
+    assert "\n" not in str(error.value)
+    assert ".cpp" not in str(error.value)
+
+
+def test_vectors_that_are_not_finite() -> None:
+    x = vectors(10)
+    x[3, 2] = np.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        build_index(x, big_ids(10))
+
+
+def test_auto_by_size() -> None:
+    assert [auto_factory(n) for n in (1, 100_000, 100_001, 4_194_304)] == ["Flat", "Flat", "HNSW32", "IVF8192,Flat"]
+
+
+def test_recall_of_exact_search_is_one_with_twins_too() -> None:
+    x, ids = vectors(400), big_ids(400)
+    x[200:] = x[:200]
+    x[:30] = x[0]  # more equal ones than k: any of them is right
+    assert measure_recall(build_index(x, ids), x, ids, k=10) == 1.0
+    assert measure_recall(build_index(x[:1], ids[:1]), x[:1], ids[:1]) == 1.0
+    assert measure_recall(build_index(x[:4], ids[:4]), x[:4], ids[:4], k=10) == 1.0
+
+
+def test_recall_counts_what_is_found() -> None:
+    """One list of 20: recall is the share of neighbours in the query's own list, counted here one by one."""
+    x, ids = vectors(2000), big_ids(2000)
+    index = build_index(x, ids, "IVF20,Flat")
+    index.nprobe = 1
+    _, exact = search(build_index(x, ids), x, 10, [{int(i)} for i in ids])
+    _, found = index.search(x, 11)
+    shares = [len((set(f.tolist()) - {own}) & set(e.tolist())) / 10 for f, e, own in zip(found, exact, ids)]
+    recall = measure_recall(index, x, ids, k=10, sample=2000)
+    assert recall == pytest.approx(np.mean(shares), abs=1e-9)
+    assert 0.1 < recall < 0.9
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_missing_index(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"manifest.json does not exist: `rayssl index .*/run` writes it"):
+        load_index(folder)
+    save(folder)
+    (folder / "index.faiss").unlink()
+    with pytest.raises(UserError, match=r"index.faiss does not exist: `rayssl index .*/run` writes it"):
+        load_index(folder)
+
+
+def test_damaged_file_is_refused_before_faiss_reads_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(folder)
+    path = folder / "index.faiss"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    monkeypatch.setattr("faiss.read_index", lambda *_: pytest.fail("FAISS was given a damaged file"))
+    with pytest.raises(UserError, match=r"damaged \(its sha256 is not the manifest's\)"):
+        load_index(folder)
+
+
+def test_file_that_claims_more_than_it_holds(folder: Path) -> None:
+    """A forged count with a matching sha256 ends in an error, not in an allocation of terabytes."""
+    from pipeline.files import sha256
+
+    save(folder, "Flat")
+    path = folder / "index.faiss"
+    count = (300 * DIM).to_bytes(8, "little")
+    content = path.read_bytes()
+    assert content.count(count) == 1
+    path.write_bytes(content.replace(count, (2**39).to_bytes(8, "little")))
+    rewrite(folder, sha256=sha256(path))
+    with pytest.raises(UserError, match=r"damaged \(FAISS cannot read it\)"):
+        load_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schema": 7}, "has schema 7, this version reads 1"),
+        ({"count": 299}, "holds 300 vectors of 16 dimensions, its manifest says 299 of 16"),
+        ({"dim": 8}, "its manifest says 300 of 8"),
+    ],
+)
+def test_manifest_that_does_not_fit(folder: Path, changes: dict[str, Any], message: str) -> None:
+    save(folder)
+    rewrite(folder, **changes)
+    with pytest.raises(UserError, match=message):
+        load_index(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object"),
+        ("\xff", "not a JSON object"),
+        ('{"schema": 1}', "lacks enc"),
+    ],
+)
+def test_damaged_manifest(folder: Path, text: str, message: str) -> None:
+    save(folder)
+    (folder / "manifest.json").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=message):
+        load_index(folder)
+
+
+def test_another_encoder_or_other_data_is_refused(folder: Path) -> None:
+    save(folder)
+    manifest = load_index(folder)[1]
+    check_matches(manifest, "e" * 64, "d" * 64)
+    with pytest.raises(UserError, match=r"built with encoder eeee.* `rayssl embed RUN`, then `rayssl index RUN`"):
+        check_matches(manifest, "f" * 64, "d" * 64)
+    with pytest.raises(UserError, match=r"built over data dddd.*`rayssl index RUN` builds it anew"):
+        check_matches(manifest, "e" * 64, "f" * 64)

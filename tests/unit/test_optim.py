@@ -1,0 +1,143 @@
+"""Optimisers against plain versions; the learning rate against its closed form."""
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UserError
+from pipeline.optim import LARS, build_optimizer, learning_rate_at, parameter_groups, scaled_learning_rate, trust_ratio
+
+
+def small_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(7), nn.ReLU(), nn.Linear(7, 3)).double()
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(8, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    model(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_only_weights_decay():
+    decayed, plain = parameter_groups(small_model(), 0.1)
+    assert [tuple(p.shape) for p in decayed["params"]] == [(7, 5), (3, 7)]
+    assert [tuple(p.shape) for p in plain["params"]] == [(7,), (7,), (7,), (3,)]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+def test_frozen_parameters_are_left_out():
+    model = small_model()
+    model[0].requires_grad_(False)
+    shapes = [tuple(p.shape) for group in parameter_groups(model, 0.1) for p in group["params"]]
+    assert shapes == [(3, 7), (7,), (7,), (3,)]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_lars_against_a_plain_version(nesterov):
+    model = small_model()
+    rate, momentum, decay, trust = 0.3, 0.9, 0.01, 0.001
+    optimizer = build_optimizer(
+        "lars", model, learning_rate=rate, weight_decay=decay, momentum=momentum, nesterov=nesterov
+    )
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for seed in range(4):
+        step(model, optimizer, seed)
+        for name, parameter in model.named_parameters():
+            w, g, v = weights[name], parameter.grad, velocities[name]
+            adapted = parameter.ndim > 1
+            g = g + (decay * w if adapted else 0.0)
+            local = trust * frobenius(w) / frobenius(g) if adapted else 1.0
+            v = momentum * v + rate * local * g
+            w = w - (momentum * v + rate * local * g if nesterov else v)
+            weights[name], velocities[name] = w, v
+            torch.testing.assert_close(parameter.detach(), w, rtol=1e-10, atol=1e-12)
+
+
+def frobenius(x: Tensor) -> float:
+    return math.sqrt(sum(value * value for value in x.flatten().tolist()))
+
+
+def test_lars_leaves_out_the_ratio_where_a_norm_is_zero():
+    zero, some = torch.zeros(2, 2), torch.full((2, 2), 3.0)
+    assert trust_ratio(zero, some, 0.001) == 1.0
+    assert trust_ratio(some, zero, 0.001) == 1.0
+    assert trust_ratio(2 * some, some, 0.001) == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_state_round_trip_continues_exactly(name):
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(name, model, learning_rate=0.1, weight_decay=0.01)
+
+    straight = small_model()
+    optimizer = build(straight)
+    for seed in range(3):
+        step(straight, optimizer, seed)
+    resumed = small_model()
+    resumed.load_state_dict(straight.state_dict())
+    again = build(resumed)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for seed in range(3, 6):
+        step(straight, optimizer, seed)
+        step(resumed, again, seed)
+    for a, b in zip(straight.parameters(), resumed.parameters()):
+        assert torch.equal(a, b)
+
+
+def test_sgd_gets_its_settings():
+    optimizer = build_optimizer("sgd", small_model(), learning_rate=0.5, weight_decay=0.02, momentum=0.8, nesterov=True)
+    assert isinstance(optimizer, torch.optim.SGD)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.5, 0.8, True, 0.02)
+
+
+def test_bad_choices_are_the_users_error():
+    with pytest.raises(
+        UserError, match=r"unknown optimizer 'adam' \(did you mean 'adamw'\?\): known are sgd, adamw, lars"
+    ):
+        build_optimizer("adam", small_model(), learning_rate=0.1, weight_decay=0.0)
+    with pytest.raises(UserError, match="nesterov with momentum 0"):
+        build_optimizer("sgd", small_model(), learning_rate=0.1, weight_decay=0.0, momentum=0.0, nesterov=True)
+
+
+def test_lars_closure_sees_gradients():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = LARS([weight], lr=1.0)
+
+    def closure() -> float:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss.item()
+
+    assert optimizer.step(closure) == 4.0
+    assert weight[0, 0].item() == pytest.approx(1 - 0.001 * 2 / 4 * 2)
+
+
+def test_scaled_learning_rate():
+    assert scaled_learning_rate(0.06, 512, "sgd") == pytest.approx(0.12)
+    assert scaled_learning_rate(0.06, 128, "lars") == pytest.approx(0.03)
+    assert scaled_learning_rate(1e-3, 512, "adamw") == 1e-3
+
+
+def test_learning_rate_over_a_run():
+    rates = [learning_rate_at(step, 100, 10, 2.0) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0
+    assert rates[55] == pytest.approx(1.0)  # half of the cosine
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert 0 < rates[99] < 0.001
+    assert learning_rate_at(100, 100, 10, 2.0) == 0.0
+
+
+def test_learning_rate_at_the_edges():
+    assert learning_rate_at(0, 1, 0, 2.0) == 2.0
+    assert [learning_rate_at(step, 3, 3, 3.0) for step in range(3)] == [1.0, 2.0, 3.0]
+    assert learning_rate_at(150, 100, 0, 2.0) == 0.0

@@ -1,0 +1,228 @@
+"""Queries from end to end on a small folder of images."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.data import Dataset, Images, open_dataset
+from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
+from pipeline.encoders import Encoder, build_encoder
+from pipeline.errors import UserError
+from pipeline.export import encoder_hash, export_encoder, load_encoder
+from pipeline.index import build_index, save_index
+from pipeline.query import query, save_gallery
+from pipeline.runfolder import update_manifest
+
+SIZE = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    run: Path
+    folder: Path
+    dataset: Dataset
+
+
+def draw_images(folder: Path) -> None:
+    """24 photographs-like PNGs of two classes, larger than the encoder's input; cat/3.png is a copy of cat/2.png."""
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        coarse = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+        path = folder / ("cat" if i < 12 else "dog") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize((48, 36), Image.Resampling.BICUBIC).save(path)
+    shutil.copy(folder / "cat" / "2.png", folder / "cat" / "3.png")
+
+
+def embed(encoder: Encoder, dataset: Dataset, images: Images, split: str, run: Path) -> Embeddings:
+    pixels = torch.from_numpy(images.square(np.arange(len(images)), SIZE)).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        vectors = encoder(pixels.float() / 255).numpy()
+    return Embeddings(
+        ids=images.ids,
+        paths=images.paths,
+        labels=images.labels,
+        vectors=vectors,
+        class_names=dataset.class_names,
+        encoder_hash=encoder_hash(run),
+        data_fingerprint=dataset.fingerprint,
+        split=split,
+        data=dataset.name,
+        data_path=dataset.path,
+    )
+
+
+def build(folder: Path, run: Path) -> Case:
+    """A run folder as the stages leave it: train and test embedded, both in the index."""
+    dataset = open_dataset(str(folder), image_size=SIZE, loader="stream")
+    torch.manual_seed(0)
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=SIZE), run)
+    encoder = load_encoder(run)
+    assert dataset.test is not None
+    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    splits = [embed(encoder, dataset, images, name, run) for name, images in parts.items()]
+    for split in splits:
+        save_embeddings(split, run / "embeddings" / dataset.name / f"{split.split}.parquet")
+    update_manifest(run, {"data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint}})
+    vectors, ids = np.concatenate([s.vectors for s in splits]), np.concatenate([s.ids for s in splits])
+    save_index(
+        build_index(vectors, ids),
+        run / "index" / dataset.name,
+        encoder_hash=encoder_hash(run),
+        data_fingerprint=dataset.fingerprint,
+        factory="auto",
+        recall=1.0,
+        dim=vectors.shape[1],
+        count=len(ids),
+    )
+    return Case(run, folder, dataset)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    base = tmp_path_factory.mktemp("query")
+    draw_images(base / "pets")
+    return build(base / "pets", base / "run")
+
+
+@pytest.fixture
+def case(built: Case, tmp_path: Path) -> Case:
+    """A run folder of one's own to damage."""
+    shutil.copytree(built.run, tmp_path / "run")
+    return replace(built, run=tmp_path / "run")
+
+
+def paths_of(result: dict[str, object]) -> list[str]:
+    return [neighbor["path"] for neighbor in result["neighbors"]]  # type: ignore[attr-defined]
+
+
+def test_an_indexed_image_finds_its_copy_and_not_itself(built: Case) -> None:
+    images = [str(built.folder / "cat" / "2.png"), str(built.folder / "cat" / "3.png")]
+    for result, copy, own in zip(query(built.run, images, 5), ("cat/3.png", "cat/2.png"), ("cat/2.png", "cat/3.png")):
+        assert paths_of(result)[0] == copy
+        assert own not in paths_of(result)
+        assert result["neighbors"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cat/0.png", "cat/7.png", "dog/12.png", "dog/23.png"])
+def test_every_split_is_searched_and_the_image_itself_left_out(built: Case, name: str) -> None:
+    [result] = query(built.run, [str(built.folder / name)], 23)
+    everything = {path.relative_to(built.folder).as_posix() for path in built.folder.glob("*/*.png")}
+    assert set(paths_of(result)) == everything - {name}
+
+
+def test_an_image_from_elsewhere_finds_the_same_content(built: Case, tmp_path: Path) -> None:
+    copy = tmp_path / "dog" / "20.png"
+    copy.parent.mkdir()
+    shutil.copy(built.folder / "dog" / "20.png", copy)
+    [result] = query(built.run, [str(copy)], 24)
+    assert paths_of(result)[0] == "dog/20.png"
+    assert result["neighbors"][0]["score"] == pytest.approx(1, abs=1e-5)
+
+
+def test_itself_by_another_spelling(built: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(built.folder)
+    (tmp_path / "linked.png").symlink_to(built.folder / "dog" / "20.png")
+    monkeypatch.chdir(built.folder / "cat")
+    spellings = ["../dog/20.png", str(tmp_path / "link" / "dog" / "20.png"), str(tmp_path / "linked.png")]
+    for result in query(built.run, spellings, 5):
+        assert "dog/20.png" not in paths_of(result)
+
+
+def test_answer_has_the_documented_form(built: Case) -> None:
+    image = str(built.folder / "cat" / "1.png")
+    [result] = json.loads(json.dumps(query(built.run, [image], 4)))
+    assert list(result) == ["query", "neighbors"]
+    assert result["query"] == image
+    assert [neighbor["rank"] for neighbor in result["neighbors"]] == [1, 2, 3, 4]
+    scores = [neighbor["score"] for neighbor in result["neighbors"]]
+    assert scores == sorted(scores, reverse=True)
+    for neighbor in result["neighbors"]:
+        assert list(neighbor) == ["rank", "id", "path", "label", "score"]
+        assert neighbor["label"] == neighbor["path"].split("/")[0]
+
+
+@pytest.mark.parametrize("class_names", [("cat", "dog"), None])
+def test_labels_that_are_missing_or_have_no_name(case: Case, class_names: tuple[str, ...] | None) -> None:
+    for path in (case.run / "embeddings" / case.dataset.name).glob("*.parquet"):
+        split = load_embeddings(path)
+        assert split.labels is not None
+        labels = np.where(split.labels == 0, 0, -1)
+        save_embeddings(replace(split, labels=labels, class_names=class_names), path)
+    [result] = query(case.run, [str(case.folder / "cat" / "1.png")], 23)
+    first = 0 if class_names is None else "cat"
+    for neighbor in result["neighbors"]:
+        assert neighbor["label"] == (first if neighbor["path"].startswith("cat") else None)
+
+
+def test_bad_queries(built: Case, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    good = str(built.folder / "cat" / "1.png")
+    with pytest.raises(UserError, match=r"missing.png does not exist"):
+        query(built.run, [good, str(tmp_path / "missing.png")], 3)
+    with pytest.raises(UserError, match=r"text.png"):
+        query(built.run, [good, str(tmp_path / "text.png")], 3)
+    with pytest.raises(UserError, match="k is 25: the index holds 24 vectors"):
+        query(built.run, [good], 25)
+    with pytest.raises(UserError, match="k is 24: the index holds only 23 vectors besides the image itself"):
+        query(built.run, [good], 24)
+
+
+def test_pieces_that_are_missing_or_do_not_match(case: Case) -> None:
+    image = str(case.folder / "cat" / "1.png")
+    torch.manual_seed(1)
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=SIZE), case.run)
+    with pytest.raises(UserError, match="the index was built with encoder"):
+        query(case.run, [image], 3)
+    shutil.rmtree(case.run / "embeddings")
+    with pytest.raises(UserError, match="holds no embeddings: `rayssl embed"):
+        query(case.run, [image], 3)
+    shutil.rmtree(case.run / "index")
+    with pytest.raises(UserError, match=r"`rayssl index .*` writes it"):
+        query(case.run, [image], 3)
+
+
+def test_gallery_shows_each_query_and_its_neighbours(built: Case, tmp_path: Path) -> None:
+    images = [str(built.folder / "cat" / "2.png"), str(built.folder / "dog" / "20.png")]
+    results = query(built.run, images, 3)
+    results[1]["neighbors"][0]["label"] = "$price_{"  # no formula
+    asked = []
+
+    def lookup(wanted: int) -> np.ndarray:  # type: ignore[type-arg]
+        asked.append(wanted)
+        return np.full((20, 30, 1 if len(asked) % 2 else 3), 128, dtype=np.uint8)
+
+    save_gallery(results, lookup, tmp_path / "deep" / "gallery.png")
+    assert asked == [neighbor["id"] for result in results for neighbor in result["neighbors"]]
+    with Image.open(tmp_path / "deep" / "gallery.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 4 * 100
+        assert picture.height > 2 * 100
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["gallery.png"]
+
+
+def test_a_query_imports_only_what_it_needs(built: Case) -> None:
+    program = (
+        "import sys; from pathlib import Path; from pipeline.query import query;"
+        "query(Path(sys.argv[1]), [sys.argv[2]], 3);"
+        "print([name for name in ('ray', 'torchvision', 'sklearn', 'albumentations', 'matplotlib', 'scipy', 'wandb')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(built.run), str(built.folder / "cat" / "1.png")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
