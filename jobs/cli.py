@@ -44,7 +44,11 @@ class Parsed:
 
 
 def parse(
-    verb: str, summary: str, argv: Sequence[str], arguments: Sequence[click.Parameter], flags: Sequence[str] = tuple(FLAGS)
+    verb: str,
+    summary: str,
+    argv: Sequence[str],
+    arguments: Sequence[click.Parameter],
+    flags: Sequence[str] = tuple(FLAGS),
 ) -> Parsed:
     """Parse a verb's arguments; --help prints and exits with 0; raises UserError for what cannot be understood."""
     rest, changes = take_config_paths(argv)
@@ -74,9 +78,10 @@ def take_config_paths(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             rest.append(word)
             continue
         if not equals:
-            value = next(words, None)  # type: ignore[arg-type]
-            if value is None:
-                raise UserError(f"{name} has no value: give one, e.g. {name} VALUE")
+            try:
+                value = next(words)
+            except StopIteration:
+                raise UserError(f"{name} has no value: give one, e.g. {name} VALUE") from None
         changes[name[2:]] = value
     return rest, changes
 
@@ -108,4 +113,7 @@ def _option(name: str) -> click.Option:
     return click.Option([name, variable], metavar=metavar, help=text)
 
 
-_EPILOG = "Any path of a run's config.json can be set the same way, e.g. --train.learning-rate 0.1 or --method.temperature 0.2."
+_EPILOG = (
+    "Any path of a run's config.json can be set the same way, e.g. --train.learning-rate 0.1 or "
+    "--method.temperature 0.2."
+)

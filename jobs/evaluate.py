@@ -12,7 +12,13 @@ GROUPS = ("evaluate.",)
 
 def main(argv: list[str]) -> int:
     """Parse, run the stage, print its figures."""
-    parsed = parse("evaluate", "kNN, k-means, retrieval and health of the embeddings, beside a random encoder and raw pixels.", argv, [run_argument()], flags=())
+    parsed = parse(
+        "evaluate",
+        "kNN, k-means, retrieval and health of the embeddings, beside a random encoder and raw pixels.",
+        argv,
+        [run_argument()],
+        flags=(),
+    )
     run = run_folder(parsed)
     from pipeline.evaluate import read_evaluation
     from pipeline.launch import proceed
@@ -20,7 +26,11 @@ def main(argv: list[str]) -> int:
 
     with Display() as display:
         proceed(plan_on_run(run, parsed, ("evaluate",), GROUPS, command_line()), display)
-    flat = {name: value for name, value in read_evaluation(run)["flat"].items() if not name.startswith(("probe", "finetune", "reconstruct"))}
+    flat = {
+        name: value
+        for name, value in read_evaluation(run)["flat"].items()
+        if not name.startswith(("probe", "finetune", "reconstruct"))
+    }
     for name, value in flat.items():
         display.console.print(f"{name:<45} {value:.4f}", soft_wrap=True)
     if parsed.values["json"]:

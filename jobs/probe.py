@@ -12,7 +12,13 @@ GROUPS = ("probe.", "cluster.")
 
 def main(argv: list[str]) -> int:
     """Parse, run the stage, print its figures."""
-    parsed = parse("probe", "Linear probes on every stage of the encoder, beside a random encoder and raw pixels.", argv, [run_argument()], flags=("--cluster.workers", "--cluster.address"))
+    parsed = parse(
+        "probe",
+        "Linear probes on every stage of the encoder, beside a random encoder and raw pixels.",
+        argv,
+        [run_argument()],
+        flags=("--cluster.workers", "--cluster.address"),
+    )
     run = run_folder(parsed)
     from pipeline.evaluate import read_evaluation
     from pipeline.launch import proceed

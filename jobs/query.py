@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import click
 
@@ -21,11 +22,12 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("query", SUMMARY, argv, arguments, flags=())
     run = run_folder(parsed)
-    from pipeline.query import query
+    from pipeline.query import query, save_run_gallery
 
     results = query(run, list(parsed.values["images"]), parsed.values["k"])
     if parsed.values["save"]:
-        save(run, results, parsed.values["save"])
+        save_run_gallery(run, results, Path(parsed.values["save"]))
+        print(f"gallery  {parsed.values['save']}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps(results))
         return 0
@@ -35,16 +37,6 @@ def main(argv: list[str]) -> int:
             label = "" if found["label"] is None else f"  {found['label']}"
             print(f"  {found['rank']:>3}  {found['score']:.4f}  {found['path']}{label}")
     return 0
-
-
-def save(run: object, results: list[dict[str, object]], path: str) -> None:
-    """Write the gallery."""
-    from pathlib import Path
-
-    from pipeline.gallery import save_run_gallery
-
-    save_run_gallery(Path(str(run)), results, Path(path))
-    print(f"gallery  {path}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -137,5 +137,3 @@ def _restore_optimizer(optimizer: Optimizer, tensors: dict[str, Tensor], numbers
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-

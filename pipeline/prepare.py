@@ -90,20 +90,18 @@ def prepare(
 
 def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
     """Every choice that depends on the data, made once and written down."""
-    from pipeline.augment import load_views, view_to_dict
+    from pipeline.augment import View, load_views, view_to_dict
     from pipeline.methods import load_method
     from pipeline.methods.base import Traits
 
     traits = Traits(dataset.image_size, dataset.channels, config.augment.mirror)
     method = configuration.method_name(config)
-    views = load_method(method).default_views(traits) if method else ()
+    views: tuple[View, ...] = load_method(method).default_views(traits) if method else ()
     if config.augment.spec is not None:
         views = load_views(config.augment.spec, len(views))
     return replace(
         config,
-        data=replace(
-            config.data, path=dataset.path, image_size=dataset.image_size, channels=dataset.channels
-        ),
+        data=replace(config.data, path=dataset.path, image_size=dataset.image_size, channels=dataset.channels),
         augment=replace(config.augment, views=tuple(view_to_dict(view) for view in views)),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
@@ -173,7 +171,9 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     test = len(data.test) if data.test is not None else 0
     labels = f"{len(data.class_names)} classes" if data.class_names else "no labels"
     seconds = expected_seconds(config, facts["flops"], steps)
-    length = f"{config.train.minutes:g} min of training" if config.train.minutes else f"about {format_duration(seconds)}"
+    length = (
+        f"{config.train.minutes:g} min of training" if config.train.minutes else f"about {format_duration(seconds)}"
+    )
     say(f"{prepared.run}")
     say(f"  images   {len(data.train):,} train, {len(data.val):,} held out, {test:,} test; "
         f"{data.image_size} px, {data.channels} channels, {labels} ({data.path})")  # fmt: skip
@@ -191,20 +191,22 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
 
 def expected_seconds(config: Config, flops: float, steps: int) -> float:
     """A rough guess from the operations that a step needs; within a factor of about two on a CPU."""
+    from pipeline.methods import load_method
     from pipeline.recipes import has_gpu
 
-    views = {"simclr": 2, "rotnet": 4}.get(configuration.method_name(config) or "", 2)
+    method = configuration.method_name(config)
+    passes = load_method(method).passes if method else 0
     cores = os.cpu_count() or 1
     rate = GPU_FLOPS * config.cluster.workers if has_gpu() else CPU_FLOPS * cores
     side = config.data.image_size or 32
     augment = len(config.augment.views or ()) * VIEW_SECONDS * (side / 32) ** 1.5 / cores
-    return steps * config.train.batch_size * (3 * views * flops / rate + augment)
+    return float(steps * config.train.batch_size * (3 * passes * flops / rate + augment))
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
     """Checkpoints (weights and optimiser state), exports, embeddings and index."""
     weights = 4.0 * facts["parameters"]
-    return weights * 3.5 * (config.train.keep_checkpoints + 1) + images * facts["dim"] * 4 * 4
+    return float(weights * 3.5 * (config.train.keep_checkpoints + 1) + images * facts["dim"] * 4 * 4)
 
 
 def existing_parent(path: Path) -> Path:
@@ -224,4 +226,3 @@ def run_name(config: Config, changes: dict[str, Any]) -> str:
     if "data.path" in changes:
         kept["data.path"] = str(changes["data.path"])
     return config.recipe if not kept else f"{config.recipe}-{stage_key(kept)[:6]}"
-

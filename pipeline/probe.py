@@ -44,9 +44,7 @@ def probe(
     mean, std = train[0].mean(axis=0), train[0].std(axis=0) + 1e-6
     features, labels = _tensors(train, mean, std, device)
     grid = list(itertools.product(learning_rates, weight_decays))
-    weight, bias = fit_heads(
-        features, labels, grid, classes=classes, epochs=epochs, batch_size=batch_size, seed=seed
-    )
+    weight, bias = fit_heads(features, labels, grid, classes=classes, epochs=epochs, batch_size=batch_size, seed=seed)
     val_features, val_labels = _tensors(val, mean, std, device)
     accuracies = [_accuracy(weight[h], bias[h], val_features, val_labels) for h in range(len(grid))]
     best = int(np.argmax(accuracies))

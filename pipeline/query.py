@@ -76,6 +76,22 @@ def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], N
         figure.savefig(temporary, format="png")
 
 
+def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path) -> None:
+    """`save_gallery` with the pictures of the run's own images."""
+    from pipeline import config as configuration
+    from pipeline.prepare import open_data
+
+    dataset = open_data(configuration.load(run / "config.json"))
+    splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
+    places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
+
+    def look_up(found: int) -> NDArray[np.uint8]:
+        images, row = places[found]
+        return images[row]
+
+    save_gallery(results, look_up, path)
+
+
 def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:
     """A grey or colour picture; of any other number of channels the first one."""
     pixels = image if image.shape[2] == 3 else image[:, :, 0]

@@ -36,7 +36,7 @@ def simclr_digits() -> Config:
     return _digits(
         Config(
             method=method_config("simclr", temperature=0.2),
-            train=TrainConfig(epochs=40, batch_size=256, learning_rate=0.3, warmup_epochs=2, precision="fp32"),
+            train=TrainConfig(epochs=40, batch_size=256, learning_rate=0.3, warmup_epochs=2, threads=1),
         )
     )
 
@@ -46,7 +46,7 @@ def rotnet_digits() -> Config:
     return _digits(
         Config(
             method=method_config("rotnet"),
-            train=TrainConfig(epochs=25, batch_size=128, learning_rate=0.1, nesterov=True, precision="fp32"),
+            train=TrainConfig(epochs=25, batch_size=128, learning_rate=0.1, nesterov=True, threads=1),
         )
     )
 
@@ -56,7 +56,7 @@ def autoencoder_digits() -> Config:
     return _digits(
         Config(
             method=method_config("autoencoder", corruption="gaussian"),
-            train=TrainConfig(epochs=40, batch_size=128, optimizer="adamw", learning_rate=2e-3, precision="fp32"),
+            train=TrainConfig(epochs=40, batch_size=128, optimizer="adamw", learning_rate=2e-3, threads=1),
         )
     )
 

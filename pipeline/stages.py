@@ -98,7 +98,9 @@ def run_pretrain(work: Work) -> None:
     with stage(work, "pretrain", key) as facts:
         start, _ = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
         if start > steps:
-            raise UserError(f"{work.run} has already been trained for {start} steps: {steps} is less; use another --out")
+            raise UserError(
+                f"{work.run} has already been trained for {start} steps: {steps} is less; use another --out"
+            )
         with training_hooks(work, "pretrain", method, optimizer, start, per_epoch) as hooks:
             done = train(
                 method,
@@ -153,7 +155,10 @@ def run_finetune(work: Work) -> None:
         amount = f"{settings.label_fraction:.0%} of the labels"
         name = f"finetune@{100 * settings.label_fraction:g}%"
         if settings.labels_per_class is not None:
-            amount, name = f"{settings.labels_per_class} labels a class", f"finetune@{settings.labels_per_class}-a-class"
+            amount, name = (
+                f"{settings.labels_per_class} labels a class",
+                f"finetune@{settings.labels_per_class}-a-class",
+            )
         mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
         interval = [mean - spread, mean + spread] if spread is not None else None
         protocol = (
@@ -261,14 +266,14 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
     encoder = load_encoder(run).to(device)
     if (dataset.channels, dataset.image_size) != (encoder.channels, encoder.image_size):
         raise UserError(
-            f"{dataset.path} was read with {dataset.channels} channels of {dataset.image_size} px: the encoder of {run} "
-            f"takes {encoder.channels} of {encoder.image_size}"
+            f"{dataset.path} was read with {dataset.channels} channels of {dataset.image_size} px: the encoder of "
+            f"{run} takes {encoder.channels} of {encoder.image_size}"
         )
     with writer_lock(run):
         save_splits(work, encoder, "")
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818
     """A stage was asked to stop; its checkpoint is written."""
 
     def __init__(self, done: int, steps: int) -> None:
@@ -299,8 +304,7 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
     if name == "pretrain":
         _, steps = count_steps(config, len(dataset.train))
         return stage_key(name, steps, identity(config), dataset.fingerprint)
-    settings = {"probe": config.probe, "finetune": config.finetune}.get(name)
-    own = dataclasses.asdict(settings) if settings is not None else None
+    own = dataclasses.asdict(config).get(name)
     return stage_key(name, own, encoder_hash(run), dataset.fingerprint)
 
 
@@ -580,7 +584,9 @@ def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[s
         images: Images = test_images(work) if split == "test" else getattr(work.dataset, split)
 
         def show(done: int, total: int) -> None:
-            work.reporter.progress({"run": work.run.name, "stage": f"{prefix}features/{split}", "done": done, "total": total})
+            work.reporter.progress(
+                {"run": work.run.name, "stage": f"{prefix}features/{split}", "done": done, "total": total}
+            )
 
         work.features[key] = stage_features(
             encoder, images, pool=work.config.probe.pool, device=work.device, precision=work.precision, progress=show
@@ -611,7 +617,9 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
         )
     best = max(results, key=lambda name: results[name].val_accuracy)
     records = [probe_record(work, f"{prefix}probe/{name}/top1", name, result) for name, result in results.items()]
-    record(work, [*records, probe_record(work, f"{prefix}probe/top1", f"{best}, chosen on held-out train", results[best])])
+    record(
+        work, [*records, probe_record(work, f"{prefix}probe/top1", f"{best}, chosen on held-out train", results[best])]
+    )
 
 
 def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Record:
@@ -623,7 +631,9 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
         f"{settings.epochs} epochs of SGD, last epoch; learning rate {result.learning_rate:g} and weight decay "
         f"{result.weight_decay:g} chosen on held-out train (accuracy there {result.val_accuracy:.4f})"
     )
-    return new_record(work, metric, result.test_accuracy, protocol, n, list(interval_of_proportion(result.test_correct, n)))
+    return new_record(
+        work, metric, result.test_accuracy, protocol, n, list(interval_of_proportion(result.test_correct, n))
+    )
 
 
 def finetune_draw(work: Work, draw: int) -> float:
@@ -650,7 +660,9 @@ def finetune_draw(work: Work, draw: int) -> float:
     rates = TrainConfig(
         learning_rate=settings.learning_rate, batch_size=batch, weight_decay=settings.weight_decay, nesterov=True
     )
-    views = Views(images, order, Classifier.default_views(traits), traits.image_size, seed + draw, distributed.rank(), world)
+    views = Views(
+        images, order, Classifier.default_views(traits), traits.image_size, seed + draw, distributed.rank(), world
+    )
     name = f"finetune/{draw}"
     log = MetricsLog(work.run)
     if work.is_main:
@@ -699,9 +711,7 @@ def test_accuracy(work: Work, classifier: Classifier) -> float:
 # Records and embeddings
 
 
-def new_record(
-    work: Work, metric: str, value: float, protocol: str, n: int, interval: list[float] | None
-) -> Record:
+def new_record(work: Work, metric: str, value: float, protocol: str, n: int, interval: list[float] | None) -> Record:
     """A record of this run; the checkpoint is told by the encoder's hash."""
     return {
         "metric": metric,
@@ -782,4 +792,3 @@ def pixels_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
     if images is None:
         images = dataset.train.select(np.arange(0))
     return raw_pixel_embeddings(images, split, image_size=dataset.image_size).vectors
-

@@ -182,7 +182,7 @@ class Meter:
         ).tolist() if names else [[]] * len(losses)  # fmt: skip
         for row, loss, values in zip(self.pending, losses, logs):
             row["train/loss"] = loss
-            row.update({name: value for name, value in zip(names, values)})
+            row.update(zip(names, values))
         self._check(hooks)
         self.pending[-1].update(self._measurements())
         hooks.log(self.pending)

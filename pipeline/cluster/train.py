@@ -47,7 +47,7 @@ class Resources:
     max_failures: int
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818
     """Asked to stop by a signal; checkpoints are written."""
 
     def __init__(self, number: int) -> None:
@@ -99,7 +99,7 @@ def connected(resources: Resources) -> Iterator[None]:
     import ray
 
     address = resources.address or os.environ.get("RAY_ADDRESS")
-    common = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
+    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
     began_here = not ray.is_initialized()
     try:
         if address:
@@ -108,7 +108,9 @@ def connected(resources: Resources) -> Iterator[None]:
             check_local(resources)
             ray.init(include_dashboard=False, object_store_memory=128 * 1024**2, **common)
     except ConnectionError as error:
-        raise UserError(f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+        ) from None
     try:
         yield
     finally:
@@ -142,7 +144,7 @@ def scaling(resources: Resources) -> Any:
     import ray
     from ray.train import ScalingConfig
 
-    have = ray.cluster_resources()
+    have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = resources.gpu_per_worker
     if gpus is None:
         gpus = 1.0 if have.get("GPU", 0) >= resources.workers else 0.0
@@ -219,7 +221,7 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int) -> None:
         run_config=RunConfig(
             name=f"rayssl-{time.time_ns():x}",
             storage_path=str(control / "ray"),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),
+            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
         ),
     )
     trainer.fit()

@@ -44,6 +44,7 @@ class Autoencoder(Method[AutoencoderConfig]):
     """Reconstruct the clean image from a corrupted one."""
 
     Config = AutoencoderConfig
+    passes = 2  # the decoder costs about as much as the encoder
 
     def __init__(self, config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

@@ -59,6 +59,7 @@ class Method(nn.Module, ABC, Generic[C]):
     """
 
     Config: ClassVar[Any]
+    passes: ClassVar[int] = 1  # forward passes of the encoder for one image: what a step costs
     encoder: Encoder
 
     def __init__(self, config: C, encoder: Encoder, traits: Traits) -> None:
@@ -73,5 +74,5 @@ class Method(nn.Module, ABC, Generic[C]):
     def forward(self, batch: Batch) -> MethodOutput:
         """The loss of a batch. Every random draw is keyed by the batch's seed, epoch and ids."""
 
-    def after_step(self, step: int, total_steps: int) -> None:  # noqa: B027
+    def after_step(self, step: int, total_steps: int) -> None:
         """Called after every optimiser step, e.g. for moving averages."""

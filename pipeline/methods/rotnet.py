@@ -27,6 +27,7 @@ class RotNet(Method[RotNetConfig]):
     """Every image is turned by 0°, 90°, 180° and 270°; the network tells by how much."""
 
     Config = RotNetConfig
+    passes = TURNS
 
     def __init__(self, config: RotNetConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

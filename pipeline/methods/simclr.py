@@ -32,6 +32,7 @@ class SimCLR(Method[SimCLRConfig]):
     """Two views of an image attract each other and repel all other views of the global batch."""
 
     Config = SimCLRConfig
+    passes = 2
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

@@ -87,9 +87,10 @@ def escape(value: object) -> str:
     return html.escape(str(value))
 
 
-def title_of(material: Material) -> str:
+def title_of(material: Material, detail: str = "") -> str:
     """Heading of one run's part of a section, with its colour."""
-    return f'<h3><i class="dot" style="background:{material.colour}"></i>{escape(material.run.label)}</h3>'
+    dot = f'<i class="dot" style="background:{material.colour}"></i>'
+    return f"<h3>{dot}{escape(material.run.label)}{escape(detail)}</h3>"
 
 
 def paragraph(text: str, kind: str = "") -> str:

@@ -28,7 +28,7 @@ LEGEND_NAMES = 30
 SHARED_CURVES = {
     "train/lr": "learning rate",
     "perf/images_per_s": "images a second",
-    "health/std": "spread of the codes (1 healthy, 0 collapsed)",
+    "health/std": "spread of the codes (0: collapsed)",
 }
 
 
@@ -83,7 +83,7 @@ def stages_section(materials: Sequence[Material]) -> str:
 
 
 def _loss_block(material: Material) -> str:
-    return f"{title_of(material)}<p>loss</p>{figures.line_chart([_curve(material, 'train/loss')])}"
+    return f"{title_of(material, ': loss')}{figures.line_chart([_curve(material, 'train/loss')])}"
 
 
 def _curve(material: Material, metric: str) -> tuple[NDArray[np.float64], NDArray[np.float64], str]:

@@ -11,7 +11,9 @@ from pipeline.report import table
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run
 
-COLLAPSED = 0.1  # spread below which codes count as collapsed: 1 is healthy, 0 is all codes alike
+# Spread below which codes count as collapsed (1 is healthy, 0 is all codes alike), unless those of a random encoder,
+# which ReLU keeps in one corner of the sphere, are as close together.
+COLLAPSED = 0.1
 WAITING = 0.3  # share of time waiting for data worth a warning
 BASELINE_COLOUR = "var(--faint)"
 FILES = {
@@ -146,7 +148,8 @@ def _warnings(materials: Sequence[Material]) -> list[str]:
 def _run_warnings(material: Material) -> list[str]:
     found = []
     spread = _spread(material)
-    if spread is not None and spread < COLLAPSED:
+    limit = min(COLLAPSED, material.run.flat.get("baseline/random-init/health/std", COLLAPSED))
+    if spread is not None and spread < limit:
         found.append(f"the codes have collapsed (spread {spread:.2g}, healthy is about 1): its figures mean little.")
     _, losses = material.curves.get("train/loss", ([], []))
     tenth = max(len(losses) // 10, 1)

@@ -275,6 +275,13 @@ def test_collapsed_or_broken_embeddings_have_no_map(tmp_path: Path, dataset: Fak
     assert "the codes have collapsed" in text
 
 
+def test_codes_as_spread_as_those_of_a_random_encoder_are_no_collapse(tmp_path: Path, dataset: FakeDataset) -> None:
+    records = [record("health/std", 0.05, None), record("baseline/random-init/health/std", 0.03, None)]
+    run = make_run(tmp_path / "narrow", records=records)
+    text, _ = render([run], run / "report.html")
+    assert "collapsed (spread" not in text
+
+
 def test_a_loss_that_does_not_fall_and_slow_data_are_warned_of(tmp_path: Path, dataset: FakeDataset) -> None:
     run = make_run(tmp_path / "stuck")
     rows = [{"stage": "pretrain", "step": i, "train/loss": 1.0, "perf/data_wait": 0.5} for i in range(20)]
