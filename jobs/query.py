@@ -14,17 +14,18 @@ SUMMARY = "The most similar images of a run to some image files, with cosine sco
 
 def main(argv: list[str]) -> int:
     """Parse, search, print the neighbours."""
-    arguments = [
+    arguments: list[click.Parameter] = [
         run_argument(),
         click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."),
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=10, help="neighbours an image [10]"),
+        click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
         click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours (PNG)"),
     ]
     parsed = parse("query", SUMMARY, argv, arguments, flags=())
     run = run_folder(parsed)
     from pipeline.query import query, save_run_gallery
 
-    results = query(run, list(parsed.values["images"]), parsed.values["k"])
+    results = query(run, list(parsed.values["images"]), parsed.values["k"], parsed.values["data"])
     if parsed.values["save"]:
         save_run_gallery(run, results, Path(parsed.values["save"]))
         print(f"gallery  {parsed.values['save']}", file=sys.stderr)

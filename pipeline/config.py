@@ -25,7 +25,7 @@ PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,8 @@ def load(path: Path) -> Config:
         return from_dict(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+    except (TypeError, ValueError):  # JSON, but not of this shape
+        raise UserError(f"{path} is damaged (not a config): restore it, or start the run again in a new --out") from None
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:

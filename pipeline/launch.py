@@ -37,10 +37,15 @@ def start(plan: Plan, display: Display) -> None:
 
 def proceed(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
+    from pipeline.stages import require_labels
+
     prepared = []
     for config, run in zip(plan.configs, plan.folders):
+        dataset = open_shown(config, display)
+        for name in {"probe", "finetune"} & set(plan.stages):
+            require_labels(dataset, name)
         configuration.save(config, run / "config.json")
-        prepared.append(Prepared(config, run, open_shown(config, display)))
+        prepared.append(Prepared(config, run, dataset))
     run_stages(prepared, plan, display)
 
 

@@ -52,10 +52,12 @@ def read_manifest(run: Path) -> dict[str, Any]:
     """manifest.json; raises UserError where the folder is no run, is damaged, or has another schema version."""
     path = run / "manifest.json"
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
+        values: Any = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
     except FileNotFoundError:
         raise UserError(f"{run} is not a run folder (no manifest.json): give the folder a run wrote to") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except ValueError:  # also what json and decoding raise
         raise UserError(f"{path} is damaged (not JSON): `rayssl verify {run}` lists what is whole") from None
     if values.get("schema") != SCHEMA:
         raise UserError(f"{path} has schema {values.get('schema')!r}: this version reads schema {SCHEMA}")

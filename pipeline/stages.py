@@ -132,7 +132,7 @@ def run_probe(work: Work) -> None:
     key = key_of("probe", work.run, work.config, work.dataset)
     if stage_done(work.run, "probe", key):
         return
-    require_labels(work, "probe")
+    require_labels(work.dataset, "probe")
     with stage(work, "probe", key):
         for prefix, encoder in encoders_to_compare(work):
             sets = [features_of(work, encoder, prefix, split) for split in ("train", "val", "test")]
@@ -147,7 +147,7 @@ def run_finetune(work: Work) -> None:
     key = key_of("finetune", work.run, work.config, work.dataset)
     if stage_done(work.run, "finetune", key):
         return
-    require_labels(work, "finetune")
+    require_labels(work.dataset, "finetune")
     with stage(work, "finetune", key):
         accuracies = [finetune_draw(work, draw) for draw in range(settings.draws)]
         test = work.dataset.test
@@ -480,7 +480,7 @@ def training_hooks(
     settings = work.config.train
     log = MetricsLog(work.run)
     tracker: Tracker | None = None
-    last = [time.monotonic()]
+    last_time, last_step = time.monotonic(), start  # of the last checkpoint
     if work.is_main:
         log.cut_back(name, start)
         if start:
@@ -504,16 +504,18 @@ def training_hooks(
             work.reporter.progress({"run": work.run.name, **row})
 
     def checkpoint(step: int) -> None:
-        last[0] = time.monotonic()
+        nonlocal last_time, last_step
+        last_time, last_step = time.monotonic(), step
         if work.is_main:
             folder, keep = work.run / "checkpoints", settings.keep_checkpoints
             save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts={"stage": name})
         distributed.barrier()
 
     def due(step: int) -> bool:
-        late = time.monotonic() - last[0] > 60 * settings.checkpoint_minutes
+        # Asked only now and then, so an epoch may have ended some steps ago.
+        late = time.monotonic() - last_time > 60 * settings.checkpoint_minutes
         epochs = settings.checkpoint_epochs * per_epoch
-        return work.is_main and (late or step // epochs > (step - 1) // epochs)
+        return work.is_main and (late or step // epochs > last_step // epochs)
 
     yield Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
     if tracker is not None:
@@ -560,12 +562,12 @@ def has_labels(dataset: Dataset) -> bool:
     return bool(dataset.class_names) and all(images is not None and len(images) > 0 for images in splits)
 
 
-def require_labels(work: Work, verb: str) -> None:
+def require_labels(dataset: Dataset, verb: str) -> None:
     """Raises UserError where the images have no labels."""
-    if not has_labels(work.dataset):
+    if not has_labels(dataset):
         raise UserError(
-            f"`{verb}` needs labels and {work.dataset.path} has none: put the images of each class in a folder of its "
-            "own, or name a CSV with --data.labels when the run is started"
+            f"`{verb}` needs labels and {dataset.path} has none: put the images of each class in a folder of its own, "
+            "or name a CSV with --data.labels when the run is started"
         )
 
 

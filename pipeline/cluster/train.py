@@ -106,7 +106,8 @@ def connected(resources: Resources) -> Iterator[None]:
             ray.init(address=address, **common)
         else:
             check_local(resources)
-            ray.init(include_dashboard=False, object_store_memory=128 * 1024**2, **common)
+            # "local", because without an address Ray joins any cluster that `ray start` left on this machine.
+            ray.init("local", include_dashboard=False, object_store_memory=128 * 1024**2, **common)
     except ConnectionError as error:
         raise UserError(
             f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"

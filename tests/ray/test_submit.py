@@ -1,26 +1,14 @@
 """Jobs on a real job server with token authentication: submit, follow, stop, submit again."""
 
-import importlib
 import json
 import os
 import pty
-import secrets
-import shutil
 import signal
-import socket
 import subprocess
-import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-
-from pipeline.cluster.submit import CODE, package_code
+from job_server import Server
 
 pytestmark = pytest.mark.ray
 
@@ -52,108 +40,14 @@ sys.exit("no such data")
 """
 
 
-@dataclass(frozen=True)
-class Server:
-    """A job server, and a folder with the project, two small verbs, and files that are nobody's business."""
-
-    address: str
-    project: Path
-    environment: dict[str, str] = field(repr=False)  # whatever the caller's own holds
-
-    def command(self, *argv: str) -> list[str]:
-        return [sys.executable, "-m", "jobs.submit", self.address, *argv]
-
-    def submit(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*argv),
-            cwd=self.project,
-            env={**self.environment, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A cluster of one node on ports of its own; only its own processes are ended."""
-    temporary = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # short: sockets have at most 107 characters
-    token = temporary / "token"
-    token.write_text(secrets.token_hex(16))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    dashboard, agent, client = _free_ports(3)
-    options = "start --head --block --port=0 --num-cpus=2"
-    options += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
-    options += f" --ray-client-server-port={client} --object-store-memory=100000000 --temp-dir={temporary}"
-    head = subprocess.Popen(
-        [str(Path(sys.executable).parent / "ray"), *options.split()],
-        env=environment,
-        stdout=(temporary / "start.log").open("w"),
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        address = f"http://127.0.0.1:{dashboard}"
-        _wait_for_answer(address, head, temporary / "start.log")
-        yield Server(address, _project(tmp_path_factory.mktemp("project")), environment)
-    finally:
-        _end(head)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _project(folder: Path) -> Path:
-    staging = package_code(CODE)
-    shutil.copytree(staging, folder, dirs_exist_ok=True)
-    shutil.rmtree(staging)
+@pytest.fixture(scope="module", autouse=True)
+def small_verbs(server: Server) -> None:
+    """Two small verbs in the project, and files that are nobody's business."""
     for name, text in {"count": COUNT, "files": FILES}.items():
-        (folder / f"jobs/{name}.py").write_text(text)
+        (server.project / f"jobs/{name}.py").write_text(text)
     for name in ("cat.png", ".git/config", "runs/x/metrics.jsonl", ".ray/auth_token", "pipeline/cat.jpg"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("private")
-    return folder
-
-
-def _free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-def _wait_for_answer(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and head.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
-        except urllib.error.HTTPError:
-            return  # 401: it answers, and it wants a token
-        except OSError:
-            time.sleep(0.2)
-        else:
-            return
-    pytest.fail(f"no job server: {log.read_text()[-2000:]}")
-
-
-def _end(head: subprocess.Popen[bytes]) -> None:
-    importlib.import_module("ray")  # brings psutil
-    psutil = importlib.import_module("psutil")
-    family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
-    head.terminate()
-    _, alive = psutil.wait_procs(family, timeout=10)
-    for process in alive:
-        process.kill()
-    head.kill()
-    head.wait()
+        (server.project / name).parent.mkdir(parents=True, exist_ok=True)
+        (server.project / name).write_text("private")
 
 
 def test_job_gets_the_code_and_its_arguments_and_its_failure_is_told(server: Server) -> None:

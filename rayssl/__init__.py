@@ -1,0 +1,99 @@
+"""rayssl for Python: what a run left behind, and the parts to build on.
+
+    import rayssl
+
+    data = rayssl.open_dataset("photos", image_size=96)         # folder, parquet, tar shards, URL or a name
+    encoder = rayssl.load_encoder("runs/photos")                # images (B, C, H, W) in [0, 1] to features (B, D)
+    train = rayssl.load_embeddings("runs/photos/embeddings/photos/train.parquet")
+    found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
+
+    config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
+
+Folders and files may be given as text or as pathlib.Path where a signature says Path. Wrong input raises
+rayssl.UserError, whose text is one line. Nothing is imported before it is asked for: `import rayssl` costs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from pipeline import __version__
+
+if TYPE_CHECKING:
+    from pipeline.augment import Spec, load_views
+    from pipeline.config import Config, override
+    from pipeline.data import Dataset, open_dataset
+    from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
+    from pipeline.encoders import Encoder, build_encoder
+    from pipeline.errors import UserError
+    from pipeline.evaluate import evaluate_embeddings, read_evaluation
+    from pipeline.export import export_encoder, load_encoder
+    from pipeline.index import build_index, load_index, search
+    from pipeline.query import query
+    from pipeline.recipes import build_recipe
+    from pipeline.report import write_comparison, write_report
+
+# Public name → the module that it comes from.
+_NAMES = {
+    "Config": "pipeline.config",
+    "Dataset": "pipeline.data",
+    "Embeddings": "pipeline.embeddings",
+    "Encoder": "pipeline.encoders",
+    "Spec": "pipeline.augment",
+    "UserError": "pipeline.errors",
+    "build_encoder": "pipeline.encoders",
+    "build_index": "pipeline.index",
+    "build_recipe": "pipeline.recipes",
+    "evaluate_embeddings": "pipeline.evaluate",
+    "export_encoder": "pipeline.export",
+    "load_embeddings": "pipeline.embeddings",
+    "load_encoder": "pipeline.export",
+    "load_index": "pipeline.index",
+    "load_views": "pipeline.augment",
+    "open_dataset": "pipeline.data",
+    "override": "pipeline.config",
+    "query": "pipeline.query",
+    "read_evaluation": "pipeline.evaluate",
+    "save_embeddings": "pipeline.embeddings",
+    "search": "pipeline.index",
+    "write_comparison": "pipeline.report",
+    "write_report": "pipeline.report",
+}
+
+__all__ = [
+    "Config",
+    "Dataset",
+    "Embeddings",
+    "Encoder",
+    "Spec",
+    "UserError",
+    "__version__",
+    "build_encoder",
+    "build_index",
+    "build_recipe",
+    "evaluate_embeddings",
+    "export_encoder",
+    "load_embeddings",
+    "load_encoder",
+    "load_index",
+    "load_views",
+    "open_dataset",
+    "override",
+    "query",
+    "read_evaluation",
+    "save_embeddings",
+    "search",
+    "write_comparison",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'rayssl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value  # the next time it is found without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,72 @@
+"""A small run for the tests of exactness: in this process, as a command line, and what it leaves."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import override
+from pipeline.prepare import prepare
+from pipeline.recipes import build_recipe
+from pipeline.reporter import Reporter, Silent
+from pipeline.stages import run_worker_stages
+
+Rows = list[dict[str, Any]]
+
+# One thread everywhere, because sums in another order are other numbers.
+CHANGES = {
+    "data.limit": 256,
+    "train.batch-size": 32,
+    "train.checkpoint-epochs": 1,
+    "train.threads": 1,
+    "train.precision": "fp32",
+    "wandb": "disabled",
+}
+RECIPE = "simclr-digits"
+
+
+def command(run: Path, **changes: Any) -> list[str]:
+    """`rayssl pretrain …` with Ray on this machine."""
+    return [sys.executable, "-m", "jobs.main", *arguments(run, **changes)]
+
+
+def arguments(run: Path, **changes: Any) -> list[str]:
+    """pretrain RECIPE --out …"""
+    values = {**CHANGES, **_dotted(changes)}
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    return ["pretrain", RECIPE, "--out", str(run), *flags]
+
+
+def prepare_run(run: Path, recipe: str = RECIPE, **changes: Any) -> Path:
+    """A run folder with nothing done in it."""
+    config = override(build_recipe(recipe), {**CHANGES, **_dotted(changes)})
+    return prepare(config, run, command="", warn=lambda _: None, progress=lambda *_: None).run
+
+
+def pretrain_here(run: Path, recipe: str = RECIPE, reporter: Reporter | None = None, **changes: Any) -> Path:
+    """Start or continue pre-training in this process."""
+    prepare_run(run, recipe, **changes)
+    run_worker_stages(run, ["pretrain"], reporter or Silent())
+    return run
+
+
+def losses(run: Path, stage: str = "pretrain") -> list[tuple[int, float]]:
+    """(step, loss) as they stand in metrics.jsonl; JSON keeps every bit of a float."""
+    return [(row["step"], row["train/loss"]) for row in read_rows(run) if row["stage"] == stage]
+
+
+def read_rows(run: Path) -> Rows:
+    """The whole lines of metrics.jsonl so far."""
+    path = run / "metrics.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def encoder_digest(run: Path) -> str:
+    """sha256 of the exported encoder."""
+    return hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+
+
+def _dotted(changes: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in changes.items()}

@@ -1,0 +1,73 @@
+"""A file is whole or not there at all."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import files
+from pipeline.files import replacing, sha256, write_json, write_text
+
+
+def test_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "er" / "file.txt"
+    write_text(path, "größer")
+    assert path.read_text(encoding="utf-8") == "größer"
+    write_text(path, "second")
+    assert path.read_text() == "second"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_half()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_file_appears_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    with replacing(path) as temporary:
+        temporary.write_text("x")
+        assert not path.exists()
+        assert temporary.parent == path.parent  # a rename across file systems would not be atomic
+        assert temporary.suffix == ".json"  # numpy and matplotlib go by it
+    assert path.read_text() == "x"
+
+
+def test_a_failed_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.txt"
+    write_text(path, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    path = tmp_path / "values.json"
+    write_json(path, {"a": [1, None, "ü"]})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, None, "ü"]}
+    with pytest.raises(ValueError, match="float"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": [1, None, "ü"]}
+
+
+def test_sha256(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc" * 100_000)
+    assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()

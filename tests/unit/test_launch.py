@@ -1,0 +1,159 @@
+"""Runs that are killed and started again, and what launching does around the stages, all without Ray."""
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import encoder_digest, losses, prepare_run, pretrain_here
+
+from pipeline import checkpoint, launch, train
+from pipeline.checkpoint import list_checkpoints
+from pipeline.errors import UserError
+from pipeline.launch import Plan
+from pipeline.prepare import open_data
+from pipeline.reporter import Silent
+from pipeline.stages import pending, run_worker_stages
+
+STEPS = 35  # five epochs of seven steps
+CHANGES = {"train__epochs": 5}
+
+
+class KilledAt(Silent):
+    """Dies, as by `kill -9`, as soon as it hears of a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def progress(self, row: dict[str, Any]) -> None:
+        """Die at the step."""
+        if row.get("step", -1) >= self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_at_step(run: str, step: int) -> None:
+    """Continue the run and die after the rows of a step are logged, before its checkpoint."""
+    train.POLL_SECONDS = 0.0
+    run_worker_stages(Path(run), ["pretrain"], KilledAt(step))
+
+
+def die_while_writing(run: str, step: int) -> None:
+    """Continue the run and die inside the writing of the first checkpoint from a step on."""
+    train.POLL_SECONDS = 0.0
+    write = checkpoint._write_manifest
+
+    def dying(folder: Path, at: int) -> None:
+        if at >= step:
+            (folder / "optimizer.safetensors").write_bytes(b"cut off")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(folder, at)
+
+    checkpoint._write_manifest = dying
+    run_worker_stages(Path(run), ["pretrain"], Silent())
+
+
+def die_before_the_mark(run: str, _: int) -> None:
+    """Continue the run and die when everything is written but the note that it is done."""
+    from pipeline import stages
+
+    stages.mark_stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    run_worker_stages(Path(run), ["pretrain"], Silent())
+
+
+def run_and_die(function: Callable[[str, int], None], run: Path, step: int = 0) -> None:
+    """Call a function in a process of its own that is expected to be killed."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipeline.stages", "pipeline.methods.simclr", "sklearn.datasets"])
+    process = context.Process(target=function, args=(str(run), step))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without a crash."""
+    return pretrain_here(tmp_path_factory.mktemp("undisturbed") / "run", **CHANGES)
+
+
+@pytest.mark.parametrize(
+    ("function", "step", "left"),
+    [(die_at_step, 0, 0), (die_at_step, 17, 14), (die_while_writing, 14, 7), (die_before_the_mark, 0, STEPS)],
+)
+def test_killed_and_started_again_ends_with_the_same_bytes(undisturbed: Path, tmp_path, function, step, left):
+    run = prepare_run(tmp_path / "run", **CHANGES)
+    run_and_die(function, run, step)
+    steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints")]
+    assert max(steps, default=0) == left
+    pretrain_here(run, **CHANGES)
+    assert not list((run / "checkpoints").glob(".writing-*"))
+    assert losses(run) == losses(undisturbed)
+    assert len(losses(run)) == STEPS
+    assert encoder_digest(run) == encoder_digest(undisturbed)
+
+
+def test_many_deaths_in_a_row(undisturbed: Path, tmp_path):
+    run = prepare_run(tmp_path / "run", **CHANGES)
+    for function, step in ((die_at_step, 9), (die_while_writing, 20), (die_at_step, 33)):
+        run_and_die(function, run, step)
+    pretrain_here(run, **CHANGES)
+    assert losses(run) == losses(undisturbed)
+    assert encoder_digest(run) == encoder_digest(undisturbed)
+
+
+def test_epochs_get_their_checkpoints_although_the_loop_looks_only_now_and_then(tmp_path, monkeypatch):
+    written = []
+    save = checkpoint.save_checkpoint
+    monkeypatch.setattr("pipeline.stages.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k))
+    monkeypatch.setattr(train.Meter, "time_to_poll", lambda self, step: (step + 1) % 4 == 0 or step + 1 == self.stop)
+    pretrain_here(tmp_path / "run", **CHANGES)
+    assert written == [8, 16, 24, 28, 35]
+
+
+def test_finished_run_does_nothing_again(undisturbed: Path):
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")}
+    pretrain_here(undisturbed, **CHANGES)
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*.safetensors")} == before
+
+
+def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undisturbed: Path):
+    asked = []
+    monkeypatch.setattr(
+        "pipeline.cluster.train.run_jobs",
+        lambda jobs, folder, resources, show: asked.append((jobs, folder, resources)),
+    )
+    new = prepare_run(tmp_path / "new", **CHANGES)
+    folders = [new, undisturbed]
+    configs = [launch.configuration.load(run / "config.json") for run in folders]
+    rows: list[dict[str, Any]] = []
+    plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
+    launch.start(plan, rows.append)  # type: ignore[arg-type]
+    [(jobs, folder, resources)] = asked
+    assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
+    assert folder == tmp_path
+    assert resources.workers == 1
+    assert any("starting Ray" in row.get("message", "") for row in rows)
+
+
+def test_pending_leaves_out_what_needs_labels(undisturbed: Path):
+    config = launch.configuration.load(undisturbed / "config.json")
+    dataset = open_data(config)
+    names = ["pretrain", "probe", "finetune", "embed"]
+    assert pending(undisturbed, names, config, dataset) == ["probe", "finetune", "embed"]
+    unlabelled = launch.replace(dataset, class_names=None)
+    assert pending(undisturbed, names, config, unlabelled) == ["embed"]
+
+
+def test_another_run_in_the_same_folder_is_refused(undisturbed: Path):
+    with pytest.raises(UserError, match=r"method\.temperature is 0\.2 there and 0\.3 here"):
+        prepare_run(undisturbed, **CHANGES, method__temperature=0.3)
+
+
+def test_torchrun_is_told_by_its_environment(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert not launch.under_torchrun()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert launch.under_torchrun()

@@ -1,0 +1,80 @@
+"""Every shipped recipe builds, is explained, and costs nothing to list."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pipeline import recipes
+from pipeline.augment import view_from_dict, view_to_dict
+from pipeline.config import method_name
+from pipeline.encoders import build_encoder
+from pipeline.errors import UserError
+from pipeline.methods import METHODS, load_method
+from pipeline.methods.base import Traits
+from pipeline.recipes import DEFAULT_SUITE, RECIPES, build_recipe, describe_recipe
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_builds(name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "has_gpu", lambda: gpu)
+    config = build_recipe(name)
+    assert config.recipe == name
+    assert method_name(config) == name.split("-")[0]
+    assert (config.data.path == "") == name.endswith("-folder")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_can_be_built_into_a_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "has_gpu", lambda: False)
+    config = build_recipe(name)
+    known = {"digits": (8, 1), "mnist": (28, 1), "cifar10": (32, 3), "": (config.data.image_size, 3)}
+    size, channels = known[config.data.path]
+    assert size is not None
+    traits = Traits(size, channels, config.augment.mirror)
+    method = load_method(name.split("-")[0])
+    encoder = build_encoder(config.encoder.name, channels=channels, image_size=size, stem=config.encoder.stem)
+    built = method(config.method, encoder, traits)
+    assert sum(p.numel() for p in built.parameters()) >= sum(p.numel() for p in encoder.parameters())
+    for view in method.default_views(traits):
+        assert view_from_dict(view_to_dict(view)) == view
+    assert config.train.batch_size > 1
+    assert torch.isfinite(torch.tensor(config.train.learning_rate))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_explained(name: str) -> None:
+    first = describe_recipe(name).splitlines()[0]
+    assert 10 < len(first) < 110
+    assert first.rstrip().endswith((".", "?", ":", ")")) or first
+
+
+def test_all_methods_have_recipes_and_the_suite_compares_them() -> None:
+    assert {name.split("-")[0] for name in RECIPES} == set(METHODS)
+    assert {name.split("-")[0] for name in DEFAULT_SUITE} == set(METHODS)
+    assert len({build_recipe(name).data for name in DEFAULT_SUITE}) == 1
+
+
+def test_digits_are_never_mirrored() -> None:
+    for name in RECIPES:
+        assert build_recipe(name).augment.mirror == (not name.endswith(("digits", "mnist")))
+
+
+@pytest.mark.parametrize(("word", "hint"), [("simclr-cifar", "simclr-cifar10"), ("rotnet-digit", "rotnet-digits")])
+def test_an_unknown_recipe_names_the_nearest(word: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"unknown recipe '{word}' .did you mean '{hint}'"):
+        build_recipe(word)
+
+
+def test_listing_recipes_imports_no_torch() -> None:
+    code = (
+        "import sys; from pipeline.recipes import RECIPES, describe_recipe, build_recipe\n"
+        "from pipeline.errors import UserError\n"
+        "names = [describe_recipe(name) for name in RECIPES]\n"
+        "try: build_recipe('nope')\n"
+        "except UserError: pass\n"
+        "assert names and not {'torch', 'ray', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

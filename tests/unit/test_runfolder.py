@@ -1,0 +1,145 @@
+"""A run folder has one writer and keeps what it was told."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.runfolder import (
+    MetricsLog,
+    describe_software,
+    mark_stage,
+    read_manifest,
+    stage_done,
+    stage_key,
+    update_manifest,
+    writer_lock,
+)
+
+HOLD = """
+import sys
+from pathlib import Path
+from pipeline.runfolder import writer_lock
+with writer_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"{run} is being written by process {holder.pid} on "), writer_lock(run, 0):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+        with writer_lock(run, 0):
+            pass
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken"), writer_lock(tmp_path):
+        raise RuntimeError("broken")
+    with writer_lock(tmp_path, 0):
+        pass
+
+
+def test_the_manifest_keeps_what_is_not_replaced(tmp_path: Path) -> None:
+    update_manifest(tmp_path, {"seed": 1, "data": {"name": "x", "train": 3}})
+    mark_stage(tmp_path, "pretrain", "k1", 1.234, steps=9)
+    update_manifest(tmp_path, {"seed": 2})
+    manifest = read_manifest(tmp_path)
+    assert manifest["seed"] == 2
+    assert manifest["data"] == {"name": "x", "train": 3}
+    assert manifest["stages"]["pretrain"]["steps"] == 9
+    assert manifest["stages"]["pretrain"]["seconds"] == 1.23
+
+
+def test_a_stage_is_done_with_its_own_key_only(tmp_path: Path) -> None:
+    assert not stage_done(tmp_path, "probe", "a")
+    update_manifest(tmp_path, {})
+    mark_stage(tmp_path, "probe", "a", 0.0)
+    assert stage_done(tmp_path, "probe", "a")
+    assert not stage_done(tmp_path, "probe", "b")
+    assert not stage_done(tmp_path, "embed", "a")
+
+
+def test_stage_keys() -> None:
+    assert stage_key("x", {"a": 1, "b": (1, 2)}) == stage_key("x", {"b": [1, 2], "a": 1})
+    assert len({stage_key("x", {"a": value}) for value in (1, 2, None, "1", 1.5, True)}) == 6
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"schema": 2, "stages": {}}', "has schema 2: this version reads schema 1"),
+        ("{}", "has schema None"),
+        ('{"schema": 1', "damaged"),
+        ("", "damaged"),
+        ("[1]", "damaged"),
+    ],
+)
+def test_a_manifest_that_cannot_be_read(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError) as error:
+        read_manifest(tmp_path)
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not a run folder \(no manifest\.json\)"):
+        read_manifest(tmp_path)
+
+
+def test_software_is_described() -> None:
+    found = describe_software()
+    assert found["versions"]["python"].split(".")[0] == "3"
+    assert found["versions"]["torch"]
+    json.dumps(found)
+
+
+def rows(stage: str, steps: range) -> list[dict[str, object]]:
+    return [{"stage": stage, "step": step, "train/loss": step / 3} for step in steps]
+
+
+def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    assert list(log.rows()) == []
+    log.append(rows("pretrain", range(3)))
+    log.append([])
+    log.append(rows("pretrain", range(3, 5)))
+    assert list(log.rows()) == rows("pretrain", range(5))
+
+
+def test_cut_back_to_a_step(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.append(rows("pretrain", range(6)) + rows("finetune/0", range(6)))
+    log.cut_back("pretrain", 4)
+    assert list(log.rows()) == rows("pretrain", range(4)) + rows("finetune/0", range(6))
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 6))
+def test_a_last_line_that_was_cut_off_is_dropped(cut: int, tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    log.append(rows("pretrain", range(4)))
+    text = log.path.read_text()
+    log.path.write_text(text[:-cut])
+    assert list(log.rows()) == rows("pretrain", range(4 if cut == 1 else 3))
+    log.cut_back("pretrain", 3)
+    log.append(rows("pretrain", range(3, 5)))
+    assert list(log.rows()) == rows("pretrain", range(5))
+    assert log.path.read_text().count("\n") == 5
+
+
+def test_cutting_back_what_is_not_there_writes_nothing(tmp_path: Path) -> None:
+    MetricsLog(tmp_path).cut_back("pretrain", 0)
+    assert list(tmp_path.iterdir()) == []
