@@ -21,10 +21,14 @@ def main(argv: list[str]) -> int:
     plan = plan_on_run(run, parsed, ("index",), ("index.",), command_line())
     configuration.save(plan.configs[0], run / "config.json")
     run_index(run)
-    done = read_manifest(run)["stages"]["index"]
-    print(f"index    {run / 'index'}: {done['vectors']:,} vectors, recall {done['recall']:.3f}", file=sys.stderr)
+    facts = read_manifest(run)
+    name = facts["data"]["name"]
+    done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}
+    for data, found in done.items():
+        line = f"{found['vectors']:,} vectors, recall {found['recall']:.3f} against exact search"
+        print(f"index    {run / 'index' / data}: {line}", file=sys.stderr)
     if parsed.values["json"]:
-        print(json.dumps({"run": str(run), "vectors": done["vectors"], "recall": done["recall"]}))
+        print(json.dumps({"run": str(run), "indices": done}))
     return 0
 
 

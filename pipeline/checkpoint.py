@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -85,7 +84,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         for name, digest in manifest["sha256"].items():
             if sha256(checkpoint / name) != digest:
                 return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

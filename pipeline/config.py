@@ -234,7 +234,7 @@ def load(path: Path) -> Config:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (TypeError, ValueError):  # JSON, but not of this shape
-        raise UserError(f"{path} is damaged (not a config): restore it, or start the run again in a new --out") from None
+        raise UserError(f"{path} is damaged (no config): restore it, or start the run again in a new --out") from None
 
 
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -114,7 +114,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
 
     from pipeline import distributed
     from pipeline.reporter import LocalReporter, Silent
-    from pipeline.stages import pending, run_worker_stages
+    from pipeline.stages import Stopped, pending, run_worker_stages
 
     cuda = torch.cuda.is_available()
     if cuda:
@@ -127,14 +127,22 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     names = [stage for stage in plan.stages if stage in WORKER]
     try:
         for config, run in zip(configs, plan.folders):
-            if main:
-                prepared.append(prepare_shown(config, run, plan.command, display))
-            todo = pending(run, names, prepared[-1].config, prepared[-1].dataset) if main else []
-            todo = distributed.broadcast_object(todo)
+            todo = None  # stays so where rank 0 fails: it alone says why
+            try:
+                if main:
+                    prepared.append(prepare_shown(config, run, plan.command, display))
+                    todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
+            finally:
+                todo = distributed.broadcast_object(todo)
+            if todo is None:
+                raise SystemExit(2)
             with reporter.stop_on_signals():
                 run_worker_stages(run, todo, reporter if main else Silent())
         if main:
             finish(prepared, plan, display)
+    except Stopped as stopped:
+        reporter.message(str(stopped))
+        raise KeyboardInterrupt from None
     finally:
         dist.destroy_process_group()
 

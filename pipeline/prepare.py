@@ -65,7 +65,7 @@ def prepare(
     check_encoder(config)
     if (run / "config.json").exists():
         config = continue_run(configuration.load(run / "config.json"), config, run)
-    elif run.exists() and any(run.iterdir()):
+    elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
     configuration.save(config, run / "config.json")
     update_manifest(
@@ -134,7 +134,7 @@ def check_encoder(config: Config) -> None:
 def continue_run(before: Config, now: Config, run: Path) -> Config:
     """The config to go on with in a run folder; raises UserError where it holds another run."""
     old, new = flatten(configuration.to_dict(before)), flatten(configuration.to_dict(now))
-    for key in sorted(old.keys() | new.keys()):
+    for key in sorted(old.keys() | new.keys(), key=lambda key: (key == "augment.views", key)):  # the long one last
         if key in FREE or key.startswith(FREE_GROUPS) or old.get(key) == new.get(key):
             continue
         raise UserError(

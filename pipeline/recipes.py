@@ -191,7 +191,7 @@ def _rotnet_training() -> TrainConfig:
 
 
 def _autoencoder_training() -> TrainConfig:
-    return TrainConfig(epochs=_epochs(100, 10), batch_size=128, optimizer="adamw", learning_rate=1e-3)
+    return TrainConfig(epochs=_epochs(100, 10), batch_size=128, optimizer="adamw", learning_rate=4e-3)
 
 
 def _epochs(gpu: int, cpu: int) -> int:

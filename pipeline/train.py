@@ -4,6 +4,7 @@ Pre-training and fine-tuning both run it: a classifier is one more Method.
 """
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -79,7 +80,7 @@ def train(
         stopping = distributed.any_rank(hooks.should_stop())
         if (stopping or distributed.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
             hooks.checkpoint(step + 1)
-        if stopping:
+        if stopping and step + 1 < stop:
             return step + 1
     if start < stop:
         meter.flush(hooks)
@@ -91,7 +92,10 @@ def wrap_for_workers(method: Method[Any]) -> nn.Module:
     """DistributedDataParallel where there are several workers. Buffers need no broadcast: statistics are global."""
     if distributed.world_size() == 1:
         return method
-    return DistributedDataParallel(method, broadcast_buffers=False)
+    # torch 2.15 renamed the argument.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    return DistributedDataParallel(method, **{name: False})
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -30,7 +30,7 @@ MIN_WIDTH = 16  # channels of the decoder's last and narrowest stage
 class AutoencoderConfig:
     """What is done to the input, and how narrow the way through the network is."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     corruption: Literal["gaussian", "masking", "none"] = "masking"
     noise: Annotated[float, Gt(0)] = 0.4  # gaussian: standard deviation, of pixels in [0, 1]
     share: Annotated[float, Gt(0), Le(1)] = (

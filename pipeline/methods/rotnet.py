@@ -20,7 +20,7 @@ TURNS = 4
 class RotNetConfig:
     """Nothing to choose: four turns, one linear classifier."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class RotNet(Method[RotNetConfig]):

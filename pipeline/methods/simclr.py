@@ -21,7 +21,7 @@ from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 class SimCLRConfig:
     """The loss and the projection head, which is thrown away after training."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
     temperature: Annotated[float, Gt(0)] = 0.5
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128

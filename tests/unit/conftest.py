@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from pipeline.config import Config, override
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
+from pipeline.progress import Display
 from pipeline.recipes import build_recipe
 from pipeline.reporter import Silent
 
@@ -24,8 +26,9 @@ TINY = {
 }  # fmt: skip
 
 
-def quiet(row: dict[str, Any]) -> None:
+def quiet() -> Display:
     """A display that shows nothing."""
+    return Display(Console(quiet=True))
 
 
 def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int = A_CLASS) -> None:
@@ -63,7 +66,7 @@ def prepared(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[...
     """Prepare a tiny run folder of this name; again with other changes continues it."""
 
     def make(name: str, method: str = "simclr", changes: dict[str, Any] | None = None) -> Prepared:
-        return prepare_shown(tiny_config(method, changes), tmp_path / name, "rayssl pretrain", quiet)
+        return prepare_shown(tiny_config(method, changes), tmp_path / name, "rayssl pretrain", quiet())
 
     return make
 
@@ -76,7 +79,7 @@ def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPa
     run = tmp_path_factory.mktemp("finished") / "simclr-folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        prepare_shown(tiny_config(), run, "rayssl run", quiet)
+        prepare_shown(tiny_config(), run, "rayssl run", quiet())
         run_worker_stages(run, ["pretrain", "probe", "finetune", "embed"], Silent())
         run_index(run)
         run_evaluate(run)

@@ -103,6 +103,7 @@ def test_text_is_read_as_the_type_of_the_field(simclr: Config, path: str, text: 
         ("augment.mirror", "maybe", ["--augment.mirror", "'maybe'", "boolean"]),
         ("probe.learning_rates", "0.1,x", ["--probe.learning_rates", "'x'", "number"]),
         ("method.temperature", "0", ["--method.temperature", "0", "greater than 0"]),
+        ("method.temperature", "inf", ["--method.temperature", "inf"]),
         ("method.temperature", "warm", ["--method.temperature", "'warm'", "number"]),
         ("wandb", "on", ["--wandb", "'on'", "'online'"]),
     ],

@@ -2,11 +2,11 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from pipeline import files
 from pipeline.files import replacing, sha256, write_json, write_text
 
 
@@ -52,7 +52,7 @@ def test_a_failed_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="disk full"):
         write_text(path, "new")
     assert path.read_text() == "old"

@@ -20,6 +20,7 @@ from pipeline.stages import pending, run_worker_stages
 
 STEPS = 35  # five epochs of seven steps
 CHANGES = {"train__epochs": 5}
+PRELOAD = ["pipeline.stages", "pipeline.methods.simclr", "sklearn.datasets", "albumentations", "small_run"]
 
 
 class KilledAt(Silent):
@@ -66,7 +67,7 @@ def die_before_the_mark(run: str, _: int) -> None:
 def run_and_die(function: Callable[[str, int], None], run: Path, step: int = 0) -> None:
     """Call a function in a process of its own that is expected to be killed."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pipeline.stages", "pipeline.methods.simclr", "sklearn.datasets"])
+    context.set_forkserver_preload(PRELOAD)
     process = context.Process(target=function, args=(str(run), step))
     process.start()
     process.join(120)

@@ -1,0 +1,139 @@
+"""One worker and two workers with the same global batch: curves in float64, gradients in float32.
+
+    python benchmarks/workers.py --data.path FOLDER --data.limit 2000 --train.batch-size 64
+
+For each recipe: `rayssl pretrain` with one worker and with two, 50 steps in float64, and the largest relative
+difference of the losses (at most 1e-9). Then the gradient of the first step from identical weights in float32, in one
+process and averaged over two: norm of the difference over norm (at most 1e-5). Ends with 1 where a bound is not met.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from pipeline import config as configuration
+from pipeline import distributed
+from pipeline.files import write_json
+from pipeline.prepare import open_data
+from pipeline.reporter import Silent
+from pipeline.runfolder import describe_software
+from pipeline.stages import Work, batches_of, new_method
+from pipeline.train import to_batch, wrap_for_workers
+
+RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
+STEPS = 50
+CURVE_BOUND = 1e-9
+GRADIENT_BOUND = 1e-5
+
+
+def main() -> int:
+    """Parse, measure every recipe, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "workers.json")
+    options, flags = parser.parse_known_args()
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
+        results = [measure(recipe, flags, Path(folder)) for recipe in options.recipes.split(",")]
+    met = all(result["within_bounds"] for result in results)
+    write_json(
+        options.out,
+        {
+            "benchmark": "workers",
+            "command": " ".join(["python", "benchmarks/workers.py", *sys.argv[1:]]),
+            **describe_software(),
+            "steps": STEPS,
+            "bounds": {"curve": CURVE_BOUND, "gradient": GRADIENT_BOUND},
+            "recipes": results,
+            "within_bounds": met,
+        },
+    )
+    for result in results:
+        print(json.dumps({key: value for key, value in result.items() if key not in ("config", "differences")}))
+    return 0 if met else 1
+
+
+def measure(recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
+    """Curves and gradients of one recipe."""
+    runs = [pretrain(recipe, workers, flags, folder / f"{recipe}-{workers}") for workers in (1, 2)]
+    alone, together = (losses(run) for run in runs)
+    differences = [abs(b - a) / abs(a) for a, b in zip(alone, together, strict=True)]
+    gradient = gradient_difference(runs[0], folder)
+    return {
+        "recipe": recipe,
+        "largest_relative_difference_of_losses": max(differences),
+        "differences": differences,
+        **gradient,
+        "first_loss": alone[0],
+        "last_loss": alone[-1],
+        "within_bounds": max(differences) <= CURVE_BOUND and gradient["gradient_difference"] <= GRADIENT_BOUND,
+        "config": json.loads((runs[0] / "config.json").read_text()),
+    }
+
+
+def pretrain(recipe: str, workers: int, flags: list[str], run: Path) -> Path:
+    """The command that users run, with Ray."""
+    own = ["--train.threads", "1", "--train.precision", "fp64", "--train.steps", str(STEPS), "--wandb", "disabled"]
+    own += ["--cluster.workers", str(workers), "--out", str(run), *flags]
+    print(f"[{time.strftime('%T')}] {recipe}: {workers} worker{'s' * (workers > 1)}", file=sys.stderr, flush=True)
+    call = [sys.executable, "-m", "jobs.main", "pretrain", recipe, *own]
+    done = subprocess.run(call, stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(call)} ended with {done.returncode}:\n{done.stderr}")
+    return run
+
+
+def losses(run: Path) -> list[float]:
+    """The losses of pre-training, step by step."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
+    return [row["train/loss"] for row in rows if row["stage"] == "pretrain"]
+
+
+def gradient_difference(run: Path, folder: Path) -> dict[str, float]:
+    """‖g₂ − g₁‖ / ‖g₁‖ over all parameters, and the largest of a single parameter tensor."""
+    for workers in (1, 2):
+        rendezvous = folder / f"{run.name}-{workers}.rendezvous"
+        spawn(gradients, (workers, str(run), str(rendezvous)), nprocs=workers)  # type: ignore[no-untyped-call]
+    alone, together = (torch.load(run / f"gradients-{workers}.pt", weights_only=True) for workers in (1, 2))
+    flat = [torch.cat([gradient.flatten() for gradient in found.values()]) for found in (alone, together)]
+    each = [relative(together[name], alone[name]) for name in alone if alone[name].norm() > 1e-6 * flat[0].norm()]
+    return {"gradient_difference": relative(flat[1], flat[0]), "largest_of_a_tensor": max(each)}
+
+
+def relative(x: Tensor, reference: Tensor) -> float:
+    """‖x − reference‖ / ‖reference‖."""
+    return float((x - reference).norm() / reference.norm())
+
+
+def gradients(rank: int, workers: int, run: str, rendezvous: str) -> None:
+    """One process of a group: the gradients of the first step with the run's first weights, in float32."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    torch.set_num_threads(1)
+    if workers > 1:
+        dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
+    config = configuration.load(Path(run) / "config.json")
+    device = torch.device("cpu")
+    work = Work(Path(run), Silent(), config, open_data(config), device, "fp32")
+    method = new_method(config, work)
+    model = wrap_for_workers(method.train())
+    raw = next(batches_of(work, work.dataset.train, config, 0, 1))
+    model(to_batch(raw, device, "fp32", config.train.seed)).loss.backward()
+    found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
+    if distributed.rank() == 0:
+        torch.save(found, Path(run) / f"gradients-{workers}.pt")
+    if workers > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""What the documents show works: commands parse, examples run, links lead somewhere, tables are those of the code."""
+
+import re
+import shlex
+import sys
+import types
+import zipfile
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jobs.cli import FLAGS, take_config_paths
+from jobs.main import VERBS
+from pipeline.augment import load_views, view_to_dict
+from pipeline.augment.spec import OPERATIONS, _parameters
+from pipeline.config import Config, method_config, override
+from pipeline.data import open_dataset, sources
+from pipeline.encoders import build_encoder
+from pipeline.methods.base import Batch, Traits
+from pipeline.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OWN_OPTIONS = {"--label-fraction", "--labels-per-class", "-k", "--save", "--json", "--help", "--no-follow"}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every `rayssl VERB …` in code blocks and between backquotes."""
+    fenced = re.findall(r"^```(?:\w*)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    lines = [line for block in fenced for line in re.split(r"\n|&&", block.replace("\\\n", " "))]
+    lines += re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE))
+    for line in lines:
+        if re.match(r"\s*(\S*/)?rayssl ", line):
+            _, verb, *words = shlex.split(line.replace("…", ""), comments=True)
+            if verb not in ("VERB", "--help"):
+                yield [verb, *words]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_name_verbs_recipes_and_options_that_exist(document: Path) -> None:
+    for verb, *words in commands(document.read_text()):
+        if "--" in words:
+            verb, *words = words[words.index("--") + 1 :]
+        rest, changes = take_config_paths(words)
+        assert verb in VERBS
+        first = next((word for word in rest if not word.startswith("-")), None)
+        if verb in ("run", "pretrain", "recipes") and first not in (None, "RECIPE"):
+            assert first in RECIPES
+        options = {word.split("=")[0] for word in rest if word.startswith("-")}
+        assert options <= OWN_OPTIONS | set(FLAGS), f"{document.name}: {verb} {words}"
+        values = {path: value for path, value in changes.items() if value not in ("DIR", "N", "M")}
+        override(Config(method=method_config("simclr")), values)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text()):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_json_of_the_augmentation_page_is_read(number: int, tmp_path: Path) -> None:
+    text = (ROOT / "docs/augmentation.md").read_text()
+    (tmp_path / "views.json").write_text(re.findall(r"```json\n(.*?)```", text, re.DOTALL)[number])
+    views = load_views(str(tmp_path / "views.json"), 2)
+    assert len(views) == 2
+    assert (view_to_dict(views[0]) == view_to_dict(views[1])) == (number == 0)
+
+
+def test_the_table_of_operations_is_that_of_the_code() -> None:
+    text = (ROOT / "docs/augmentation.md").read_text()
+    table = text.partition("<!-- operations -->")[2].partition("<!-- end of operations -->")[0]
+    shown: dict[str, dict[str, tuple[str, str]]] = {}
+    name = ""
+    for row in table.strip().splitlines()[2:]:
+        first, parameter, default, within, _ = (cell.strip().strip("`") for cell in row.strip("|").split("|"))
+        name = first or name
+        shown.setdefault(name, {})[parameter] = (default, within)
+    assert shown == {name: described(operation) for name, operation in OPERATIONS.items()}
+
+
+def described(operation: Any) -> dict[str, tuple[str, str]]:
+    """Default and limits of every parameter, as the table writes them."""
+    found = {}
+    for name, (_, limits) in _parameters(operation).items():
+        default = getattr(operation(), name)
+        text = f"[{default[0]:g}, {default[1]:g}]" if isinstance(default, tuple) else f"{default:g}"
+        found[name] = (text, f"{limits.ge:g} to {limits.le:g}")
+    return found
+
+
+def test_the_albumentations_example_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs/augmentation.md").read_text(), re.DOTALL):
+        (tmp_path / "views.json").write_text('{"operations": []}')
+        exec(code, {})
+    [view] = load_views("pipeline.json", 1)
+    assert [t["__class_fullname__"] for t in view_to_dict(view)["pipeline"]["transform"]["transforms"]] == [
+        "RandomResizedCrop",
+        "HorizontalFlip",
+        "CLAHE",
+        "ColorJitter",
+    ]
+
+
+@pytest.fixture
+def example(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The named example of CONTRIBUTING.md as a module."""
+    name = request.param
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition(f"<!-- example: {name} -->\n```python\n")[2]
+    module = types.ModuleType(f"example_{name}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look themselves up there
+    exec(compile(text.partition("```")[0], f"CONTRIBUTING.md: {name}", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("example", ["method"], indirect=True)
+def test_the_example_of_a_method_learns(example: types.ModuleType) -> None:
+    torch.manual_seed(0)
+    traits = Traits(image_size=8, channels=1, mirror=False)
+    encoder = build_encoder("cnn-small", channels=1, image_size=8)
+    method = example.BarlowTwins(example.BarlowTwinsConfig(projector_dim=32), encoder, traits)
+    assert len(method.default_views(traits)) == 2
+    images = torch.rand(32, 1, 8, 8)
+    views = [images + 0.1 * torch.rand_like(images) for _ in range(2)]
+    batch = Batch(views, torch.arange(1, 33), None, seed=0, epoch=0, step=0)
+    optimizer = torch.optim.Adam(method.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        output = method(batch)
+        output.loss.backward()
+        optimizer.step()
+        losses.append(float(output.loss.detach()))
+    assert losses[-1] < losses[0] / 2
+    assert output.features.shape == (64, encoder.dim)
+
+
+@pytest.mark.parametrize("example", ["source"], indirect=True)
+def test_the_example_of_a_source_reads_archives(
+    example: types.ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w") as archive:
+        for number in range(20):
+            data = BytesIO()
+            Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(data, "PNG")
+            archive.writestr(f"{'cat' if number < 10 else 'dog'}/{number}.png", data.getvalue())
+    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, (example.SUFFIXES, example.list_archives)))
+    dataset = open_dataset(str(tmp_path), loader="stream")
+    assert dataset.class_names == ("cat", "dog")
+    train = dataset.train
+    assert train.labels is not None
+    for i, path in enumerate(train.paths):
+        number = int(Path(path).stem)
+        assert train.labels[i] == (number >= 10)
+        assert np.array_equal(train[i][0, 0], [10 * number, 0, 0])
+
+
+def test_constraints_pin_every_dependency_and_name_no_address() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(re.match(r"[A-Za-z0-9._-]+==\S+( ; .+)?$", line) for line in lines)
+    pinned = {line.partition("==")[0].lower() for line in lines}
+    project = (ROOT / "pyproject.toml").read_text()
+    wanted = set(re.findall(r'^    "([A-Za-z0-9-]+)[\[<>=;"]', project, re.MULTILINE))
+    assert {name.lower() for name in wanted} <= pinned

@@ -1,0 +1,218 @@
+"""A run is resolved, checked and written down before anything starts."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline import config as configuration
+from pipeline.config import Config, override
+from pipeline.errors import UserError
+from pipeline.prepare import (
+    Prepared,
+    announce,
+    continue_run,
+    count_steps,
+    existing_parent,
+    expected_bytes,
+    expected_seconds,
+    fit_batch,
+    flatten,
+    open_data,
+    prepare,
+    run_name,
+)
+from pipeline.recipes import build_recipe
+
+Make = Callable[..., Config]
+
+
+def prepare_quietly(config: Config, run: Path, warnings: list[str] | None = None) -> Prepared:
+    warn = (warnings if warnings is not None else []).append
+    return prepare(config, run, command="rayssl run", warn=warn, progress=lambda done, total: None)
+
+
+def test_every_choice_is_written_down(tiny_config: Make, images: Path, tmp_path: Path) -> None:
+    config = tiny_config(changes={"data.image_size": None, "data.channels": None})
+    prepared = prepare_quietly(config, tmp_path / "run")
+    saved = configuration.load(tmp_path / "run" / "config.json")
+    assert saved == prepared.config
+    assert (saved.data.image_size, saved.data.channels, saved.data.path) == (16, 3, str(images))
+    assert saved.augment.views is not None
+    assert len(saved.augment.views) == 2
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    data = manifest["data"]
+    assert (data["train"], data["val"], data["test"], data["classes"]) == (43, 5, 12, ["blue", "green", "red"])
+    assert data["fingerprint"] == prepared.dataset.fingerprint
+    assert manifest["command"] == "rayssl run"
+    assert manifest["seed"] == config.train.seed
+    assert manifest["unreadable"] == []
+
+
+def test_what_is_written_down_prepares_to_itself(tiny_config: Make, tmp_path: Path) -> None:
+    first = prepare_quietly(tiny_config(), tmp_path / "run")
+    again = prepare_quietly(first.config, tmp_path / "run")
+    assert again.config == first.config
+
+
+def test_unreadable_images_are_listed(tiny_config: Make, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(images, folder)
+    (folder / "red" / "broken.png").write_bytes(b"not a png")
+    warnings: list[str] = []
+    prepare_quietly(tiny_config(changes={"data.path": str(folder)}), tmp_path / "run", warnings)
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert [path for path, _ in manifest["unreadable"]] == ["red/broken.png"]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("1 unreadable image")
+
+
+def dataset_of(config: Config) -> Any:
+    return open_data(config)
+
+
+@pytest.mark.parametrize(
+    ("batch", "workers", "fitted"),
+    [(8, 1, 8), (43, 1, 43), (44, 1, 43), (512, 1, 43), (512, 2, 42), (512, 4, 40), (40, 4, 40)],
+)
+def test_the_batch_fits_the_images_and_the_workers(batch: int, workers: int, fitted: int, tiny_config: Make) -> None:
+    config = tiny_config(changes={"train.batch_size": batch, "cluster.workers": workers})
+    warnings: list[str] = []
+    assert fit_batch(config, dataset_of(config), warnings.append) == fitted
+    assert len(warnings) == (fitted != batch)
+    assert all(f"--train.batch-size {batch}" in text and str(fitted) in text for text in warnings)
+
+
+def test_a_batch_that_cannot_be_shared(tiny_config: Make) -> None:
+    config = tiny_config(changes={"train.batch_size": 10, "cluster.workers": 4})
+    with pytest.raises(UserError, match=r"--train\.batch-size 10 cannot be shared evenly by 4 workers: use 8 or 12"):
+        fit_batch(config, dataset_of(config), pytest.fail)
+    few = tiny_config(changes={"train.batch_size": 2, "cluster.workers": 4})
+    with pytest.raises(UserError, match="cannot be shared evenly by 4 workers: use 4"):
+        fit_batch(few, dataset_of(few), pytest.fail)
+
+
+def test_more_workers_than_images(tiny_config: Make) -> None:
+    config = tiny_config(changes={"train.batch_size": 512, "cluster.workers": 64})
+    with pytest.raises(UserError, match="43 training images: at least"):
+        fit_batch(config, dataset_of(config), pytest.fail)
+
+
+def test_a_folder_of_another_run(tiny_config: Make, tmp_path: Path) -> None:
+    prepare_quietly(tiny_config(), tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    cases = [
+        (tiny_config("rotnet"), "method.name is 'simclr' there and 'rotnet' here"),
+        (tiny_config(changes={"train.seed": 1}), "train.seed is 0 there and 1 here"),
+        (tiny_config(changes={"train.batch_size": 4}), "train.batch_size is 8 there and 4 here"),
+        (tiny_config(changes={"method.temperature": 0.9}), "method.temperature"),
+        (tiny_config(changes={"encoder.name": "resnet-tiny"}), "encoder.name"),
+        (tiny_config(changes={"augment.mirror": False}), "augment.mirror is True there and False here"),
+    ]
+    for config, says in cases:
+        with pytest.raises(UserError, match="holds another run") as error:
+            prepare_quietly(config, tmp_path / "run")
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [("train.epochs", 9), ("cluster.workers", 2), ("probe.epochs", 3), ("data.loader", "stream"), ("wandb", "offline"),
+     ("train.checkpoint_epochs", 1), ("index.factory", "Flat"), ("evaluate.k", 3), ("train.threads", 2)],
+)  # fmt: skip
+def test_what_may_change_when_a_run_goes_on(path: str, value: object, tiny_config: Make, tmp_path: Path) -> None:
+    prepare_quietly(tiny_config(), tmp_path / "run")
+    prepare_quietly(tiny_config(changes={path: value}), tmp_path / "run")
+    saved = flatten(configuration.to_dict(configuration.load(tmp_path / "run" / "config.json")))
+    assert saved[path] == value
+
+
+def test_the_steps_of_a_budget_are_kept_with_the_same_budget_only(tiny_config: Make, tmp_path: Path) -> None:
+    now = tiny_config(changes={"train.minutes": 2.0})
+    before = replace(now, train=replace(now.train, steps=77))
+    assert continue_run(before, now, tmp_path).train.steps == 77
+    longer = override(now, {"train.minutes": 3.0})
+    assert continue_run(before, longer, tmp_path).train.steps is None
+
+
+def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("all my work")
+    with pytest.raises(UserError, match="is not empty and is no run folder"):
+        prepare_quietly(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"data.path": ""}, "--data.path"),
+        ({"data.path": "/no/such/folder"}, "/no/such/folder"),
+        ({"encoder.name": "resnet-tinny"}, "resnet-tiny"),
+        ({"encoder.weights": "/no/weights.safetensors"}, "/no/weights.safetensors"),
+        ({"augment.spec": "/no/spec.json"}, "/no/spec.json"),
+        ({"train.batch_size": 9, "cluster.workers": 2}, "--train.batch-size 9"),
+    ],
+)
+def test_nothing_is_written_for_wrong_input(
+    changes: dict[str, Any], says: str, tiny_config: Make, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        prepare_quietly(tiny_config(changes=changes), tmp_path / "run")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps(tiny_config: Make) -> None:
+    assert count_steps(tiny_config(changes={"train.epochs": 3}), 43) == (5, 15)
+    assert count_steps(tiny_config(changes={"train.epochs": 3, "train.steps": 7}), 43) == (5, 7)
+
+
+def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> None:
+    prepared = prepare_quietly(tiny_config(changes={"train.epochs": 3}), tmp_path / "run")
+    lines: list[str] = []
+    announce(prepared, lines.append)
+    text = "\n".join(lines)
+    for part in ("43 train", "5 held out", "12 test", "3 classes", "cnn-small", "simclr", "15 steps of 8", "1 worker"):
+        assert part in text
+    assert "1 workers" not in text
+
+
+def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare_quietly(tiny_config(), tmp_path / "run")
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="only 0 MB are free"):
+        announce(prepared, lambda line: None)
+
+
+def test_guesses_grow_with_the_work(tiny_config: Make) -> None:
+    config = tiny_config()
+    assert expected_seconds(config, 1e6, 200) == pytest.approx(2 * expected_seconds(config, 1e6, 100))
+    assert expected_seconds(config, 1e9, 100) > expected_seconds(config, 1e6, 100)
+    facts = {"parameters": 1e6, "dim": 100}
+    assert expected_bytes(config, facts, 10**6) - expected_bytes(config, facts, 0) == 1.6e9
+
+
+def test_the_nearest_folder_above(tmp_path: Path) -> None:
+    assert existing_parent(tmp_path / "a" / "b") == tmp_path
+    assert existing_parent(Path("surely-not-here")) == Path.cwd()
+
+
+def test_names_tell_runs_apart() -> None:
+    config = build_recipe("simclr-folder")
+    assert run_name(config, {}) == "simclr-folder"
+    assert run_name(config, {"train.epochs": "3", "cluster.workers": "2"}) == "simclr-folder"
+    names = [
+        run_name(config, changes)
+        for changes in ({"train.seed": "1"}, {"train.seed": "2"}, {"data.path": "a"}, {"data.path": "b"})
+    ]
+    assert len({*names, "simclr-folder"}) == 5
+    assert run_name(config, {"train.batch-size": "64"}) == run_name(config, {"train.batch_size": "64"})

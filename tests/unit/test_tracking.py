@@ -1,0 +1,134 @@
+"""Whatever goes wrong with wandb, the run goes on."""
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.tracking import Tracker, has_key, start_tracker
+
+ROWS = [{"stage": "pretrain", "step": step, "train/loss": 1.0 / (step + 1)} for step in range(2)]
+
+
+class FakeRun:
+    """Keeps what it is sent; fails at `fails`."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.logged, self.ended = fails, [], False  # type: ignore[var-annotated]
+        self.summary: dict[str, Any] = {}
+
+    def log(self, values: dict[str, Any]) -> None:
+        if self.fails == "log":
+            raise ConnectionError("no network\nand a second line")
+        self.logged.append(values)
+
+    def finish(self, quiet: bool) -> None:
+        if self.fails == "finish":
+            raise OSError("disk full")
+        self.ended = True
+
+
+class FakeWandb(types.ModuleType):
+    """In the place of the package."""
+
+    def __init__(self, fails: str = "") -> None:
+        super().__init__("wandb")
+        self.run, self.fails, self.asked = FakeRun(fails), fails, {}  # type: ignore[var-annotated]
+
+    def Settings(self, **values: Any) -> dict[str, Any]:  # noqa: N802
+        return values
+
+    def init(self, **values: Any) -> FakeRun:
+        if self.fails == "init":
+            raise RuntimeError("not logged in\nand a second line")
+        self.asked = values
+        return self.run
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+
+
+def put_in_place(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> FakeWandb:
+    fake = FakeWandb(fails)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    return fake
+
+
+def start(mode: str, folder: Path, warnings: list[str]) -> Tracker:
+    return start_tracker(mode, folder=folder, name="n", run_id="abc", config={"a": 1}, warn=warnings.append)
+
+
+def use(tracker: Tracker) -> None:
+    tracker.log(ROWS)
+    tracker.log(ROWS)
+    tracker.finish({"x": 1})
+    tracker.finish({"x": 1})
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+def test_a_failure_is_told_once_and_never_raised(fails: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    put_in_place(monkeypatch, fails)
+    warnings: list[str] = []
+    use(start("online", tmp_path, warnings))
+    assert len(warnings) == 1
+    assert "wandb" in warnings[0]
+    assert "\n" not in warnings[0]
+    assert "second line" not in warnings[0]
+
+
+def test_a_package_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    warnings: list[str] = []
+    use(start("online", tmp_path, warnings))
+    assert len(warnings) == 1
+
+
+def test_rows_arrive_with_their_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = put_in_place(monkeypatch)
+    warnings: list[str] = []
+    tracker = start("offline", tmp_path, warnings)
+    tracker.log(ROWS)
+    tracker.finish({"knn/top1": 0.5})
+    assert warnings == []
+    assert fake.run.logged == [
+        {"pretrain/train/loss": 1.0, "pretrain/step": 0},
+        {"pretrain/train/loss": 0.5, "pretrain/step": 1},
+    ]
+    assert fake.run.summary == {"knn/top1": 0.5}
+    assert fake.run.ended
+    expected = {"mode": "offline", "id": "abc", "resume": "allow", "dir": str(tmp_path), "config": {"a": 1}}
+    assert expected.items() <= fake.asked.items()
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "expected"),
+    [
+        ("auto", {}, None),
+        ("auto", {"WANDB_API_KEY": "x"}, "online"),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "disabled"}, None),
+        ("disabled", {"WANDB_API_KEY": "x"}, None),
+        ("offline", {}, "offline"),
+        ("online", {}, "online"),
+    ],
+)
+def test_modes(
+    mode: str, environment: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = put_in_place(monkeypatch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    start(mode, tmp_path, [])
+    assert fake.asked.get("mode") == expected
+
+
+def test_a_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not has_key()
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert has_key()

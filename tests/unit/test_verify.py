@@ -1,0 +1,88 @@
+"""Every damaged file of a run is found, and only that."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline.verify import verify
+
+
+def faults(run: Path) -> dict[str, str]:
+    """Relative path → fault, of what is damaged."""
+    return {str(f.path.relative_to(run)): f.fault for f in verify(run) if f.fault is not None}
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_a_finished_run_is_whole(finished: Path) -> None:
+    assert faults(finished) == {}
+    checked = {str(finding.path.relative_to(finished)) for finding in verify(finished)}
+    data = json.loads((finished / "manifest.json").read_text())["data"]["name"]
+    assert checked == {
+        "config.json",
+        "manifest.json",
+        "checkpoints/step-000000005",
+        "encoder.safetensors",
+        f"embeddings/{data}/train.parquet",
+        f"embeddings/{data}/test.parquet",
+        f"embeddings/{data}/baseline/random-init/train.parquet",
+        f"embeddings/{data}/baseline/random-init/test.parquet",
+        f"index/{data}/index.faiss",
+        "evaluation.json",
+    }
+
+
+@pytest.mark.parametrize("damage", [flip, cut])
+@pytest.mark.parametrize(
+    ("file", "reported"),
+    [
+        ("checkpoints/step-000000005/model.safetensors", "checkpoints/step-000000005"),
+        ("checkpoints/step-000000005/optimizer.safetensors", "checkpoints/step-000000005"),
+        ("encoder.safetensors", "encoder.safetensors"),
+        ("embeddings/colours/train.parquet", "embeddings/colours/train.parquet"),
+        ("embeddings/colours/test.parquet", "embeddings/colours/test.parquet"),
+        ("index/colours/index.faiss", "index/colours/index.faiss"),
+    ],
+)
+def test_damage_is_found(damage: Callable[[Path], None], file: str, reported: str, finished_copy: Path) -> None:
+    damage(finished_copy / file)
+    found = faults(finished_copy)
+    assert reported in found
+    assert "\n" not in found[reported]
+    assert set(found) == {reported}
+
+
+@pytest.mark.parametrize("file", ["config.json", "manifest.json", "evaluation.json"])
+def test_json_that_is_cut_off(file: str, finished_copy: Path) -> None:
+    cut(finished_copy / file)
+    assert set(faults(finished_copy)) == {file}
+
+
+def test_a_missing_half_of_the_encoder(finished_copy: Path) -> None:
+    (finished_copy / "encoder.safetensors").unlink()
+    assert "encoder.safetensors" in faults(finished_copy)
+
+
+def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
+    from pipeline.export import export_encoder, load_encoder
+
+    encoder = load_encoder(finished_copy)
+    for parameter in encoder.parameters():
+        parameter.data += 1
+    export_encoder(encoder, finished_copy)
+    found = faults(finished_copy)
+    assert set(found) == {
+        "embeddings/colours/train.parquet",
+        "embeddings/colours/test.parquet",
+        "index/colours/index.faiss",
+    }
