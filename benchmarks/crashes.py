@@ -2,7 +2,7 @@
 
     python benchmarks/crashes.py --recipe simclr-cifar10 --data.path FOLDER --data.limit 2000 --kills 6 --seed 0
 
-Each kill is `kill -9`. Its kind and its moment are drawn from the seed:
+Each kill is `kill -9`. Every kind has its turn; the order and the moments are drawn from the seed:
   start       the driver alone, some seconds after it started: Ray comes up, nothing is trained yet
   driver      the driver alone, when a drawn step is logged; Ray's processes find out by themselves
   machine     the driver, the worker and all of Ray at once, when a drawn step is logged
@@ -30,7 +30,7 @@ from typing import Any
 from pipeline.files import write_json
 from pipeline.runfolder import describe_software
 
-KINDS = ("driver", "machine", "checkpoint", "start")
+KINDS = ("checkpoint", "driver", "machine", "start")
 TRIES = 5  # to hit the writing of a checkpoint
 STARTING_SECONDS = (3.0, 20.0)  # after the start of the command
 WATCH_SECONDS = 300
@@ -98,7 +98,9 @@ def plan(kills: int, seed: int, steps: int) -> list[tuple[str, float]]:
     """Kinds and moments, by the step that has to be reached (for `start` the seconds)."""
     rng = random.Random(seed)
     places = sorted(rng.randrange(1, int(0.9 * steps)) for _ in range(kills))
-    kinds = ["checkpoint", *(rng.choice(KINDS) for _ in range(kills - 1))]
+    others = [KINDS[number % len(KINDS)] for number in range(1, kills)]
+    rng.shuffle(others)
+    kinds = ["checkpoint", *others]
     return [(kind, rng.uniform(*STARTING_SECONDS) if kind == "start" else at) for kind, at in zip(kinds, places)]
 
 
@@ -108,7 +110,8 @@ def kill(call: list[str], run: Path, kind: str, moment: float) -> Iterator[dict[
         before = half_written(run)
         with started(call) as driver:
             at = wait_and_kill(driver, run, kind, moment)
-        torn = not half_written(run) <= before
+        # Where only the driver died, the worker may still be at it.
+        torn = kind in ("checkpoint", "machine") and not half_written(run) <= before
         yield {"kind": kind, "moment": round(moment, 2), "seen": at, "torn": torn}
         if torn:
             return

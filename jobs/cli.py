@@ -2,14 +2,14 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 
 # At most 20 flags with --help; every other path of the config works the same way.
 FLAGS = {
@@ -49,9 +49,14 @@ def parse(
     argv: Sequence[str],
     arguments: Sequence[click.Parameter],
     flags: Sequence[str] = tuple(FLAGS),
+    only: Sequence[str] | None = None,
 ) -> Parsed:
-    """Parse a verb's arguments; --help prints and exits with 0; raises UserError for what cannot be understood."""
+    """Parse a verb's arguments; --help prints and exits with 0; raises UserError for what cannot be understood.
+
+    `only` names the paths of the config that the verb takes; None: all of them.
+    """
     rest, changes = take_config_paths(argv)
+    check_paths(verb, changes, only)
     shown = [_option(name) for name in flags]
     switches = [click.Option([name], is_flag=True, help=text) for name, text in SWITCHES.items()]
     command = click.Command(verb, params=[*arguments, *shown, *switches], help=summary, epilog=_EPILOG)
@@ -84,6 +89,14 @@ def take_config_paths(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
                 raise UserError(f"{name} has no value: give one, e.g. {name} VALUE") from None
         changes[name[2:]] = value
     return rest, changes
+
+
+def check_paths(verb: str, changes: Mapping[str, Any], only: Sequence[str] | None) -> None:
+    """Refuse paths of the config that a verb would not read."""
+    for path in changes:
+        if only is not None and path.replace("-", "_") not in only:
+            takes = ", ".join(f"--{name}" for name in only) or "no options of the config"
+            raise UserError(f"unknown option --{path}{nearest(path, only)}: rayssl {verb} takes {takes}")
 
 
 def run_argument() -> click.Argument:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import Parsed, command_line, parse, run_folder
+from jobs.cli import Parsed, check_paths, command_line, parse, run_folder
 from jobs.main import run_verb
 from pipeline.errors import UserError
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
             run = Path(parsed.values["out"] or "runs/pretrained")
             embed_without_training(untrained(parsed), run, command_line(), display)
         else:
+            check_paths("embed RUN", parsed.changes, ["data.path"])
             run = run_folder(parsed)
             embed_run(run, parsed.changes.get("data.path"), display)
     display.console.print(f"embeddings  {run / 'embeddings'}", soft_wrap=True)

@@ -14,13 +14,13 @@ def main(argv: list[str]) -> int:
     """Parse, build, print where the index is."""
     parsed = parse("index", SUMMARY, argv, [run_argument()], flags=("--index.factory",))
     run = run_folder(parsed)
-    from pipeline import config as configuration
+    from pipeline.launch import changed_config
     from pipeline.runfolder import read_manifest
     from pipeline.stages import run_index
 
     plan = plan_on_run(run, parsed, ("index",), ("index.",), command_line())
-    configuration.save(plan.configs[0], run / "config.json")
-    run_index(run)
+    with changed_config(run, plan.configs[0]):
+        run_index(run)
     facts = read_manifest(run)
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}

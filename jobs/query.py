@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
         click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours (PNG)"),
     ]
-    parsed = parse("query", SUMMARY, argv, arguments, flags=())
+    parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=())
     run = run_folder(parsed)
     from pipeline.query import query, save_run_gallery
 

@@ -12,7 +12,9 @@ from jobs.main import run_verb
 def main(argv: list[str]) -> int:
     """Names with the first line of their docstrings; for one, its docstring and config."""
     argument = click.Argument(["name"], required=False, metavar="[NAME]")
-    parsed = parse("recipes", "List the recipes, or show one with its whole config.", argv, [argument], flags=())
+    parsed = parse(
+        "recipes", "List the recipes, or show one with its whole config.", argv, [argument], flags=(), only=()
+    )
     from pipeline.recipes import RECIPES, build_recipe, describe_recipe
 
     name = parsed.values["name"]

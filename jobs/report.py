@@ -15,7 +15,7 @@ SUMMARY = "A self-contained report.html over one run, or over several with compa
 def main(argv: list[str]) -> int:
     """Parse, write, print where the report is."""
     runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
-    parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--out",))
+    parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--out",), only=())
     from rich.console import Console
 
     from pipeline.report import print_comparison

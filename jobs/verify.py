@@ -11,7 +11,9 @@ from pipeline.errors import UserError
 
 def main(argv: list[str]) -> int:
     """A line for each file; exit code 2 where one is damaged."""
-    parsed = parse("verify", "Check every file of a run folder against its hash.", argv, [run_argument()], flags=())
+    parsed = parse(
+        "verify", "Check every file of a run folder against its hash.", argv, [run_argument()], flags=(), only=()
+    )
     run = Path(parsed.values["run"])
     if not run.is_dir():
         raise UserError(f"run folder {run} does not exist: give the --out folder of a run")

@@ -81,6 +81,9 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
         if manifest["schema"] != SCHEMA:
             return f"schema {manifest['schema']}, this version reads {SCHEMA}"
+        missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - manifest["sha256"].keys()
+        if missing:
+            return f"the manifest lacks {', '.join(sorted(missing))}"
         for name, digest in manifest["sha256"].items():
             if sha256(checkpoint / name) != digest:
                 return f"{name} does not match its hash"

@@ -1,15 +1,20 @@
 """From configs to finished run folders: prepare, run the worker stages on Ray (or torchrun), then the rest here."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.config import Config
+from pipeline.errors import UserError
 from pipeline.prepare import Prepared, announce, open_data, prepare
 from pipeline.progress import Display
+
+if TYPE_CHECKING:
+    from pipeline.cluster.train import Resources
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -31,8 +36,17 @@ def start(plan: Plan, display: Display) -> None:
     """Start or continue the runs of a plan."""
     if under_torchrun():
         return start_under_torchrun(plan, display)
+    for config in plan.configs:
+        check_resources(config)
     prepared = [prepare_shown(config, run, plan.command, display) for config, run in zip(plan.configs, plan.folders)]
     run_stages(prepared, plan, display)
+
+
+def run(config: Config, out: Path) -> Path:
+    """The whole pipeline from Python: start or continue `config` in the run folder `out`, and return it."""
+    with Display() as display:
+        start(Plan([config], [out], ALL, out, f"rayssl.run(…, {str(out)!r})"), display)
+    return out
 
 
 def proceed(plan: Plan, display: Display) -> None:
@@ -44,9 +58,23 @@ def proceed(plan: Plan, display: Display) -> None:
         dataset = open_shown(config, display)
         for name in {"probe", "finetune"} & set(plan.stages):
             require_labels(dataset, name)
-        configuration.save(config, run / "config.json")
         prepared.append(Prepared(config, run, dataset))
-    run_stages(prepared, plan, display)
+    with ExitStack() as stack:
+        for p in prepared:
+            stack.enter_context(changed_config(p.run, p.config))
+        run_stages(prepared, plan, display)
+
+
+@contextmanager
+def changed_config(run: Path, config: Config) -> Iterator[None]:
+    """Write another config into a run; what was there comes back when the input turns out to be wrong."""
+    before = configuration.load(run / "config.json")
+    configuration.save(config, run / "config.json")
+    try:
+        yield
+    except UserError:
+        configuration.save(before, run / "config.json")
+        raise
 
 
 def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
@@ -57,17 +85,29 @@ def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
 
 def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
     """What there is to do in workers, of all runs in one worker group."""
-    from pipeline.cluster.train import Job, Resources, run_jobs
+    from pipeline.cluster.train import Job, run_jobs
     from pipeline.stages import pending
 
     jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
     if any(job.stages for job in jobs):
         display({"message": "starting Ray …"})
-    cluster = prepared[0].config.cluster
-    resources = Resources(
-        cluster.workers, cluster.gpu_per_worker, cluster.cpu_per_worker, cluster.address, cluster.max_failures
-    )
-    run_jobs(jobs, folder.absolute(), resources, display)
+    run_jobs(jobs, folder.absolute(), resources_of(prepared[0].config), display)
+
+
+def resources_of(config: Config) -> "Resources":
+    """What the config asks of a cluster."""
+    from pipeline.cluster.train import Resources
+
+    asked = config.cluster
+    return Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, asked.address, asked.max_failures)
+
+
+def check_resources(config: Config) -> None:
+    """Refuse more than this machine has, before anything is written; a cluster may still grow."""
+    from pipeline.cluster.train import check_local, cluster_address
+
+    if cluster_address(config.cluster.address) is None:
+        check_local(resources_of(config))
 
 
 def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:

@@ -5,6 +5,7 @@ again it does nothing. Shapes: N images, D features.
 """
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -421,16 +422,14 @@ def batches_of(work: Work, images: Images, config: Config, start: int, stop: int
     size = work.dataset.image_size
     rank, world = distributed.rank(), distributed.world_size()
     dataset = Views(images, order, views, size, config.train.seed, rank, world)
-    return load_batches(dataset, start, stop, loader_processes(config, (stop - start) * config.train.batch_size))
+    return load_batches(dataset, start, stop, loader_processes(config, work.device))
 
 
-def loader_processes(config: Config, images: int) -> int:
-    """Few images are augmented in a thread: starting a process costs as much as some 20,000 images of 32 pixels."""
+def loader_processes(config: Config, device: torch.device) -> int:
+    """Next to a GPU, processes; next to a CPU, where augmentation is a few percent of a step, a thread will do."""
     if config.data.processes is not None:
         return config.data.processes
-    if images * ((config.data.image_size or 32) / 32) ** 1.5 < 100_000:
-        return 0
-    return max(1, torch.get_num_threads() // 2)
+    return min(8, max(1, (os.cpu_count() or 2) // distributed.world_size() - 1)) if device.type == "cuda" else 0
 
 
 def fix_steps(work: Work) -> Config:
@@ -617,7 +616,7 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
             seed=work.config.train.seed,
             device=work.device,
         )
-    best = max(results, key=lambda name: results[name].val_accuracy)
+    best = max(reversed(results), key=lambda name: results[name].val_accuracy)  # the deeper one where they tie
     records = [probe_record(work, f"{prefix}probe/{name}/top1", name, result) for name, result in results.items()]
     record(
         work, [*records, probe_record(work, f"{prefix}probe/top1", f"{best}, chosen on held-out train", results[best])]
@@ -653,6 +652,8 @@ def finetune_draw(work: Work, draw: int) -> float:
     images = train_images.select(chosen)
     world = distributed.world_size()
     batch = min(settings.batch_size, len(images)) // world * world
+    if batch == 0:
+        raise UserError(f"--cluster.workers is {world}: there are only {len(images)} labelled images to fine-tune on")
     traits = Traits(work.dataset.image_size, work.dataset.channels, work.config.augment.mirror)
     torch.manual_seed(seed + draw)
     classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), load_encoder(work.run), traits)
@@ -678,7 +679,7 @@ def finetune_draw(work: Work, draw: int) -> float:
     )
     done = train(
         classifier,
-        load_batches(views, 0, steps, loader_processes(work.config, steps * batch)),
+        load_batches(views, 0, steps, loader_processes(work.config, work.device)),
         optimizer=new_optimizer(classifier, rates),
         learning_rate=schedule_of(rates, steps, order.steps_per_epoch),
         start=0,

@@ -95,7 +95,7 @@ def wrap_for_workers(method: Method[Any]) -> nn.Module:
     # torch 2.15 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(method, **{name: False})
+    return DistributedDataParallel(method, **{name: False})  # type: ignore[arg-type]
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:

@@ -91,6 +91,10 @@ def quiet_ray() -> None:
         # On one machine workers need no environment of their own; a submitted job does.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        # Ray's workers give way to every other process (niceness 15): next to a busy browser they would stand still.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # Threads that wait for each other asleep, not spinning: where a core is shared, spinning cost up to 30 times.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager
@@ -98,7 +102,7 @@ def connected(resources: Resources) -> Iterator[None]:
     """A connection to the cluster at the address (or RAY_ADDRESS), else a cluster on this machine for the time."""
     import ray
 
-    address = resources.address or os.environ.get("RAY_ADDRESS")
+    address = cluster_address(resources.address)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
     began_here = not ray.is_initialized()
     try:
@@ -117,6 +121,11 @@ def connected(resources: Resources) -> Iterator[None]:
     finally:
         if began_here:
             ray.shutdown()
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The address of an existing cluster: the one that is given, else Ray's own variable, else none."""
+    return address or os.environ.get("RAY_ADDRESS")
 
 
 def check_local(resources: Resources) -> None:
