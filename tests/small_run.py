@@ -3,6 +3,8 @@
 import hashlib
 import json
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,15 @@ def read_rows(run: Path) -> Rows:
 def encoder_digest(run: Path) -> str:
     """sha256 of the exported encoder."""
     return hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
+    """The condition's value as soon as it is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
+        time.sleep(0.05)
+    return value
 
 
 def _dotted(changes: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,8 @@ def job_server(project: Path) -> Iterator[Server]:
     )
     try:
         address = f"http://127.0.0.1:{dashboard}"
-        _wait_for_answer(address, head, temporary / "start.log")
+        for url in (f"{address}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
+            _wait_for_answer(url, head, temporary / "start.log")
         yield Server(address, _project(project), environment)
     finally:
         _end(head)
@@ -97,18 +98,18 @@ def _free_ports(number: int) -> list[int]:
     return ports
 
 
-def _wait_for_answer(address: str, head: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_for_answer(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + 90
     while time.monotonic() < deadline and head.poll() is None:
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
+            urllib.request.urlopen(url, timeout=5)
         except urllib.error.HTTPError:
             return  # 401: it answers, and it wants a token
         except OSError:
             time.sleep(0.2)
         else:
             return
-    pytest.fail(f"no job server: {log.read_text()[-2000:]}")
+    pytest.fail(f"{url} does not answer: {log.read_text()[-2000:]}")
 
 
 def _end(head: subprocess.Popen[bytes]) -> None:

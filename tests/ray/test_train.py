@@ -4,15 +4,13 @@ import os
 import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_run import command, encoder_digest, losses, prepare_run, pretrain_here, read_rows
+from small_run import command, encoder_digest, losses, prepare_run, pretrain_here, read_rows, wait_for
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.cluster.train import CONTROL, Job, Resources, run_jobs
@@ -20,17 +18,8 @@ from pipeline.errors import UserError
 
 pytestmark = pytest.mark.ray
 
-LONG = {"train__epochs": 40}  # some seconds of training: time to be killed in
+LONG: dict[str, Any] = {"train__epochs": 40}  # some seconds of training: time to be killed in
 EXACT = {**LONG, "train__precision": "fp64"}
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
-    """The condition's value as soon as it is true."""
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
-    return value
 
 
 def writer_of(run: Path) -> int:
@@ -55,7 +44,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Told once: starting a worker group takes long."""
     out = tmp_path_factory.mktemp("story")
     good = prepare_run(out / "good", **EXACT)
-    wrong = prepare_run(out / "wrong", **LONG, **{"train.learning_rate": 1e30})
+    wrong = prepare_run(out / "wrong", **LONG, train__learning_rate=1e30)
     found = Story(good, wrong, out)
 
     def kill_in_the_middle() -> None:
