@@ -76,7 +76,7 @@ def measure(options: argparse.Namespace, flags: list[str], folder: Path) -> dict
         "command": " ".join(["python", "benchmarks/crashes.py", *sys.argv[1:]]),
         **describe_software(),
         "recipe": options.recipe,
-        "config": json.loads((undisturbed / "config.json").read_text()),
+        "config": read_config(undisturbed),
         "steps": steps,
         "kills": len(kills),
         "torn_checkpoints": sum(one["torn"] for one in kills),
@@ -194,6 +194,13 @@ def losses(run: Path) -> list[tuple[str, str]]:
     """(step, loss) of pre-training, as text: two numbers with the same text are the same number."""
     rows = [json.loads(line, parse_float=str, parse_int=str) for line in (run / "metrics.jsonl").open()]
     return [(row["step"], row["train/loss"]) for row in rows if row["stage"] == "pretrain"]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config; of the path of the images only the name, the rest is this machine's own business."""
+    config: dict[str, Any] = json.loads((run / "config.json").read_text())
+    config["data"]["path"] = Path(config["data"]["path"]).name
+    return config
 
 
 def last_step(run: Path) -> int:

@@ -33,6 +33,7 @@ from pipeline.train import to_batch, wrap_for_workers
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50
+TRIES = 3  # Ray gives up where a busy machine takes more than 30 s to start it; the command goes on where it was
 CURVE_BOUND = 1e-9
 GRADIENT_BOUND = 1e-5
 
@@ -77,7 +78,7 @@ def measure(recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
         "first_loss": alone[0],
         "last_loss": alone[-1],
         "within_bounds": max(differences) <= CURVE_BOUND and gradient["gradient_difference"] <= GRADIENT_BOUND,
-        "config": json.loads((runs[0] / "config.json").read_text()),
+        "config": read_config(runs[0]),
     }
 
 
@@ -87,16 +88,24 @@ def pretrain(recipe: str, workers: int, flags: list[str], run: Path) -> Path:
     own += ["--cluster.workers", str(workers), "--out", str(run), *flags]
     print(f"[{time.strftime('%T')}] {recipe}: {workers} worker{'s' * (workers > 1)}", file=sys.stderr, flush=True)
     call = [sys.executable, "-m", "jobs.main", "pretrain", recipe, *own]
-    done = subprocess.run(call, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(call)} ended with {done.returncode}:\n{done.stderr}")
-    return run
+    for _ in range(TRIES):
+        done = subprocess.run(call, stderr=subprocess.PIPE, text=True)
+        if done.returncode == 0:
+            return run
+    raise SystemExit(f"{' '.join(call)} ended with {done.returncode}:\n{done.stderr}")
 
 
 def losses(run: Path) -> list[float]:
     """The losses of pre-training, step by step."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     return [row["train/loss"] for row in rows if row["stage"] == "pretrain"]
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """The resolved config; of the path of the images only the name, the rest is this machine's own business."""
+    config: dict[str, Any] = json.loads((run / "config.json").read_text())
+    config["data"]["path"] = Path(config["data"]["path"]).name
+    return config
 
 
 def gradient_difference(run: Path, folder: Path) -> dict[str, float]:

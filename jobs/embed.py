@@ -33,6 +33,10 @@ def main(argv: list[str]) -> int:
             run = Path(parsed.values["out"] or "runs/pretrained")
             embed_without_training(untrained(parsed), run, command_line(), display)
         else:
+            if parsed.values["out"]:
+                raise UserError(
+                    f"--out is {parsed.values['out']!r}: embed RUN writes into the run folder; leave it out"
+                )
             check_paths("embed RUN", parsed.changes, ["data.path"])
             run = run_folder(parsed)
             embed_run(run, parsed.changes.get("data.path"), display)
@@ -46,8 +50,9 @@ def untrained(parsed: Parsed) -> "Config":
     """The config of a run that only uses an encoder."""
     from pipeline.config import Config, DataConfig, override
 
-    if "encoder.name" not in parsed.changes:
-        raise UserError("embed needs a RUN folder, or --encoder.name and --encoder.weights: neither is given")
+    missing = [f"--{name}" for name in ("encoder.name", "encoder.weights") if name not in parsed.changes]
+    if missing:
+        raise UserError(f"embed needs a RUN folder, or --encoder.name and --encoder.weights: {missing[0]} is not given")
     return override(Config(recipe="pretrained", data=DataConfig(path="")), parsed.changes)
 
 

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
 
     plan = plan_on_run(run, parsed, ("index",), ("index.",), command_line())
     with changed_config(run, plan.configs[0]):
-        run_index(run)
+        run_index(run, lambda text: print(f"warning: {text}", file=sys.stderr))
     facts = read_manifest(run)
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}

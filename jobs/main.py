@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """0: done; 2: the input is wrong (one line on stderr); 1: a fault of ours; 130, 143: stopped by a signal."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    # Threads that wait for each other asleep, not spinning: where a core is shared, spinning cost up to 30 times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         if verb not in VERBS:
             raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")

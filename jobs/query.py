@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 
     results = query(run, list(parsed.values["images"]), parsed.values["k"], parsed.values["data"])
     if parsed.values["save"]:
-        save_run_gallery(run, results, Path(parsed.values["save"]))
+        save_run_gallery(run, results, Path(parsed.values["save"]), parsed.values["data"])
         print(f"gallery  {parsed.values['save']}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps(results))

@@ -95,7 +95,7 @@ class ProbeConfig:
     epochs: Positive = 50
     batch_size: Positive = 512
     learning_rates: tuple[PositiveFloat, ...] = (0.003, 0.01, 0.03, 0.1, 0.3)
-    weight_decays: tuple[NonNegativeFloat, ...] = (0.0, 1e-4, 1e-3)
+    weight_decays: tuple[NonNegativeFloat, ...] = (0.0, 1e-3)
     pool: Positive = 2  # feature maps are averaged to at most pool × pool cells
 
 
@@ -120,7 +120,7 @@ class EvaluateConfig:
     __pydantic_config__ = _STRICT
     k: Positive = 20
     temperature: PositiveFloat = 0.07
-    clusters: Positive | None = None  # None: as many as classes, else 10
+    clusters: Positive | None = None  # None: as many as classes
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,7 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
 
 
 def _from_text(text: str, current: Any) -> Any:
-    if text.lower() in ("none", "null"):
+    if text == "null" or (text.lower() == "none" and not isinstance(current, str)):
         return None
     if isinstance(current, list) and not text.startswith("["):
         return [part.strip() for part in text.split(",")]

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.prepare import Prepared, announce, open_data, prepare
 from pipeline.progress import Display
+from pipeline.runfolder import read_manifest, writer_lock
 
 if TYPE_CHECKING:
     from pipeline.cluster.train import Resources
@@ -45,7 +47,7 @@ def start(plan: Plan, display: Display) -> None:
 def run(config: Config, out: Path) -> Path:
     """The whole pipeline from Python: start or continue `config` in the run folder `out`, and return it."""
     with Display() as display:
-        start(Plan([config], [out], ALL, out, f"rayssl.run(…, {str(out)!r})"), display)
+        start(Plan([config], [out], ALL, out, f"rayssl.run(config, {str(out)!r})"), display)
     return out
 
 
@@ -53,6 +55,8 @@ def proceed(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
     from pipeline.stages import require_labels
 
+    if under_torchrun():
+        raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
     prepared = []
     for config, run in zip(plan.configs, plan.folders):
         dataset = open_shown(config, display)
@@ -69,7 +73,8 @@ def proceed(plan: Plan, display: Display) -> None:
 def changed_config(run: Path, config: Config) -> Iterator[None]:
     """Write another config into a run; what was there comes back when the input turns out to be wrong."""
     before = configuration.load(run / "config.json")
-    configuration.save(config, run / "config.json")
+    with writer_lock(run):
+        configuration.save(config, run / "config.json")
     try:
         yield
     except UserError:
@@ -117,7 +122,7 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
     for p in prepared:
         if "index" in plan.stages:
             display({"run": p.run.name, "stage": "index"})
-            run_index(p.run)
+            run_index(p.run, _warn(display))
         if "evaluate" in plan.stages:
             display({"run": p.run.name, "stage": "evaluate"})
             run_evaluate(p.run, p.dataset)
@@ -159,7 +164,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # rank 0 reads the images first
     configs = [replace(c, cluster=replace(c.cluster, workers=dist.get_world_size())) for c in plan.configs]
     main = distributed.rank() == 0
     reporter = LocalReporter(display)
@@ -204,10 +209,14 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     reporter = LocalReporter(display)
     if other is None:
         return run_worker_stages(run, ["embed"], reporter)
-    data = configuration.load(run / "config.json").data
+    data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
     dataset = open_dataset(
         other, image_size=data.image_size, channels=data.channels, loader=data.loader, progress=_reading(display)
     )
+    if dataset.path == own["path"]:
+        return run_worker_stages(run, ["embed"], reporter)
+    if dataset.name == own["name"]:  # two folders of one name are two data sets
+        dataset = replace(dataset, name=f"{dataset.name}-{dataset.fingerprint[:6]}")
     embed_other_data(run, dataset, reporter)
 
 
@@ -215,11 +224,10 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
     from pipeline.export import export_encoder
     from pipeline.reporter import LocalReporter
-    from pipeline.runfolder import writer_lock
     from pipeline.stages import new_encoder, run_index, run_worker_stages
 
     prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
     with writer_lock(run):
         export_encoder(new_encoder(prepared.config), run, {"method": None})
     run_worker_stages(run, ["embed"], LocalReporter(display))
-    run_index(run)
+    run_index(run, _warn(display))

@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
 from pipeline.errors import UserError
 from pipeline.progress import format_bytes, format_duration
-from pipeline.runfolder import describe_software, update_manifest
+from pipeline.runfolder import describe_software, update_manifest, writer_lock
 
 # What may differ when the same run is continued: nothing here changes what a step computes.
 FREE = {
@@ -62,6 +62,8 @@ def prepare(
     """
     if not config.data.path:
         raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
+    if "://" in str(run):
+        raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
     dataset = open_data(config, progress)
     config = resolve(config, dataset, warn)
     check_disk(config, dataset, run)
@@ -69,22 +71,23 @@ def prepare(
         config = continue_run(configuration.load(run / "config.json"), config, run)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
-    configuration.save(config, run / "config.json")
-    update_manifest(
-        run,
-        {
-            "recipe": config.recipe,
-            "command": command,
-            "seed": config.train.seed,
-            "data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint,
-                     "train": len(dataset.train), "val": len(dataset.val),
-                     "test": len(dataset.test) if dataset.test is not None else 0,
-                     "image_size": dataset.image_size, "channels": dataset.channels,
-                     "classes": list(dataset.class_names) if dataset.class_names else None},
-            "unreadable": [list(pair) for pair in dataset.unreadable],
-            **describe_software(),
-        },
-    )  # fmt: skip
+    with writer_lock(run):
+        configuration.save(config, run / "config.json")
+        update_manifest(
+            run,
+            {
+                "recipe": config.recipe,
+                "command": command,
+                "seed": config.train.seed,
+                "data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint,
+                         "train": len(dataset.train), "val": len(dataset.val),
+                         "test": len(dataset.test) if dataset.test is not None else 0,
+                         "image_size": dataset.image_size, "channels": dataset.channels,
+                         "classes": list(dataset.class_names) if dataset.class_names else None},
+                "unreadable": [list(pair) for pair in dataset.unreadable],
+                **describe_software(),
+            },
+        )  # fmt: skip
     if dataset.unreadable:
         warn(f"{len(dataset.unreadable)} unreadable images are left out: listed in {run / 'manifest.json'}")
     return Prepared(config, run, dataset)
@@ -103,10 +106,22 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         views = load_views(config.augment.spec, len(views))
     return replace(
         config,
-        data=replace(config.data, path=dataset.path, image_size=dataset.image_size, channels=dataset.channels),
-        augment=replace(config.augment, views=tuple(view_to_dict(view) for view in views)),
+        data=replace(
+            config.data,
+            path=dataset.path,
+            image_size=dataset.image_size,
+            channels=dataset.channels,
+            labels=absolute(config.data.labels),
+        ),
+        encoder=replace(config.encoder, weights=absolute(config.encoder.weights)),
+        augment=replace(config.augment, views=config.augment.views or tuple(view_to_dict(view) for view in views)),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
+
+
+def absolute(place: str | None) -> str | None:
+    """A file's whole path, because workers have another working directory; what is no file stays as it is."""
+    return str(Path(place).absolute()) if place is not None and Path(place).exists() else place
 
 
 def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> int:
@@ -146,12 +161,15 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
     """The config to go on with in a run folder; raises UserError where it holds another run."""
     old, new = flatten(configuration.to_dict(before)), flatten(configuration.to_dict(now))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key == "augment.views", key)):  # the long one last
+        if key == "train.precision" and new[key] == "auto":  # chosen when the run was started
+            continue
         if key in FREE or key.startswith(FREE_GROUPS) or old.get(key) == new.get(key):
             continue
         raise UserError(
             f"{run} holds another run: {key} is {old.get(key)!r} there and {new.get(key)!r} here: "
             "use another --out, or the same value"
         )
+    now = replace(now, train=replace(now.train, precision=before.train.precision))
     if now.train.minutes is not None and now.train.minutes == before.train.minutes:
         return replace(now, train=replace(now.train, steps=before.train.steps))
     return now

@@ -1,6 +1,7 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,12 +77,17 @@ def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], N
         figure.savefig(temporary, format="png")
 
 
-def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path) -> None:
-    """`save_gallery` with the pictures of the run's own images."""
+def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None) -> None:
+    """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
     from pipeline.prepare import open_data
 
-    dataset = open_data(configuration.load(run / "config.json"))
+    config = configuration.load(run / "config.json")
+    own = read_manifest(run)["data"]["name"]
+    if data is not None and data != own:
+        path_of = _load_splits(run / "embeddings" / data, run)[0].data_path
+        config = replace(config, data=replace(config.data, path=path_of, limit=None, labels=None))
+    dataset = open_data(config)
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 

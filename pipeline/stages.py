@@ -24,11 +24,18 @@ from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.embed import stage_features
+from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
-from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings, write_evaluation
+from pipeline.evaluate import (
+    Record,
+    drop_stale_records,
+    evaluate_embeddings,
+    raw_pixel_embeddings,
+    read_evaluation,
+    write_evaluation,
+)
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods import load_method
@@ -89,10 +96,11 @@ class Work:
 
 def run_pretrain(work: Work) -> None:
     """Train the method and export its encoder; raises Stopped when asked to stop before the end."""
+    fix_precision(work)
     config = fix_steps(work)
     per_epoch, steps = count_steps(config, len(work.dataset.train))
     key = key_of("pretrain", work.run, config, work.dataset)
-    if stage_done(work.run, "pretrain", key):
+    if already_done(work, "pretrain", key):
         return
     method = new_method(config, work)
     optimizer = new_optimizer(method, config.train)
@@ -122,6 +130,7 @@ def run_pretrain(work: Work) -> None:
             raise Stopped(done, steps)
         if work.is_main:
             export_encoder(method.encoder, work.run, {"method": required_method(config), "step": steps})
+            drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=steps, precision=work.precision, device=str(work.device))
         distributed.barrier()
         if hasattr(method, "reconstruct"):
@@ -131,7 +140,7 @@ def run_pretrain(work: Work) -> None:
 def run_probe(work: Work) -> None:
     """Linear probes on every stage of the encoder, of a randomly initialised one, and on raw pixels."""
     key = key_of("probe", work.run, work.config, work.dataset)
-    if stage_done(work.run, "probe", key):
+    if already_done(work, "probe", key):
         return
     require_labels(work.dataset, "probe")
     with stage(work, "probe", key):
@@ -146,7 +155,7 @@ def run_finetune(work: Work) -> None:
     """Train the encoder and a linear head on few labels; mean and standard deviation over draws of the labels."""
     settings = work.config.finetune
     key = key_of("finetune", work.run, work.config, work.dataset)
-    if stage_done(work.run, "finetune", key):
+    if already_done(work, "finetune", key):
         return
     require_labels(work.dataset, "finetune")
     with stage(work, "finetune", key):
@@ -172,17 +181,18 @@ def run_finetune(work: Work) -> None:
 def run_embed(work: Work) -> None:
     """Embeddings of all images by the encoder and by a randomly initialised one."""
     key = key_of("embed", work.run, work.config, work.dataset)
-    if stage_done(work.run, "embed", key):
+    if already_done(work, "embed", key):
         return
     with stage(work, "embed", key):
         for prefix, encoder in encoders_to_compare(work):
             save_splits(work, encoder, prefix)
+        work.features.clear()
 
 
 def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
     """Embed train (with what is held out of it) and test, and write them on rank 0."""
     folder = embeddings_folder(work.run, work.dataset.name, prefix)
-    found = {split: features_of(work, encoder, prefix, split)["features"] for split in ("train", "val", "test")}
+    found = {split: embeddings_of(work, encoder, prefix, split) for split in ("train", "val", "test")}
     if work.is_main:
         train = [work.dataset.train, work.dataset.val]
         vectors = np.concatenate([found["train"], found["val"]])
@@ -190,16 +200,25 @@ def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
         save_embeddings(describe_vectors(work, [test_images(work)], found["test"], "test"), folder / "test.parquet")
 
 
-def run_index(run: Path) -> None:
-    """A FAISS index for each data set that the run has embeddings of, over all its images."""
-    names = sorted(path.parent.name for path in (run / "embeddings").glob("*/train.parquet"))
-    for name in names or [data_name(run)]:
-        index_embeddings(run, name)
+def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> None:
+    """A FAISS index for each data set that the run has embeddings of, over all its images.
+
+    Raises UserError for the run's own data set; of others that cannot be indexed it warns.
+    """
+    own = data_name(run)
+    index_embeddings(run, own)
+    for path in sorted((run / "embeddings").glob("*/train.parquet")):
+        name = path.parent.name
+        try:
+            if name != own:
+                index_embeddings(run, name)
+        except UserError as error:
+            warn(f"no index of {name}: {error}")
 
 
 def index_embeddings(run: Path, name: str) -> None:
     """The index of one data set."""
-    from pipeline.index import build_index, measure_recall, save_index
+    from pipeline.index import build_index, load_index, measure_recall, save_index
 
     config = configuration.load(run / "config.json")
     splits = load_splits(run, name)
@@ -208,7 +227,7 @@ def index_embeddings(run: Path, name: str) -> None:
     first = next(iter(splits.values()))
     stage_name = "index" if name == data_name(run) else f"index/{name}"
     key = stage_key("index", dataclasses.asdict(config.index), first.encoder_hash, first.data_fingerprint, len(ids))
-    if stage_done(run, stage_name, key) and (run / "index" / name / "manifest.json").exists():
+    if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
         return
     began = time.perf_counter()
     index = build_index(vectors, ids, config.index.factory)
@@ -233,7 +252,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     splits = load_splits(run, name)
     first = splits["train"]
     key = stage_key("evaluate", dataclasses.asdict(config.evaluate), first.encoder_hash, first.data_fingerprint)
-    if stage_done(run, "evaluate", key):
+    if stage_done(run, "evaluate", key) and has_records(run, "health/"):
         return
     began = time.perf_counter()
     settings = dataclasses.asdict(config.evaluate)
@@ -244,7 +263,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         found = load_splits_in(other.parent)
         prefix = f"baseline/{other.parent.name}/"
         records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
-    pixels = pixel_embeddings(dataset or open_data(config), splits)
+    pixels = pixel_embeddings(dataset if dataset is not None else open_data(config), splits)
     records += evaluate_embeddings(pixels["train"], pixels["test"], **settings, prefix="baseline/raw-pixels/")
     with writer_lock(run):
         write_evaluation(run, records)
@@ -309,13 +328,46 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
     return stage_key(name, own, encoder_hash(run), dataset.fingerprint)
 
 
+def is_done(run: Path, name: str, key: str) -> bool:
+    """Whether a worker stage has ended with this key and what it wrote is still there and whole."""
+    if not stage_done(run, name, key):
+        return False
+    if name == "pretrain":
+        return is_whole(lambda: load_encoder(run))
+    if name == "embed":
+        return is_whole(lambda: load_splits(run, data_name(run)))
+    return has_records(run, {"probe": "probe/", "finetune": "finetune@"}[name])
+
+
+def is_whole(read: Callable[[], object]) -> bool:
+    """Whether something can be read."""
+    try:
+        read()
+    except UserError:
+        return False
+    return True
+
+
+def has_records(run: Path, beginning: str) -> bool:
+    """Whether evaluation.json has a figure whose name begins so."""
+    try:
+        return any(name.startswith(beginning) for name in read_evaluation(run)["flat"])
+    except UserError:
+        return False
+
+
+def already_done(work: Work, name: str, key: str) -> bool:
+    """`is_done`, decided on rank 0: the manifest may change between one worker's look and another's."""
+    return distributed.broadcast_object(is_done(work.run, name, key) if work.is_main else None) is True
+
+
 def pending(run: Path, names: list[str], config: Config, dataset: Dataset) -> list[str]:
     """Which of the worker stages have something to do; what needs labels is left out where there are none."""
     if not has_labels(dataset):
         names = [name for name in names if name not in ("probe", "finetune")]
-    if "pretrain" in names and not stage_done(run, "pretrain", key_of("pretrain", run, config, dataset)):
+    if "pretrain" in names and not is_done(run, "pretrain", key_of("pretrain", run, config, dataset)):
         return names
-    return [name for name in names if not stage_done(run, name, key_of(name, run, config, dataset))]
+    return [name for name in names if not is_done(run, name, key_of(name, run, config, dataset))]
 
 
 @contextmanager
@@ -432,6 +484,18 @@ def loader_processes(config: Config, device: torch.device) -> int:
     return min(8, max(1, (os.cpu_count() or 2) // distributed.world_size() - 1)) if device.type == "cuda" else 0
 
 
+def fix_precision(work: Work) -> None:
+    """Write down what `auto` became, once: a run that is continued on another machine must not change it."""
+    if work.config.train.precision != "auto":
+        return
+    chosen: Any = distributed.broadcast_object(work.precision)
+    work.precision = chosen
+    work.config = replace(work.config, train=replace(work.config.train, precision=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
 def fix_steps(work: Work) -> Config:
     """Turn a time budget into a number of steps, once: it is kept in config.json, so nothing depends on the clock."""
     config = work.config
@@ -463,11 +527,13 @@ def measure_speed(work: Work) -> float:
     optimizer = new_optimizer(method, config.train)
     warm = CALIBRATION_STEPS // 3
     for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
-        train(
+        done = train(
             method, batches, optimizer=optimizer, learning_rate=lambda step: 1e-6, start=first, stop=last,
             steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device, precision=work.precision,
             clip_grad=None, stage="measure", hooks=hooks,
         )  # fmt: skip
+        if done < last:
+            raise Stopped(0, 0)
     return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
 
 
@@ -505,6 +571,7 @@ def training_hooks(
     def checkpoint(step: int) -> None:
         nonlocal last_time, last_step
         last_time, last_step = time.monotonic(), step
+        check_finite(method, step)
         if work.is_main:
             folder, keep = work.run / "checkpoints", settings.keep_checkpoints
             save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts={"stage": name})
@@ -519,6 +586,16 @@ def training_hooks(
     yield Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
     if tracker is not None:
         tracker.finish({})
+
+
+def check_finite(method: Method[Any], step: int) -> None:
+    """Raises UserError where a weight is not finite: such a state must not replace a good checkpoint."""
+    if all(bool(torch.isfinite(parameter).all()) for parameter in method.parameters()):
+        return
+    raise UserError(
+        f"the weights are not finite after step {step}, though the loss was: the gradient grew out of bounds: lower "
+        "--train.learning-rate, or limit the gradient with --train.clip-grad 1"
+    )
 
 
 def draw_reconstructions(work: Work, method: Any) -> None:
@@ -578,19 +655,46 @@ def encoders_to_compare(work: Work) -> Iterator[tuple[str, Encoder]]:
         yield "baseline/pretrained/", new_encoder(work.config).to(work.device)
 
 
+def embeddings_of(work: Work, encoder: Encoder, prefix: str, split: str) -> NDArray[np.float32]:
+    """(N, D) features of a split: those that the probe has made already, or just these."""
+    if f"{prefix}{split}" in work.features:
+        return work.features[f"{prefix}{split}"]["features"]
+    images = split_of(work, split)
+    precision, progress = plain_precision(work), counting(work, f"{prefix}embed/{split}")
+    return embed_images(encoder, images, device=work.device, precision=precision, progress=progress)
+
+
+def plain_precision(work: Work) -> str:
+    """Frozen encoders are kept and used in single precision also where they were trained in double."""
+    return "fp32" if work.precision == "fp64" else work.precision
+
+
+def split_of(work: Work, split: str) -> Images:
+    """The images of train, val or test."""
+    images: Images = test_images(work) if split == "test" else getattr(work.dataset, split)
+    return images
+
+
+def counting(work: Work, stage_name: str) -> Callable[[int, int], None]:
+    """Reports how far a stage has come."""
+
+    def show(done: int, total: int) -> None:
+        work.reporter.progress({"run": work.run.name, "stage": stage_name, "done": done, "total": total})
+
+    return show
+
+
 def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[str, NDArray[np.float32]]:
     """Features of every stage for a split; kept, because the probe and the embeddings need the same ones."""
     key = f"{prefix}{split}"
     if key not in work.features:
-        images: Images = test_images(work) if split == "test" else getattr(work.dataset, split)
-
-        def show(done: int, total: int) -> None:
-            work.reporter.progress(
-                {"run": work.run.name, "stage": f"{prefix}features/{split}", "done": done, "total": total}
-            )
-
         work.features[key] = stage_features(
-            encoder, images, pool=work.config.probe.pool, device=work.device, precision=work.precision, progress=show
+            encoder,
+            split_of(work, split),
+            pool=work.config.probe.pool,
+            device=work.device,
+            precision=plain_precision(work),
+            progress=counting(work, f"{prefix}features/{split}"),
         )
     return work.features[key]
 
@@ -784,9 +888,15 @@ def load_splits_in(folder: Path) -> dict[str, Embeddings]:
 
 def pixel_embeddings(dataset: Dataset, like: dict[str, Embeddings]) -> dict[str, Embeddings]:
     """Raw pixels in the place of the vectors of the embeddings, in the same order."""
-    parts = [pixels_of(dataset, split) for split in ("train", "val", "test")]
-    train, test = np.concatenate(parts[:2]), parts[2]
-    return {"train": replace(like["train"], vectors=train), "test": replace(like["test"], vectors=test)}
+    train, test = like["train"], like["test"]
+    found = {split: pixels_of(dataset, split) for split in ("train", "val", "test")}
+    ids = np.concatenate([images.ids for images in (dataset.train, dataset.val, dataset.test) if images is not None])
+    rows = {int(one): row for row, one in enumerate(ids)}
+    pixels = np.concatenate(list(found.values()))
+    return {
+        name: replace(split, vectors=pixels[[rows[int(one)] for one in split.ids]])
+        for name, split in (("train", train), ("test", test))
+    }
 
 
 def pixels_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
@@ -794,4 +904,4 @@ def pixels_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
     images = getattr(dataset, split)
     if images is None:
         images = dataset.train.select(np.arange(0))
-    return raw_pixel_embeddings(images, split, image_size=dataset.image_size).vectors
+    return raw_pixel_embeddings(images, split, image_size=dataset.image_size, channels=dataset.channels).vectors

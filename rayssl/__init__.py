@@ -8,6 +8,7 @@
     found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
 
     config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
+    rayssl.run(config, Path("runs/photos"))                     # in a script: below `if __name__ == "__main__":`
 
 Folders and files may be given as text or as pathlib.Path where a signature says Path. Wrong input raises
 rayssl.UserError, whose text is one line. Nothing is imported before it is asked for: `import rayssl` costs no torch.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pipeline.evaluate import evaluate_embeddings, read_evaluation
     from pipeline.export import export_encoder, load_encoder
     from pipeline.index import build_index, load_index, search
+    from pipeline.launch import run
     from pipeline.query import query
     from pipeline.recipes import build_recipe
     from pipeline.report import write_comparison, write_report
@@ -53,6 +55,7 @@ _NAMES = {
     "override": "pipeline.config",
     "query": "pipeline.query",
     "read_evaluation": "pipeline.evaluate",
+    "run": "pipeline.launch",
     "save_embeddings": "pipeline.embeddings",
     "search": "pipeline.index",
     "write_comparison": "pipeline.report",
@@ -80,6 +83,7 @@ __all__ = [
     "override",
     "query",
     "read_evaluation",
+    "run",
     "save_embeddings",
     "search",
     "write_comparison",

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.reporter import Silent, handle_signals
 
 POLL_SECONDS = 0.2
@@ -63,7 +64,7 @@ def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) ->
     """
     if not any(job.stages for job in jobs):
         return
-    quiet_ray()
+    quiet_ray(cluster_address(resources.address))
     remove_left_behind(folder)
     control = Path(tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=folder))
     try:
@@ -80,21 +81,19 @@ def remove_left_behind(folder: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def quiet_ray() -> None:
-    """Settings that must be there before ray is imported."""
+def quiet_ray(address: str | None) -> None:
+    """Settings that must be there before ray is imported; a cluster that is there keeps its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_JOB_ID" not in os.environ and "RAY_ADDRESS" not in os.environ:
+    if address is None:
         # On one machine workers need no environment of their own; a submitted job does.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray's workers give way to every other process (niceness 15): next to a busy browser they would stand still.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # Threads that wait for each other asleep, not spinning: where a core is shared, spinning cost up to 30 times.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 @contextmanager
@@ -142,6 +141,10 @@ def check_local(resources: Resources) -> None:
             f"this machine has {cores} cores"
         )
     asked = resources.workers * (resources.gpu_per_worker or 0)
+    if resources.workers > 1 and asked % resources.workers:
+        raise UserError(
+            f"--cluster.gpu-per-worker is {resources.gpu_per_worker:g}: several workers cannot share a GPU; use 0 or 1"
+        )
     if asked > gpus:
         raise UserError(
             f"--cluster.gpu-per-worker is {resources.gpu_per_worker:g} for {resources.workers} "
@@ -156,8 +159,14 @@ def scaling(resources: Resources) -> Any:
 
     have: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     gpus = resources.gpu_per_worker
+    there = have.get("GPU", 0.0)
+    if gpus is None and 0 < there < resources.workers:
+        raise UserError(
+            f"--cluster.workers is {resources.workers}: there are {there:g} GPUs, and a worker takes one: "
+            f"use {there:g}, or --cluster.gpu-per-worker 0"
+        )
     if gpus is None:
-        gpus = 1.0 if have.get("GPU", 0) >= resources.workers else 0.0
+        gpus = 1.0 if there else 0.0
     cpus = resources.cpu_per_worker or max(1, int(have.get("CPU", 1) // resources.workers))
     asked = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
     return ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=asked)
@@ -226,12 +235,15 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int) -> None:
             "jobs": [(job.run, job.stages) for job in jobs],
             "control": str(control),
             "threads": int(scale.resources_per_worker["CPU"]),
+            "gpu": scale.use_gpu,
         },
         scaling_config=scale,
         run_config=RunConfig(
             name=f"rayssl-{time.time_ns():x}",
             storage_path=str(control / "ray"),
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=2),  # type: ignore[call-arg]
+            failure_config=FailureConfig(  # type: ignore[call-arg]
+                max_failures=max_failures, controller_failure_limit=2, max_preemption_failures=100
+            ),
         ),
     )
     trainer.fit()
@@ -245,10 +257,14 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     from pipeline import distributed
     from pipeline.stages import Stopped, run_worker_stages
 
+    if not settings["gpu"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     torch.set_num_threads(max(1, settings["threads"]))
     control = Path(settings["control"])
     main = distributed.rank() == 0
     reporter = FileReporter(control) if main else StopOnly(control)
+    if (control / "outcome.json").exists():  # a worker has said that the input is wrong: so it will be again
+        return
     try:
         for run, stages in settings["jobs"]:
             run_worker_stages(Path(run), stages, reporter)
@@ -256,10 +272,10 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     except Stopped as stopped:
         reporter.message(str(stopped))
     except UserError as error:
-        # Wrong input stays wrong: Ray must not try again.
-        if main:
-            (control / "outcome.json").write_text(json.dumps({"user_error": str(error)}))
-        distributed.barrier()
+        # Any worker may find it, the others then wait in a collective: failing ends them, and a restart ends at once.
+        write_json(control / "outcome.json", {"user_error": str(error)})
+        if distributed.world_size() > 1:
+            raise
 
 
 class StopOnly(Silent):

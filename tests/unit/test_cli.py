@@ -441,9 +441,11 @@ def test_embeddings_of_other_images(finished_copy: Path, images: Path, tmp_path:
     succeeds(["verify", str(finished_copy)], capsys)
 
 
-def test_embedding_without_training(images: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
     out = tmp_path / "out"
     words = ["--encoder.name", "cnn-small", "--data.path", str(images), "--data.image-size", "16", "--out", str(out)]
+    assert "--encoder.weights is not given" in fails(["embed", *words], capsys)
+    words += ["--encoder.weights", str(finished)]
     succeeds(["embed", *words], capsys)
     assert (out / "index" / "colours" / "index.faiss").exists()
 

@@ -121,14 +121,14 @@ def test_raw_pixels(side: int, used: int) -> None:
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (1500, side, side, 1), dtype=np.uint8)
     images = FakeImages(pixels, np.arange(1500, dtype=np.int64), [str(i) for i in range(1500)])
-    found = raw_pixel_embeddings(images, "test", image_size=side, data="pets")
+    found = raw_pixel_embeddings(images, "test", image_size=side, channels=1, data="pets")
     np.testing.assert_allclose(found.vectors, pixels[:, :used, :used].reshape(1500, -1) / 255, rtol=1e-6)
     assert (found.split, found.data, found.encoder_hash) == ("test", "pets", "raw-pixels")
 
 
 def test_raw_pixels_of_no_images() -> None:
     images = FakeImages(np.zeros((0, 8, 8, 3), np.uint8), np.zeros(0, np.int64), [])
-    assert raw_pixel_embeddings(images, "val", image_size=8).vectors.shape == (0, 192)
+    assert raw_pixel_embeddings(images, "val", image_size=8, channels=3).vectors.shape == (0, 192)
 
 
 def record(metric: str, value: float, split: str = "test", data: str = "pets", protocol: str = "p") -> Record:

@@ -31,6 +31,7 @@ NAMES = [
     "override",
     "query",
     "read_evaluation",
+    "run",
     "save_embeddings",
     "search",
     "write_comparison",
