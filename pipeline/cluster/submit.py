@@ -23,10 +23,10 @@ from pipeline.errors import UserError, nearest
 
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds pipeline/ and jobs/
 PACKAGES = ("pipeline", "jobs", "rayssl")
-FILES = ("rayssl.py", "pyproject.toml")
+FILES = ("pyproject.toml",)
 CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js"})
 
-NEW_RUN_VERBS = frozenset({"run", "pretrain", "tune"})  # take a recipe and write a run folder: --out
+NEW_RUN_VERBS = frozenset({"run", "pretrain"})  # take a recipe and write a run folder: --out
 NO_JOB = frozenset({"__init__", "main", "submit"})  # modules of jobs/ that are no verb of a job
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
