@@ -3,8 +3,14 @@
     python benchmarks/workers.py --data.path FOLDER --data.limit 2000 --train.batch-size 64
 
 For each recipe: `rayssl pretrain` with one worker and with two, 50 steps in float64, and the largest relative
-difference of the losses (at most 1e-9). Then the gradient of the first step from identical weights in float32, in one
-process and averaged over two: norm of the difference over norm (at most 1e-5). Ends with 1 where a bound is not met.
+difference of the losses (at most 1e-9). Then gradients from identical weights for five batches, in one process and
+averaged over two: norm of the difference over norm, in float64 (at most 1e-12).
+
+Gradients in float32 are reported and not judged: where the input of a ReLU is within rounding of zero, it may open in
+one order of summation and stay shut in the other, and one of n such units changes the gradient by about 1/√n. With 64
+images of 32 pixels that is some 1e-3 in nearly every batch, between two computations in one process as well.
+
+Ends with 1 where a bound is not met.
 """
 
 import argparse
@@ -23,7 +29,6 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pipeline import config as configuration
-from pipeline import distributed
 from pipeline.files import write_json
 from pipeline.prepare import open_data
 from pipeline.reporter import Silent
@@ -35,7 +40,9 @@ RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50
 TRIES = 3  # Ray gives up where a busy machine takes more than 30 s to start it; the command goes on where it was
 CURVE_BOUND = 1e-9
-GRADIENT_BOUND = 1e-5
+GRADIENT_BOUND = 1e-12  # float64
+PRECISIONS = ("fp32", "fp64")
+BATCHES = 5
 
 
 def main() -> int:
@@ -69,15 +76,15 @@ def measure(recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
     runs = [pretrain(recipe, workers, flags, folder / f"{recipe}-{workers}") for workers in (1, 2)]
     alone, together = (losses(run) for run in runs)
     differences = [abs(b - a) / abs(a) for a, b in zip(alone, together, strict=True)]
-    gradient = gradient_difference(runs[0], folder)
+    found = gradient_differences(runs[0], folder)
     return {
         "recipe": recipe,
         "largest_relative_difference_of_losses": max(differences),
         "differences": differences,
-        **gradient,
+        "relative_differences_of_gradients": found,
         "first_loss": alone[0],
         "last_loss": alone[-1],
-        "within_bounds": max(differences) <= CURVE_BOUND and gradient["gradient_difference"] <= GRADIENT_BOUND,
+        "within_bounds": max(differences) <= CURVE_BOUND and max(found["fp64"]) <= GRADIENT_BOUND,
         "config": read_config(runs[0]),
     }
 
@@ -108,40 +115,44 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def gradient_difference(run: Path, folder: Path) -> dict[str, float]:
-    """‖g₂ − g₁‖ / ‖g₁‖ over all parameters, and the largest of a single parameter tensor."""
+def gradient_differences(run: Path, folder: Path) -> dict[str, list[float]]:
+    """By precision ‖g₂ − g₁‖ / ‖g₁‖ over all parameters, one number a batch."""
     for workers in (1, 2):
         rendezvous = folder / f"{run.name}-{workers}.rendezvous"
-        spawn(gradients, (workers, str(run), str(rendezvous)), nprocs=workers)  # type: ignore[no-untyped-call]
+        spawn(save_gradients, (workers, str(run), str(rendezvous)), nprocs=workers)  # type: ignore[no-untyped-call]
     alone, together = (torch.load(run / f"gradients-{workers}.pt", weights_only=True) for workers in (1, 2))
-    flat = [torch.cat([gradient.flatten() for gradient in found.values()]) for found in (alone, together)]
-    each = [relative(together[name], alone[name]) for name in alone if alone[name].norm() > 1e-6 * flat[0].norm()]
-    return {"gradient_difference": relative(flat[1], flat[0]), "largest_of_a_tensor": max(each)}
+    return {
+        precision: [float((b - a).norm() / a.norm()) for a, b in zip(alone[precision], together[precision])]
+        for precision in PRECISIONS
+    }
 
 
-def relative(x: Tensor, reference: Tensor) -> float:
-    """‖x − reference‖ / ‖reference‖."""
-    return float((x - reference).norm() / reference.norm())
-
-
-def gradients(rank: int, workers: int, run: str, rendezvous: str) -> None:
-    """One process of a group: the gradients of the first step with the run's first weights, in float32."""
+def save_gradients(rank: int, workers: int, run: str, rendezvous: str) -> None:
+    """One process of a group: gradients of the first batches with the run's first weights, in both precisions."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
-    config = configuration.load(Path(run) / "config.json")
-    device = torch.device("cpu")
-    work = Work(Path(run), Silent(), config, open_data(config), device, "fp32")
-    method = new_method(config, work)
-    model = wrap_for_workers(method.train())
-    raw = next(batches_of(work, work.dataset.train, config, 0, 1))
-    model(to_batch(raw, device, "fp32", config.train.seed)).loss.backward()
-    found = {name: parameter.grad for name, parameter in method.named_parameters() if parameter.grad is not None}
-    if distributed.rank() == 0:
+    found = {precision: gradients(Path(run), precision) for precision in PRECISIONS}
+    if rank == 0:
         torch.save(found, Path(run) / f"gradients-{workers}.pt")
     if workers > 1:
         dist.destroy_process_group()
+
+
+def gradients(run: Path, precision: str) -> list[Tensor]:
+    """All gradients of the global batch in one vector, one a batch; the weights stay as they are."""
+    config = configuration.load(run / "config.json")
+    work = Work(run, Silent(), config, open_data(config), torch.device("cpu"), precision)
+    method = new_method(config, work)
+    model = wrap_for_workers(method.train())
+    found = []
+    for raw in batches_of(work, work.dataset.train, config, 0, BATCHES):
+        method.zero_grad()
+        model(to_batch(raw, work.device, precision, config.train.seed)).loss.backward()
+        given = [parameter.grad for parameter in method.parameters() if parameter.grad is not None]
+        found.append(torch.cat([gradient.flatten() for gradient in given]))
+    return found
 
 
 if __name__ == "__main__":
