@@ -1,5 +1,6 @@
 """A real job server with token authentication, and what is needed to submit to it."""
 
+import contextlib
 import importlib
 import os
 import secrets
@@ -119,6 +120,7 @@ def _end(head: subprocess.Popen[bytes]) -> None:
     head.terminate()
     _, alive = psutil.wait_procs(family, timeout=10)
     for process in alive:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     head.kill()
     head.wait()
