@@ -6,9 +6,10 @@ For each recipe: `rayssl pretrain` with one worker and with two, 50 steps in flo
 difference of the losses (at most 1e-9). Then gradients from identical weights for five batches, in one process and
 averaged over two: norm of the difference over norm, in float64 (at most 1e-12).
 
-Gradients in float32 are reported and not judged. The aim was 1e-5; it is met on 8 × 8 images (tests/distributed) and was
-not at 32 pixels, where the first measurement gave 2e-3 to 5e-3, in one process with other convolution kernels as well. The
-likely cause, not proved: a ReLU whose input is within rounding of zero opens in one order of summation and not in another.
+Gradients in float32 are reported and not judged. The aim was 1e-5; it is met on 8 × 8 images (tests/distributed)
+and was not at 32 pixels, where the first measurement gave 2e-3 to 5e-3, in one process with other convolution kernels
+as well. The likely cause, not proved: a ReLU whose input is within rounding of zero opens in one order of summation
+and not in another.
 
 Ends with 1 where a bound is not met.
 """
