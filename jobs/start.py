@@ -1,11 +1,13 @@
 """What the verbs that start or continue runs share."""
 
+import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.cli import Parsed
+from jobs.cli import Parsed, command_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +47,22 @@ def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tupl
             )
     config = configuration.override(configuration.load(run / "config.json"), parsed.changes)
     return Plan([config], [run], stages, run, command)
+
+
+def run_stage(verb: str, run: Path, parsed: Parsed, groups: tuple[str, ...], shown: Callable[[str], bool]) -> int:
+    """Run the stage that a verb is named after, and print its figures: those whose names are `shown`."""
+    from pipeline.evaluate import read_evaluation
+    from pipeline.launch import proceed
+    from pipeline.progress import Display
+
+    with Display() as display:
+        proceed(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
+    flat = {name: value for name, value in read_evaluation(run)["flat"].items() if shown(name)}
+    for name, value in flat.items():
+        display.console.print(f"{name:<45} {value:.4f}", soft_wrap=True)
+    if parsed.values["json"]:
+        print(json.dumps({"run": str(run), "flat": flat}))
+    return 0
 
 
 def show_results(plan: "Plan", console: "Console") -> None:
