@@ -4,12 +4,7 @@
 
 For each recipe: `rayssl pretrain` with one worker and with two, 50 steps in float64, and the largest relative
 difference of the losses (at most 1e-9). Then gradients from identical weights for five batches, in one process and
-averaged over two: norm of the difference over norm, in float64 (at most 1e-12).
-
-Gradients in float32 are reported and not judged. The aim was 1e-5; it is met on 8 × 8 images (tests/distributed)
-and was not at 32 pixels, where the first measurement gave 2e-3 to 5e-3, in one process with other convolution kernels
-as well. The likely cause, not proved: a ReLU whose input is within rounding of zero opens in one order of summation
-and not in another.
+averaged over two: norm of the difference over norm, at most 1e-5 in float32 and 1e-12 in float64.
 
 Ends with 1 where a bound is not met.
 """
@@ -41,8 +36,7 @@ RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50
 TRIES = 3  # Ray gives up where a busy machine takes more than 30 s to start it; the command goes on where it was
 CURVE_BOUND = 1e-9
-GRADIENT_BOUND = 1e-12  # float64
-PRECISIONS = ("fp32", "fp64")
+GRADIENT_BOUNDS = {"fp32": 1e-5, "fp64": 1e-12}
 BATCHES = 5
 
 
@@ -62,7 +56,7 @@ def main() -> int:
             "command": " ".join(["python", "benchmarks/workers.py", *sys.argv[1:]]),
             **describe_software(),
             "steps": STEPS,
-            "bounds": {"curve": CURVE_BOUND, "gradient": GRADIENT_BOUND},
+            "bounds": {"curve": CURVE_BOUND, "gradient": GRADIENT_BOUNDS},
             "recipes": results,
             "within_bounds": met,
         },
@@ -85,7 +79,8 @@ def measure(recipe: str, flags: list[str], folder: Path) -> dict[str, Any]:
         "relative_differences_of_gradients": found,
         "first_loss": alone[0],
         "last_loss": alone[-1],
-        "within_bounds": max(differences) <= CURVE_BOUND and max(found["fp64"]) <= GRADIENT_BOUND,
+        "within_bounds": max(differences) <= CURVE_BOUND
+        and all(max(found[precision]) <= bound for precision, bound in GRADIENT_BOUNDS.items()),
         "config": read_config(runs[0]),
     }
 
@@ -124,7 +119,7 @@ def gradient_differences(run: Path, folder: Path) -> dict[str, list[float]]:
     alone, together = (torch.load(run / f"gradients-{workers}.pt", weights_only=True) for workers in (1, 2))
     return {
         precision: [float((b - a).norm() / a.norm()) for a, b in zip(alone[precision], together[precision])]
-        for precision in PRECISIONS
+        for precision in GRADIENT_BOUNDS
     }
 
 
@@ -134,7 +129,7 @@ def save_gradients(rank: int, workers: int, run: str, rendezvous: str) -> None:
     torch.set_num_threads(1)
     if workers > 1:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=workers)
-    found = {precision: gradients(Path(run), precision) for precision in PRECISIONS}
+    found = {precision: gradients(Path(run), precision) for precision in GRADIENT_BOUNDS}
     if rank == 0:
         torch.save(found, Path(run) / f"gradients-{workers}.pt")
     if workers > 1:

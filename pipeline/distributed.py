@@ -96,8 +96,9 @@ class _GatherWithGrad(torch.autograd.Function):
 class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm over the global batch: the statistics are those of all workers' equal slices together.
 
-    Input (B, C) or (B, C, H, W). State-dict keys, buffers and, with one worker or in eval mode, results are those of
-    nn.BatchNorm1d and nn.BatchNorm2d. torch's own SyncBatchNorm refuses CPU tensors.
+    Input (B, C) or (B, C, H, W). State-dict keys and buffers are those of nn.BatchNorm1d and nn.BatchNorm2d, and so are
+    results, up to rounding. One worker on a CPU computes statistics as several do: torch's own, summed in fp32, are
+    off by up to 1e-5. torch's SyncBatchNorm refuses CPU tensors.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -106,7 +107,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise (B, C) or (B, C, H, W)."""
-        if world_size() == 1 or not self.training:
+        if not self.training or (world_size() == 1 and input.is_cuda):
             return super().forward(input)
         self._check_input_dim(input)
         output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
@@ -154,13 +155,13 @@ class _GlobalBatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dims = [d for d in range(x.dim()) if d != 1]
-        variance, mean = torch.var_mean(_at_least_float32(x), dim=dims, correction=0)
-        # Slices are of one size, so: global variance = mean of the variances + variance of the means. Unlike
-        # E[x²] − E[x]² this loses no digits where the mean is large.
-        means, variances = _gather(torch.stack([mean, variance])).view(world_size(), 2, -1).unbind(1)
-        mean = means.mean(dim=0)
-        variance = variances.mean(dim=0) + means.var(dim=0, correction=0)
+        moments = _moments(x)
+        if world_size() > 1:
+            # Slices are of one size, so: global variance = mean of the variances + variance of the means. Unlike
+            # E[x²] − E[x]² this loses no digits where the mean is large.
+            means, variances = _gather(moments).view(world_size(), 2, -1).unbind(1)
+            moments = torch.stack([means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)])
+        mean, variance = moments.to(torch.promote_types(x.dtype, torch.float32)).unbind()
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
         ctx.mark_non_differentiable(mean, variance)
         # With given statistics this is the element-wise part alone, fused.
@@ -172,6 +173,12 @@ class _GlobalBatchNorm(torch.autograd.Function):
         ctx: Any, grad: Tensor, _mean: Tensor, _variance: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
         x, weight, mean, inverse_std = ctx.saved_tensors
+        if world_size() == 1:
+            wanted = [True, weight is not None, weight is not None]
+            found = torch.ops.aten.native_batch_norm_backward(
+                grad, x, weight, None, None, mean, inverse_std, True, 0.0, wanted
+            )
+            return (*found, None)
         dims = [d for d in range(x.dim()) if d != 1]
         per_channel = [-1 if d == 1 else 1 for d in range(x.dim())]
         grad_y = _at_least_float32(grad)
@@ -186,6 +193,24 @@ class _GlobalBatchNorm(torch.autograd.Function):
         if weight is None:
             return grad_x.to(x.dtype), None, None, None
         return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Mean and variance of every channel of (B, C) or (B, C, H, W), as (2, C) in float64.
+
+    On a CPU image by image in fp32, and over the images in float64: an image's part does not depend on its batch, and
+    the rest rounds to the same fp32 numbers however the images are spread over workers. A last bit that differs here
+    is enough to open a ReLU in one run that stays shut in the other, and then gradients differ in the third digit.
+    """
+    x = _at_least_float32(x)
+    if x.is_cuda:
+        variance, mean = torch.var_mean(x, dim=[d for d in range(x.dim()) if d != 1], correction=0)
+        return torch.stack([mean, variance]).double()
+    means = x if x.dim() == 2 else x.mean(dim=(2, 3))
+    total = means.double().var(dim=0, correction=0)
+    if x.dim() == 4:
+        total += (x - means[:, :, None, None]).square_().mean(dim=(2, 3)).double().mean(dim=0)
+    return torch.stack([means.double().mean(dim=0), total])
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -109,8 +109,7 @@ def connected(resources: Resources) -> Iterator[None]:
             ray.init(address=address, **common)
         else:
             check_local(resources)
-            # "local", because without an address Ray joins any cluster that `ray start` left on this machine.
-            ray.init("local", include_dashboard=False, object_store_memory=128 * 1024**2, **common)
+            start_here(common)
     except ConnectionError as error:
         raise UserError(
             f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
@@ -120,6 +119,25 @@ def connected(resources: Resources) -> Iterator[None]:
     finally:
         if began_here:
             ray.shutdown()
+
+
+def start_here(settings: dict[str, Any], tries: int = 2) -> None:
+    """A cluster of this machine alone. Ray gives its node 30 s to start; a busy machine may need a second try.
+
+    Raises RuntimeError, one line, where that is not enough either.
+    """
+    import ray
+
+    for _ in range(tries):
+        try:
+            # "local", because without an address Ray joins any cluster that `ray start` left on this machine.
+            ray.init("local", include_dashboard=False, object_store_memory=128 * 1024**2, **settings)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+    raise RuntimeError(f"Ray did not start within {tries} × 30 s: this machine is too busy; try again")
 
 
 def cluster_address(address: str | None) -> str | None:

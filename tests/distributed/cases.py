@@ -3,6 +3,7 @@
 Results are numpy arrays: what goes through the pool's pipes needs no shared memory.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,6 +101,18 @@ def autocast_batch_norm_case() -> Arrays:
     return results | {name: averaged_gradient(p) for name, p in net.named_parameters()}
 
 
+def features_case(name: str, values: dict[str, Any], images: int, size: int) -> Arrays:
+    """Features, loss and gradients of one fp32 batch of larger images, channels last as in training."""
+    method, model = build(name, values, torch.float32, size)
+    batch = batch_at(0, torch.float32, images, size)
+    batch = replace(batch, views=[view.contiguous(memory_format=torch.channels_last) for view in batch.views])
+    output = model(batch)
+    output.loss.backward()
+    features = output.features.unflatten(0, (-1, images // distributed.world_size())).transpose(0, 1)
+    gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
+    return {"features": distributed.gather_rows(features).numpy(), "gradient": torch.cat(gradients).numpy()}
+
+
 def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int) -> Arrays:
     """Losses of `steps` of SGD, the gradients of the first step, and the weights and statistics at the end."""
     method, model = build(name, values, dtype)
@@ -116,20 +129,19 @@ def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int
     return {"losses": torch.stack(losses).numpy(), **first, **state}
 
 
-def build(name: str, values: dict[str, Any], dtype: torch.dtype) -> tuple[Method[Any], nn.Module]:
-    """A method over a tiny encoder, and what the training loop calls; one process keeps torch's own BatchNorm."""
+def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZE) -> tuple[Method[Any], nn.Module]:
+    """A method over a tiny encoder as the stages place it, and what the training loop calls."""
     torch.manual_seed(0)
-    encoder = build_encoder("resnet-tiny", channels=3, image_size=SIZE)
-    traits = Traits(image_size=SIZE, channels=3, mirror=True)
+    encoder = build_encoder("resnet-tiny", channels=3, image_size=size)
+    traits = Traits(image_size=size, channels=3, mirror=True)
     method = load_method(name)(method_config(name, **values), encoder, traits).to(dtype).train()
-    if distributed.world_size() > 1:
-        use_global_batch_norm(method)
+    use_global_batch_norm(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method, wrap_for_workers(method)
 
 
-def batch_at(step: int, dtype: torch.dtype) -> Batch:
+def batch_at(step: int, dtype: torch.dtype, images: int = IMAGES, size: int = SIZE) -> Batch:
     """This worker's slice of the global batch at a step: two unlike views, ids that change with the step."""
     rng = np.random.default_rng(step)
-    views = [torch.from_numpy(rng.random((IMAGES, 3, SIZE, SIZE))).to(dtype) for _ in range(2)]
-    ids = torch.arange(IMAGES) + 100 * step + 1
+    views = [torch.from_numpy(rng.random((images, 3, size, size))).to(dtype) for _ in range(2)]
+    ids = torch.arange(images) + 100 * step + 1
     return Batch([own(view) for view in views], own(ids), None, seed=7, epoch=step // 10, step=step)

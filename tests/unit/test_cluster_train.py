@@ -1,0 +1,39 @@
+"""Starting Ray on this machine, with Ray's own start replaced."""
+
+import pytest
+
+from pipeline.cluster import train
+
+SLOW = Exception("The current node timed out during startup. This could happen because …")
+
+
+def ray_that_fails(monkeypatch: pytest.MonkeyPatch, failures: list[Exception]) -> list[str]:
+    calls: list[str] = []
+
+    def init(*args, **settings):
+        calls.append("init")
+        if failures:
+            raise failures.pop(0)
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.shutdown", lambda: calls.append("shutdown"))
+    return calls
+
+
+def test_a_slow_start_is_tried_again(monkeypatch):
+    calls = ray_that_fails(monkeypatch, [SLOW])
+    train.start_here({})
+    assert calls == ["init", "shutdown", "init"]
+
+
+def test_a_start_that_stays_slow_ends_in_one_line(monkeypatch):
+    ray_that_fails(monkeypatch, [SLOW, SLOW])
+    with pytest.raises(RuntimeError, match="too busy; try again"):
+        train.start_here({})
+
+
+def test_other_failures_are_not_tried_again(monkeypatch):
+    calls = ray_that_fails(monkeypatch, [ConnectionError("no")])
+    with pytest.raises(ConnectionError):
+        train.start_here({})
+    assert calls == ["init"]
