@@ -42,6 +42,14 @@ def rotnet_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec]
     return (Spec(_mirrored((RandomResizedCrop(scale=scale),), mirror)),)
 
 
+def rotation_view(*, image_size: int, channels: int, mirror: bool) -> Spec:
+    """The crop that E-SSL's rotation loss turns (Dangovski et al. 2022, section 4.1), with SimCLR's colours.
+
+    Without the colours the turns could be told from statistics that SimCLR's views hide.
+    """
+    return simclr_views(image_size=image_size, channels=channels, mirror=mirror)[0]
+
+
 def autoencoder_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec]:
     """One view: the clean image. The method corrupts it by itself, since it needs both."""
     return (plain_view(),)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 METHODS = {
     "simclr": "pipeline.methods.simclr:SimCLR",
     "rotnet": "pipeline.methods.rotnet:RotNet",
+    "essl": "pipeline.methods.essl:ESSL",
     "autoencoder": "pipeline.methods.autoencoder:Autoencoder",
 }
 

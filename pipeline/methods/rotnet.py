@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
 from pydantic import ConfigDict
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from pipeline.augment.defaults import rotnet_views
@@ -12,8 +11,7 @@ from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-
-TURNS = 4
+from pipeline.methods.parts import TURNS, all_turns
 
 
 @dataclass(frozen=True)
@@ -50,11 +48,3 @@ class RotNet(Method[RotNetConfig]):
             features=features.detach(),
             logs={"train/rotation_accuracy": accuracy},
         )
-
-
-def all_turns(images: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, C, S, S) → (4B, C, S, S) and (4B,): all images turned by k · 90° counter-clockwise, and k, for k = 0 … 3."""
-    turned = torch.cat([torch.rot90(images, k, dims=(2, 3)) for k in range(TURNS)])
-    turns = torch.arange(TURNS, device=images.device).repeat_interleave(len(images))
-    # A turned view has other strides, so `cat` would lose the layout that convolutions are fastest in.
-    return turned.contiguous(memory_format=torch.channels_last), turns

@@ -1,20 +1,18 @@
 """SimCLR: Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning", ICML 2020."""
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
 from pydantic import ConfigDict
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from pipeline.augment.defaults import simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
 from pipeline.losses import nt_xent
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.methods.parts import build_projector, positive_similarity
 
 
 @dataclass(frozen=True)
@@ -59,17 +57,3 @@ class SimCLR(Method[SimCLRConfig]):
             features=features.detach(),
             logs={"train/positive_similarity": positive_similarity(z1.detach(), z2.detach())},
         )
-
-
-def build_projector(dim: int, hidden: int, out: int, *, layers: int) -> nn.Sequential:
-    """An MLP of `layers` linear layers, (B, dim) → (B, out); BatchNorm and ReLU after all but the last."""
-    widths = [dim] + [hidden] * (layers - 1)
-    modules: list[nn.Module] = []
-    for width_in, width_out in pairwise(widths):
-        modules += [nn.Linear(width_in, width_out, bias=False), nn.BatchNorm1d(width_out), nn.ReLU(inplace=True)]
-    return nn.Sequential(*modules, nn.Linear(hidden, out))
-
-
-def positive_similarity(z1: Tensor, z2: Tensor) -> Tensor:
-    """Mean cosine similarity of the two views of an image: 1 when the views cannot be told apart."""
-    return F.cosine_similarity(z1, z2).mean()

@@ -140,8 +140,8 @@ def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZ
 
 
 def batch_at(step: int, dtype: torch.dtype, images: int = IMAGES, size: int = SIZE) -> Batch:
-    """This worker's slice of the global batch at a step: two unlike views, ids that change with the step."""
+    """This worker's slice of the global batch at a step: three unlike views, ids that change with the step."""
     rng = np.random.default_rng(step)
-    views = [torch.from_numpy(rng.random((images, 3, size, size))).to(dtype) for _ in range(2)]
+    views = [torch.from_numpy(rng.random((images, 3, size, size))).to(dtype) for _ in range(3)]
     ids = torch.arange(images) + 100 * step + 1
     return Batch([own(view) for view in views], own(ids), None, seed=7, epoch=step // 10, step=step)

@@ -10,6 +10,7 @@ METHODS = [
     ("simclr", {"temperature": 0.2}),
     ("simclr", {"projector_layers": 3}),
     ("rotnet", {}),
+    ("essl", {"temperature": 0.2}),
     ("autoencoder", {"corruption": "masking", "share": 0.5, "patch": 2}),
     ("autoencoder", {"corruption": "gaussian", "latent_dim": 6}),
 ]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import losses
 from pipeline.losses import nt_xent
 
 
@@ -85,3 +86,20 @@ def test_half_precision_is_computed_in_fp32():
         loss = nt_xent(z1, z2, 0.5)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss.double(), nt_xent(z1.double(), z2.double(), 0.5), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 12])
+def test_blocks_of_rows_change_nothing(rows, monkeypatch):
+    whole = value_and_gradients(lambda a, b: nt_xent(a, b, 0.2), *projections())
+    monkeypatch.setattr(losses, "ROWS", rows)
+    for found, expected in zip(value_and_gradients(lambda a, b: nt_xent(a, b, 0.2), *projections()), whole):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_the_whole_matrix_of_similarities_is_never_kept(monkeypatch):
+    monkeypatch.setattr(losses, "ROWS", 16)
+    z1, z2 = (torch.randn(64, 4, requires_grad=True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+        sizes: list[int] = []
+        nt_xent(z1, z2, 0.2)
+    assert max(sizes) <= 128 * 4

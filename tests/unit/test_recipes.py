@@ -33,7 +33,7 @@ def test_every_recipe_can_be_built_into_a_method(name: str, monkeypatch: pytest.
     known = {"digits": (8, 1), "mnist": (28, 1), "cifar10": (32, 3), "": (config.data.image_size, 3)}
     size, channels = known[config.data.path]
     assert size is not None
-    traits = Traits(size, channels, config.augment.mirror)
+    traits = Traits(size, channels, config.augment.mirror is not False)
     method = load_method(name.split("-")[0])
     encoder = build_encoder(config.encoder.name, channels=channels, image_size=size, stem=config.encoder.stem)
     built = method(config.method, encoder, traits)
@@ -53,13 +53,13 @@ def test_every_recipe_is_explained(name: str) -> None:
 
 def test_all_methods_have_recipes_and_the_suite_compares_them() -> None:
     assert {name.split("-")[0] for name in RECIPES} == set(METHODS)
-    assert {name.split("-")[0] for name in DEFAULT_SUITE} == set(METHODS)
+    assert {name.split("-")[0] for name in DEFAULT_SUITE} == set(METHODS) - {"essl"}  # two of them together
     assert len({build_recipe(name).data for name in DEFAULT_SUITE}) == 1
 
 
 def test_digits_are_never_mirrored() -> None:
     for name in RECIPES:
-        assert build_recipe(name).augment.mirror == (not name.endswith(("digits", "mnist")))
+        assert build_recipe(name).augment.mirror is (False if name.endswith(("digits", "mnist")) else None)
 
 
 @pytest.mark.parametrize(("word", "hint"), [("simclr-cifar", "simclr-cifar10"), ("rotnet-digit", "rotnet-digits")])

@@ -7,7 +7,8 @@ import torch
 
 from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
-from pipeline.methods.rotnet import RotNet, RotNetConfig, all_turns
+from pipeline.methods.parts import all_turns
+from pipeline.methods.rotnet import RotNet, RotNetConfig
 
 TRAITS = Traits(image_size=8, channels=1, mirror=True)
 

@@ -9,7 +9,8 @@ from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
 from pipeline.losses import nt_xent
 from pipeline.methods.base import Batch, Traits
-from pipeline.methods.simclr import SimCLR, SimCLRConfig, build_projector
+from pipeline.methods.parts import build_projector
+from pipeline.methods.simclr import SimCLR, SimCLRConfig
 
 TRAITS = Traits(image_size=8, channels=3, mirror=True)
 

@@ -1,0 +1,77 @@
+"""E-SSL: Dangovski et al., "Equivariant self-supervised learning", ICLR 2022: SimCLR and, on small crops, RotNet.
+
+What SimCLR's views are made invariant to leaves the features; how an image is turned must stay in them.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from pydantic import ConfigDict
+from torch.nn import functional as F
+
+from pipeline.augment.defaults import rotation_view, simclr_views
+from pipeline.augment.spec import Spec
+from pipeline.encoders import Encoder
+from pipeline.losses import at_least_float32, nt_xent
+from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.methods.parts import TURNS, all_turns, build_projector, positive_similarity
+
+
+@dataclass(frozen=True)
+class ESSLConfig:
+    """SimCLR's loss and head, and those of the rotations."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    temperature: Annotated[float, Gt(0)] = 0.5
+    projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
+    projector_dim: Annotated[int, Gt(0)] = 128
+    projector_layers: Literal[2, 3] = 2
+    rotation_weight: Annotated[float, Ge(0)] = 0.4  # λ of equation 2; the paper's value for CIFAR-10 (§4.1)
+    rotation_hidden: Annotated[int, Gt(0)] | None = None  # None: four times the encoder's dimensions
+
+
+class ESSL(Method[ESSLConfig]):
+    """Two views of an image attract each other, and four turns of a third, at half the size, are told apart."""
+
+    Config = ESSLConfig
+    passes = 3  # four turns at half the side cost as much as one view
+
+    def __init__(self, config: ESSLConfig, encoder: Encoder, traits: Traits) -> None:
+        super().__init__(config, encoder, traits)
+        self.temperature = config.temperature
+        self.rotation_weight = config.rotation_weight
+        self.encoder = encoder
+        self.projector = build_projector(
+            encoder.dim,
+            config.projector_hidden or 2 * encoder.dim,
+            config.projector_dim,
+            layers=config.projector_layers,
+        )
+        self.predictor = build_projector(encoder.dim, config.rotation_hidden or 4 * encoder.dim, TURNS, layers=2)
+
+    @staticmethod
+    def default_views(traits: Traits) -> tuple[Spec, ...]:
+        """SimCLR's two views, and a small crop that is not turned."""
+        views = simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
+        return (*views, rotation_view(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror))
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        """NT-Xent of the first two views plus the weighted cross-entropy of the turns of the third."""
+        features = self.encoder(torch.cat(batch.views[:2]))
+        z1, z2 = self.projector(features).chunk(2)
+        contrast = nt_xent(z1, z2, self.temperature)
+        images, turns = all_turns(F.avg_pool2d(batch.views[2], 2))
+        logits = at_least_float32(self.predictor(self.encoder(images)))
+        rotation = F.cross_entropy(logits, turns)
+        return MethodOutput(
+            loss=contrast + self.rotation_weight * rotation,
+            features=features.detach(),
+            logs={
+                "train/positive_similarity": positive_similarity(z1.detach(), z2.detach()),
+                "train/contrast_loss": contrast.detach(),
+                "train/rotation_loss": rotation.detach(),
+                "train/rotation_accuracy": (logits.detach().argmax(dim=1) == turns).float().mean(),
+            },
+        )
