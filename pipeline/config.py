@@ -49,7 +49,8 @@ class AugmentConfig:
 
     __pydantic_config__ = _STRICT
     spec: str | None = None  # a JSON spec of this project, or a pipeline saved with albumentations' A.save
-    mirror: bool = True  # False where a mirror image means something else, as for digits
+    backend: Literal["auto", "albumentations", "batched"] = "auto"  # where views are made; auto: measured once
+    mirror: bool | None = None  # whether a mirror image means the same; None: told by the data set's name
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
 

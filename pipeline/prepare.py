@@ -5,20 +5,25 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
+from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.progress import format_bytes, format_duration
 from pipeline.runfolder import describe_software, update_manifest, writer_lock
+
+if TYPE_CHECKING:
+    from pipeline.methods.base import Traits
 
 # What may differ when the same run is continued: nothing here changes what a step computes.
 FREE = {
     "recipe", "schema", "wandb", "train.epochs", "train.steps", "train.minutes", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "train.keep_checkpoints", "train.threads", "data.loader", "data.processes",
 }  # fmt: skip
+CHOSEN_AT_START = ("train.precision", "augment.backend")  # where `auto` became something, it stays so
 FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.")
 
 # Rates for the first estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels;
@@ -83,7 +88,8 @@ def prepare(
                          "train": len(dataset.train), "val": len(dataset.val),
                          "test": len(dataset.test) if dataset.test is not None else 0,
                          "image_size": dataset.image_size, "channels": dataset.channels,
-                         "classes": list(dataset.class_names) if dataset.class_names else None},
+                         "classes": list(dataset.class_names) if dataset.class_names else None,
+                         "labelled": dataset.count_labelled()[0]},
                 "unreadable": [list(pair) for pair in dataset.unreadable],
                 **describe_software(),
             },
@@ -97,9 +103,8 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
     """Every choice that depends on the data, made once and written down."""
     from pipeline.augment import View, load_views, view_to_dict
     from pipeline.methods import load_method
-    from pipeline.methods.base import Traits
 
-    traits = Traits(dataset.image_size, dataset.channels, config.augment.mirror)
+    traits = traits_of(config, dataset)
     method = configuration.method_name(config)
     views: tuple[View, ...] = load_method(method).default_views(traits) if method else ()
     if config.augment.spec is not None:
@@ -114,9 +119,21 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
             labels=absolute(config.data.labels),
         ),
         encoder=replace(config.encoder, weights=absolute(config.encoder.weights)),
-        augment=replace(config.augment, views=config.augment.views or tuple(view_to_dict(view) for view in views)),
+        augment=replace(
+            config.augment,
+            mirror=traits.mirror,
+            views=config.augment.views or tuple(view_to_dict(view) for view in views),
+        ),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
+
+
+def traits_of(config: Config, dataset: Dataset) -> "Traits":
+    """What a method may know of the data; where nothing is said of mirror images, the data set's name tells."""
+    from pipeline.methods.base import Traits
+
+    mirror = config.augment.mirror
+    return Traits(dataset.image_size, dataset.channels, dataset.path not in HANDED if mirror is None else mirror)
 
 
 def absolute(place: str | None) -> str | None:
@@ -161,7 +178,7 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
     """The config to go on with in a run folder; raises UserError where it holds another run."""
     old, new = flatten(configuration.to_dict(before)), flatten(configuration.to_dict(now))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key == "augment.views", key)):  # the long one last
-        if key == "train.precision" and new[key] == "auto":  # chosen when the run was started
+        if key in CHOSEN_AT_START and new[key] == "auto":
             continue
         if key in FREE or key.startswith(FREE_GROUPS) or old.get(key) == new.get(key):
             continue
@@ -169,7 +186,11 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
             f"{run} holds another run: {key} is {old.get(key)!r} there and {new.get(key)!r} here: "
             "use another --out, or the same value"
         )
-    now = replace(now, train=replace(now.train, precision=before.train.precision))
+    now = replace(
+        now,
+        train=replace(now.train, precision=before.train.precision),
+        augment=replace(now.augment, backend=before.augment.backend),
+    )
     if now.train.minutes is not None and now.train.minutes == before.train.minutes:
         return replace(now, train=replace(now.train, steps=before.train.steps))
     return now
@@ -196,6 +217,9 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     per_epoch, steps = count_steps(config, len(data.train))
     test = len(data.test) if data.test is not None else 0
     labels = f"{len(data.class_names)} classes" if data.class_names else "no labels"
+    labelled, images = data.count_labelled()
+    if 0 < labelled < images:
+        labels += f", {labelled:,} of {images:,} images labelled"
     seconds = expected_seconds(config, facts["flops"], steps)
     length = (
         f"{config.train.minutes:g} min of training" if config.train.minutes else f"about {format_duration(seconds)}"

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import config as configuration
 from pipeline import distributed
-from pipeline.augment import view_from_dict
+from pipeline.augment import Spec, view_from_dict
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
@@ -39,10 +39,10 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods import load_method
-from pipeline.methods.base import Method, Traits
+from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
-from pipeline.prepare import count_steps, open_data
+from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reporter import Reporter
 from pipeline.runfolder import (
@@ -54,10 +54,11 @@ from pipeline.runfolder import (
     writer_lock,
 )
 from pipeline.tracking import Tracker, start_tracker
-from pipeline.train import Hooks, choose_device, resolve_precision, to_float, train
+from pipeline.train import Hooks, choose_device, resolve_precision, to_batch, to_float, train
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
 BASELINE = "random-init"
+RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Work:
     device: torch.device
     precision: str
     features: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    _resident: torch.Tensor | None = None
 
     @classmethod
     def open(cls, run: Path, reporter: Reporter) -> "Work":
@@ -93,10 +95,20 @@ class Work:
         """Whether this is the worker that writes."""
         return distributed.rank() == 0
 
+    def resident(self) -> torch.Tensor | None:
+        """(N, H, W, C) training images in the GPU's memory, where they fit and have one size; sent there once."""
+        if self.config.augment.backend == "albumentations":  # which needs them on the CPU
+            return None
+        if self._resident is None and fits_on_device(self.dataset.train, self.device):
+            pixels, _ = self.dataset.train.padded(np.arange(len(self.dataset.train)))
+            self._resident = torch.from_numpy(pixels).to(self.device)
+        return self._resident
+
 
 def run_pretrain(work: Work) -> None:
     """Train the method and export its encoder; raises Stopped when asked to stop before the end."""
     fix_precision(work)
+    fix_backend(work)
     config = fix_steps(work)
     per_epoch, steps = count_steps(config, len(work.dataset.train))
     key = key_of("pretrain", work.run, config, work.dataset)
@@ -114,6 +126,7 @@ def run_pretrain(work: Work) -> None:
             done = train(
                 method,
                 batches_of(work, work.dataset.train, config, start, steps),
+                resident=work.resident(),
                 optimizer=optimizer,
                 learning_rate=schedule_of(config.train, steps, per_epoch),
                 start=start,
@@ -160,8 +173,6 @@ def run_finetune(work: Work) -> None:
     require_labels(work.dataset, "finetune")
     with stage(work, "finetune", key):
         accuracies = [finetune_draw(work, draw) for draw in range(settings.draws)]
-        test = work.dataset.test
-        assert test is not None
         amount = f"{settings.label_fraction:.0%} of the labels"
         name = f"finetune@{100 * settings.label_fraction:g}%"
         if settings.labels_per_class is not None:
@@ -175,7 +186,8 @@ def run_finetune(work: Work) -> None:
             f"whole network, {amount} ({settings.draws} stratified draws: mean, ± one standard deviation over draws), "
             f"{settings.epochs} epochs of SGD, last epoch"
         )
-        record(work, [new_record(work, f"{name}/top1", mean, protocol, len(test), interval)])
+        tested = len(test_images(work).labelled()[0])
+        record(work, [new_record(work, f"{name}/top1", mean, protocol, tested, interval)])
 
 
 def run_embed(work: Work) -> None:
@@ -422,7 +434,7 @@ def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
 
 def new_method(config: Config, work: Work) -> Method[Any]:
     """The method with its first weights, on this worker's device."""
-    traits = Traits(work.dataset.image_size, work.dataset.channels, config.augment.mirror)
+    traits = traits_of(config, work.dataset)
     encoder = new_encoder(config)
     torch.manual_seed(config.train.seed + 1)
     method = load_method(required_method(config))(config.method, encoder, traits)
@@ -469,12 +481,30 @@ def schedule_of(settings: TrainConfig, steps: int, per_epoch: int) -> Callable[[
 
 def batches_of(work: Work, images: Images, config: Config, start: int, stop: int) -> Iterator[Any]:
     """This worker's batches of the pre-training steps start … stop − 1."""
-    order = Order(len(images), config.train.batch_size, config.train.seed)
-    views = [view_from_dict(view) for view in config.augment.views or ()]
-    size = work.dataset.image_size
-    rank, world = distributed.rank(), distributed.world_size()
-    dataset = Views(images, order, views, size, config.train.seed, rank, world)
-    return load_batches(dataset, start, stop, loader_processes(config, work.device))
+    views = views_of(work, images, config)
+    processes = 0 if views.on_device else loader_processes(config, work.device)  # nothing to decode or to send
+    return load_batches(views, start, stop, processes)
+
+
+def views_of(work: Work, images: Images, config: Config) -> Views:
+    """What makes this worker's batches."""
+    return Views(
+        images,
+        Order(len(images), config.train.batch_size, config.train.seed),
+        [view_from_dict(view) for view in config.augment.views or ()],
+        work.dataset.image_size,
+        config.train.seed,
+        distributed.rank(),
+        distributed.world_size(),
+        backend=config.augment.backend,
+        on_device=config.augment.backend == "batched" and work.resident() is not None,
+    )
+
+
+def fits_on_device(images: Images, device: torch.device) -> bool:
+    """Whether all images, decoded, take at most a share of the GPU's free memory."""
+    size = images.uniform_bytes()
+    return device.type == "cuda" and size is not None and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
 
 
 def loader_processes(config: Config, device: torch.device) -> int:
@@ -494,6 +524,60 @@ def fix_precision(work: Work) -> None:
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
     distributed.barrier()
+
+
+def fix_backend(work: Work) -> None:
+    """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
+    if work.config.augment.backend != "auto":
+        return
+    found = distributed.broadcast_object(choose_backend(work) if work.is_main else None)
+    assert found is not None
+    chosen, reason = found
+    work.reporter.message(f"augmentation: {chosen} backend ({reason})")
+    work.config = replace(work.config, augment=replace(work.config.augment, backend=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
+def choose_backend(work: Work) -> tuple[Any, str]:
+    """The backend, and why.
+
+    Both are timed on this device; the usual one, batched on a GPU and albumentations on a CPU, must be beaten clearly,
+    so that chance does not decide.
+    """
+    views = [view_from_dict(view) for view in work.config.augment.views or ()]
+    if not all(isinstance(view, Spec) for view in views):
+        return "albumentations", "the views are a pipeline of your own"
+    usual, other = ("batched", "albumentations") if work.device.type == "cuda" else ("albumentations", "batched")
+    micros = {name: 1e6 * seconds_a_view(work, name) for name in (usual, other)}
+    told = ", ".join(f"{name} {value:.0f} µs a view" for name, value in micros.items())
+    return (other if 1.5 * micros[other] < micros[usual] else usual), told
+
+
+def seconds_a_view(work: Work, backend: str) -> float:
+    """Time for a view, from decoded image to floats on the device; loader processes share their part of it.
+
+    On a CPU that is time of the processor, which the step is in want of, whatever else the machine does.
+    """
+    clock = time.perf_counter if work.device.type == "cuda" else time.process_time
+    config = replace(
+        work.config,
+        augment=replace(work.config.augment, backend=backend),  # type: ignore[arg-type]
+        train=replace(work.config.train, batch_size=min(256, len(work.dataset.train))),
+    )
+    views = views_of(work, work.dataset.train, config)
+    times = []
+    for _ in range(4):  # the first one warms up
+        began = clock()
+        raw = views[0]
+        loaded = clock()
+        to_batch(raw, work.device, work.precision, 0, work.resident())
+        if work.device.type == "cuda":
+            torch.cuda.synchronize()
+        hands = 1 if views.on_device else max(1, loader_processes(config, work.device))
+        times.append((loaded - began) / hands + clock() - loaded)
+    return min(times[1:]) / (len(raw.ids) * len(views.views))
 
 
 def fix_steps(work: Work) -> Config:
@@ -528,9 +612,9 @@ def measure_speed(work: Work) -> float:
     warm = CALIBRATION_STEPS // 3
     for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
         done = train(
-            method, batches, optimizer=optimizer, learning_rate=lambda step: 1e-6, start=first, stop=last,
-            steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device, precision=work.precision,
-            clip_grad=None, stage="measure", hooks=hooks,
+            method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=lambda step: 1e-6,
+            start=first, stop=last, steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device,
+            precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
         )  # fmt: skip
         if done < last:
             raise Stopped(0, 0)
@@ -632,19 +716,27 @@ def _to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:
 # Probe and fine-tuning
 
 
-def has_labels(dataset: Dataset) -> bool:
-    """Whether every split has labels and images."""
+def labelled_images(dataset: Dataset) -> list[int]:
+    """How many images of train, val and test have a label."""
     splits = (dataset.train, dataset.val, dataset.test)
-    return bool(dataset.class_names) and all(images is not None and len(images) > 0 for images in splits)
+    return [len(images.labelled()[0]) if images is not None else 0 for images in splits]
+
+
+def has_labels(dataset: Dataset) -> bool:
+    """Whether every split has labelled images."""
+    return bool(dataset.class_names) and all(labelled_images(dataset))
 
 
 def require_labels(dataset: Dataset, verb: str) -> None:
-    """Raises UserError where the images have no labels."""
-    if not has_labels(dataset):
-        raise UserError(
-            f"`{verb}` needs labels and {dataset.path} has none: put the images of each class in a folder of its own, "
-            "or name a CSV with --data.labels when the run is started"
-        )
+    """Raises UserError where a split has no labelled image."""
+    if has_labels(dataset):
+        return
+    train, val, test = labelled_images(dataset)
+    few = f"too few (of {train} training, {val} held-out and {test} test images)"
+    raise UserError(
+        f"`{verb}` needs labels and {dataset.path} has {few if dataset.class_names else 'none'}: put the images of "
+        "each class in a folder of its own, or name a CSV with --data.labels when the run is started"
+    )
 
 
 def encoders_to_compare(work: Work) -> Iterator[tuple[str, Encoder]]:
@@ -704,14 +796,13 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
     if not work.is_main:
         return
     settings, data = work.config.probe, work.dataset
-    splits = [data.train, data.val, data.test]
-    labels = [images.labels for images in splits]  # type: ignore[union-attr]
+    known = [split_of(work, name).labelled() for name in ("train", "val", "test")]
     results: dict[str, ProbeResult] = {}
     for name, vectors in stages.items():
         row = {"run": work.run.name, "stage": f"{prefix}probe", "done": len(results), "total": len(stages)}
         work.reporter.progress(row)
         results[name] = probe(
-            *zip(vectors, labels),  # type: ignore[arg-type]
+            *((part[rows], labels) for part, (rows, labels) in zip(vectors, known)),
             classes=len(data.class_names or ()),
             epochs=settings.epochs,
             batch_size=settings.batch_size,
@@ -729,7 +820,7 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
 
 def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Record:
     """Test accuracy of one probe with its 95 % interval."""
-    n = len(work.dataset.test or ())
+    n = len(test_images(work).labelled()[0])
     settings = work.config.probe
     protocol = (
         f"linear probe on frozen features of {where} (maps pooled to {settings.pool} × {settings.pool}), "
@@ -744,21 +835,20 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
 def finetune_draw(work: Work, draw: int) -> float:
     """Test accuracy after fine-tuning on one draw of labelled images."""
     settings, seed = work.config.finetune, work.config.train.seed
-    train_images = work.dataset.train
-    assert train_images.labels is not None
+    rows, labels = work.dataset.train.labelled()
     chosen = draw_labelled(
-        train_images.labels,
+        labels,
         fraction=settings.label_fraction,
         per_class=settings.labels_per_class,
         seed=seed,
         draw=draw,
     )
-    images = train_images.select(chosen)
+    images = work.dataset.train.select(rows[chosen])
     world = distributed.world_size()
     batch = min(settings.batch_size, len(images)) // world * world
     if batch == 0:
         raise UserError(f"--cluster.workers is {world}: there are only {len(images)} labelled images to fine-tune on")
-    traits = Traits(work.dataset.image_size, work.dataset.channels, work.config.augment.mirror)
+    traits = traits_of(work.config, work.dataset)
     torch.manual_seed(seed + draw)
     classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), load_encoder(work.run), traits)
     place(classifier, work)
@@ -802,17 +892,15 @@ def finetune_draw(work: Work, draw: int) -> float:
 
 
 def test_accuracy(work: Work, classifier: Classifier) -> float:
-    """Share of the test images that the classifier gets right."""
-    test = work.dataset.test
-    assert test is not None
-    assert test.labels is not None
+    """Share of the labelled test images that the classifier gets right."""
+    test = test_images(work)
+    rows, labels = test.labelled()
     correct = 0
-    for start in range(0, len(test), 256):
-        indices = np.arange(start, min(start + 256, len(test)))
-        pixels = torch.from_numpy(test.square(indices, work.dataset.image_size))
+    for start in range(0, len(rows), 256):
+        pixels = torch.from_numpy(test.square(rows[start : start + 256], work.dataset.image_size))
         found = predict(classifier, to_float(pixels, work.device, work.precision))
-        correct += int((found == test.labels[indices]).sum())
-    return correct / len(test)
+        correct += int((found == labels[start : start + 256]).sum())
+    return correct / len(rows)
 
 
 # Records and embeddings

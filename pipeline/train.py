@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from pipeline import distributed
-from pipeline.data.loader import RawBatch
+from pipeline.data.loader import Drawn, RawBatch
 from pipeline.errors import UserError
 from pipeline.methods.base import Batch, Method, MethodOutput
 
@@ -40,6 +40,7 @@ def train(
     method: Method[Any],
     batches: Iterator[RawBatch],
     *,
+    resident: Tensor | None = None,
     optimizer: Optimizer,
     learning_rate: Callable[[int], float],
     start: int,
@@ -54,7 +55,8 @@ def train(
 ) -> int:
     """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
 
-    Raises UserError where the loss or gradient is not finite. Every worker must call it with the same arguments.
+    `resident` (N, H, W, C): all images, where the device holds them. Raises UserError where the loss or gradient is
+    not finite. Every worker must call it with the same arguments.
     """
     model = wrap_for_workers(method)
     method.train()
@@ -62,7 +64,7 @@ def train(
     for step in range(start, stop):
         with meter.waiting():
             raw = next(batches)
-        batch = to_batch(raw, device, precision, seed)
+        batch = to_batch(raw, device, precision, seed, resident)
         rate = learning_rate(step)
         set_learning_rate(optimizer, rate)
         with autocast(device, precision):
@@ -126,11 +128,32 @@ def to_float(images: Tensor, device: torch.device, precision: str) -> Tensor:
     return images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype).div_(255)
 
 
-def to_batch(raw: RawBatch, device: torch.device, precision: str, seed: int) -> Batch:
-    """A loader's batch on the device."""
+def to_batch(raw: RawBatch, device: torch.device, precision: str, seed: int, resident: Tensor | None = None) -> Batch:
+    """A loader's batch on the device; views that are only drawn are made here."""
     labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
-    views = [to_float(view, device, precision) for view in raw.views]
+    if isinstance(raw.views, Drawn):
+        views = make_views(raw.views, device, precision, resident)
+    else:
+        views = [to_float(view, device, precision) for view in raw.views]
     return Batch(views, raw.ids.to(device, non_blocking=True), labels, seed, raw.epoch, raw.step)
+
+
+@torch.no_grad()
+def make_views(drawn: Drawn, device: torch.device, precision: str, resident: Tensor | None) -> list[Tensor]:
+    """The views (B, C, S, S) of a batch in [0, 1], by the batched backend."""
+    from pipeline.augment.batched_backend import apply_table
+
+    indices = drawn.indices.to(device, non_blocking=True)
+    if drawn.images is not None:
+        images = drawn.images.to(device, non_blocking=True)
+    else:
+        assert resident is not None
+        images = resident[indices]
+    dtype = torch.float64 if precision == "fp64" else torch.float32
+    return [
+        apply_table(spec, table, images, drawn.size, sizes=drawn.sizes, dtype=dtype)
+        for spec, table in zip(drawn.specs, drawn.tables, strict=True)
+    ]
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

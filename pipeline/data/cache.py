@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import replacing, write_json
 
 FORMAT = 1  # of packs and facts; another number leaves the old ones unused
 
@@ -44,6 +44,22 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
         value = compute()
         write_json(path, value)
         return value
+
+
+def remembered_array(key: str, n: int, compute: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The `n` numbers that `compute` gave when last called for this key."""
+    path = cache_dir() / "facts" / f"{key}-{FORMAT}.npz"
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            values: NDArray[np.int64] = kept["values"]
+        if values.shape == (n,) and values.dtype == np.int64:
+            return values
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        pass
+    values = compute()
+    with replacing(path) as temporary:
+        np.savez(temporary, values=values)
+    return values
 
 
 def has_pack(key: str) -> bool:

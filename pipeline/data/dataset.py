@@ -1,7 +1,7 @@
 """Images with random access, whatever they come from."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,13 +54,21 @@ class Images:
         store: Store,
         positions: NDArray[np.int64],
     ) -> None:
-        """`rows` (N,) are the images' rows in `reader`, `positions` (N,) their positions in `store`."""
+        """`rows` (N,) are the images' rows in `reader`, `positions` (N,) their positions in `store`.
+
+        `labels` (N,) are positions in the data set's class names, −1 for an image without a label.
+        """
         self.ids, self.paths, self.labels = ids, paths, labels
         self._reader, self._rows = reader, rows
         self._store, self._positions = store, positions
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image."""
+        return self._reader.channels
 
     def __getitem__(self, i: int) -> Pixels:
         """(H, W, C) as kept: shorter side at most 8/7 of image_size, maybe not square."""
@@ -73,6 +81,32 @@ class Images:
             return uniform[self._rows[np.asarray(indices, dtype=np.int64)]]
         squares = [to_square(self[int(i)], size) for i in indices]
         return np.stack(squares) if squares else np.zeros((0, size, size, self._reader.channels), np.uint8)
+
+    def padded(self, indices: NDArray[np.int64]) -> tuple[Pixels, NDArray[np.int64] | None]:
+        """(B, H, W, C) as kept, padded at the bottom and right to a common size, and the true sizes (B, 2).
+
+        Sizes are None where all images have one size.
+        """
+        uniform = self._reader.uniform()
+        if uniform is not None:
+            return uniform[self._rows[indices]], None
+        images = [self[int(i)] for i in indices]
+        sizes = np.array([image.shape[:2] for image in images], dtype=np.int64)
+        canvas = np.zeros((len(images), *sizes.max(axis=0), images[0].shape[2]), np.uint8)
+        for row, image in enumerate(images):
+            canvas[row, : image.shape[0], : image.shape[1]] = image
+        return canvas, sizes
+
+    def uniform_bytes(self) -> int | None:
+        """Bytes of all images together where they have one size and are decoded, else None."""
+        uniform = self._reader.uniform()
+        return None if uniform is None else len(self) * int(np.prod(uniform.shape[1:]))
+
+    def labelled(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(positions, labels) of the M images that have a label, (M,) each."""
+        labels = self.labels if self.labels is not None else np.full(len(self), -1, dtype=np.int64)
+        known = np.flatnonzero(labels >= 0)
+        return known, labels[known]
 
     def select(self, indices: Sequence[int] | NDArray[np.int64] | NDArray[np.bool_]) -> "Images":
         """The images at these positions, or where a mask is true."""
@@ -108,8 +142,20 @@ class Dataset:
     image_size: int  # side in pixels of what the network sees
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
 
+    def count_labelled(self) -> tuple[int, int]:
+        """(images with a label, images) of all parts."""
+        parts = [part for part in (self.train, self.val, self.test) if part is not None]
+        return sum(len(part.labelled()[0]) for part in parts), sum(map(len, parts))
+
 
 def sample_id(key: str) -> int:
     """A positive 63-bit hash of a sample's relative path, or of its shard and key: it survives added files."""
-    data = key.encode("utf-8", "surrogateescape")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little") >> 1 or 1
+    return int(sample_ids([key])[0])
+
+
+def sample_ids(keys: Iterable[str]) -> NDArray[np.int64]:
+    """`sample_id` of many keys, (N,)."""
+    blake2b = hashlib.blake2b
+    digests = b"".join([blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest() for key in keys])
+    halves = np.frombuffer(digests, dtype="<u8") >> np.uint64(1)  # 63 bits: a positive number
+    return np.asarray(np.maximum(halves, np.uint64(1)), dtype=np.int64)

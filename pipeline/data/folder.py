@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
-from pipeline.data.listing import NONE, OUTSIDE, Listing, Store, digest, number_classes, settle_splits, split_word
-from pipeline.data.storage import File
+from pipeline.data.listing import NONE, OUTSIDE, Listing, Store, number_classes, settle_splits, split_word
+from pipeline.data.storage import Files
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
 
@@ -37,31 +37,32 @@ class ImageFiles(Store):
         return None if storage.is_url(path) else Path(path)
 
 
-def list_folder(root: str, files: list[File]) -> Listing:
-    """Image files below `root`; labelled when each lies in a class folder and there are two or more of them."""
-    keys = [file.path for file in files]
-    words = [split_word(key.split("/")[0]) or NONE if "/" in key else NONE for key in keys]
-    splits = settle_splits(words)
-    labels, class_names = _classes(keys, splits)
+def list_folder(root: str, files: Files) -> Listing:
+    """Image files below `root`; labelled when there are two or more class folders, but for those outside of these."""
+    keys = files.paths
+    folders = [key.rpartition("/")[0] for key in keys]
+    word_of = {folder: split_word(folder.split("/")[0]) or NONE for folder in set(folders)}  # few folders, many files
+    splits = settle_splits([word_of[folder] for folder in folders])
+    labels, class_names = _classes(folders, splits)
     return Listing(
         keys=keys,
         splits=splits,
         labels=labels,
         class_names=class_names,
         store=ImageFiles(root, keys),
-        identity=digest(f"{file.path}\0{file.size}" for file in files),
-        stamp=digest(file.stamp for file in files),
+        identity=files.identity(),
+        stamp=files.stamp(),
     )
 
 
-def _classes(keys: list[str], splits: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    names: list[str | None] = []
-    for key, split in zip(keys, splits):
-        folders = key.split("/")[:-1]
-        if split != NONE:
-            folders = folders[1:]  # without train/ or test/
-        if not folders and split != OUTSIDE:
-            return None, None
-        names.append(None if split == OUTSIDE else folders[0])
-    labels, class_names = number_classes(names)
+def _classes(folders: list[str], splits: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
+    name_of = {folder: _class_of(folder, split) for folder, split in dict(zip(folders, splits)).items()}
+    labels, class_names = number_classes([name_of[folder] for folder in folders])
     return (labels, class_names) if len(class_names) >= 2 else (None, None)
+
+
+def _class_of(folder: str, split: str) -> str | None:
+    names = folder.split("/")
+    if split != NONE:
+        names = names[1:]  # without train/ or test/
+    return names[0] or None if names and split != OUTSIDE else None

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -65,8 +66,9 @@ class Listing:
 def digest(lines: Iterable[str]) -> str:
     """Hex digest of lines of text, in their order."""
     total = hashlib.sha256()
-    for line in lines:
-        total.update(line.encode("utf-8", "surrogateescape") + b"\n")
+    remaining = iter(lines)
+    while block := list(itertools.islice(remaining, 1000)):
+        total.update(("\n".join(block) + "\n").encode("utf-8", "surrogateescape"))
     return total.hexdigest()
 
 

@@ -1,5 +1,7 @@
 """Batches for training: which images a step sees, and their views, made in background processes or a thread.
 
+Views are either finished here (albumentations backend), or drawn here and applied on the device (batched backend).
+
 The global batch of a step is a function of (seed, step) alone; each worker takes its slice of it. Loader processes
 only change who does the work.
 """
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.augment import View, apply_batch
+from pipeline.augment import Spec, View, apply_batch
+from pipeline.augment.spec import Table
 from pipeline.data.dataset import Images
 from pipeline.randomness import permutation
 
@@ -54,10 +57,26 @@ def _epoch_order(n: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class RawBatch:
-    """What leaves the loader: uint8 views (B, S, S, C), still on the CPU."""
+class Drawn:
+    """Views that the device has to make: what was drawn for every view, and the images or where they are.
 
-    views: list[Tensor]
+    `images` (B, H, W, C) uint8, padded to a common size where `sizes` (B, 2) tells the true ones; None: they are the
+    rows `indices` (B,) of a tensor that the device holds.
+    """
+
+    specs: tuple[Spec, ...]
+    tables: tuple[Table, ...]
+    size: int  # of the views, in pixels
+    indices: Tensor
+    images: Tensor | None
+    sizes: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """What leaves the loader, still on the CPU: uint8 views (B, S, S, C), or what the device makes them from."""
+
+    views: list[Tensor] | Drawn
     ids: Tensor
     labels: Tensor | None
     epoch: int
@@ -65,25 +84,53 @@ class RawBatch:
 
 
 class Views(Dataset[RawBatch]):
-    """Item `step` is this worker's batch of that step."""
+    """Item `step` is this worker's batch of that step.
+
+    `backend` "albumentations" makes the views here, "batched" leaves that to the device, which holds all images
+    already where `on_device`.
+    """
 
     def __init__(
-        self, images: Images, order: Order, views: Sequence[View], size: int, seed: int, rank: int, world: int
+        self,
+        images: Images,
+        order: Order,
+        views: Sequence[View],
+        size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        *,
+        backend: str = "albumentations",
+        on_device: bool = False,
     ) -> None:
         self.images, self.order, self.views, self.size, self.seed = images, order, views, size, seed
         self.rank, self.world = rank, world
+        self.backend, self.on_device = backend, on_device
 
     def __getitem__(self, step: int) -> RawBatch:
         indices = self.order.indices(step, self.rank, self.world)
         epoch = self.order.epoch_of(step)
-        images = [self.images[int(i)] for i in indices]
-        ids = self.images.ids[indices]
-        views = [
+        make = self._drawn if self.backend == "batched" else self._finished
+        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
+        return RawBatch(make(indices, epoch), torch.from_numpy(self.images.ids[indices]), labels, epoch, step)
+
+    def _finished(self, indices: NDArray[np.int64], epoch: int) -> list[Tensor]:
+        images, ids = [self.images[int(i)] for i in indices], self.images.ids[indices]
+        views = (
             apply_batch(view, images, size=self.size, seed=self.seed, epoch=epoch, ids=ids, view=number)
             for number, view in enumerate(self.views)
+        )
+        return [torch.from_numpy(view) for view in views]
+
+    def _drawn(self, indices: NDArray[np.int64], epoch: int) -> Drawn:
+        specs = [view.restricted(self.images.channels) for view in self.views if isinstance(view, Spec)]
+        tables = [
+            spec.draw(seed=self.seed, epoch=epoch, ids=self.images.ids[indices], view=number)
+            for number, spec in enumerate(specs)
         ]
-        labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
-        return RawBatch([torch.from_numpy(view) for view in views], torch.from_numpy(ids), labels, epoch, step)
+        images, sizes = (None, None) if self.on_device else self.images.padded(indices)
+        pixels = None if images is None else torch.from_numpy(images)
+        return Drawn(tuple(specs), tuple(tables), self.size, torch.from_numpy(indices), pixels, sizes)
 
 
 def load_batches(dataset: Views, start: int, stop: int, processes: int) -> Iterator[RawBatch]:

@@ -119,6 +119,9 @@ def _torchvision(cls: str, splits: dict[str, dict[str, Any]], download: Path) ->
 # Number of classes of the sets that may not name them.
 _CLASSES = {"SVHN": 10, "USPS": 10, "GTSRB": 43, "Flowers102": 102}
 
+# Sets whose images mean something else in a mirror: digits, characters and traffic signs.
+HANDED = frozenset({"digits", "mnist", "kmnist", "usps", "svhn", "gtsrb"})
+
 _BY_TRAIN: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _BY_SPLIT: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
 _BY_TRAINVAL: dict[str, dict[str, Any]] = {"train": {"split": "trainval"}, "test": {"split": "test"}}

@@ -3,14 +3,14 @@
 import hashlib
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
-from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered
-from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_id
+from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
+from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import Pixels, decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
 from pipeline.data.scan import Look, decode_all, look
@@ -43,6 +43,8 @@ def open_dataset(
     share of every class, or a tenth of unlabelled images. Then `limit` draws so many of the others, and
     `val_fraction` of those is held out as validation, both by `seed`; a source with a test and a validation part
     keeps both. `labels` is a CSV with the columns path, label and, optionally, group; groups stay together.
+    Where only some images have a label (the others −1), test and validation are cut from these; a test part of the
+    source in which no image has one keeps its images and gets such a cut as well.
 
     `image_size` None: the size that all images share, up to 256, else 224. `channels` None: 1 where all are grey,
     else 3. `loader`: "resident" decodes once into a memory-mapped cache, "stream" on demand, "auto" by size; the
@@ -57,11 +59,13 @@ def open_dataset(
         listing, groups = apply_table(listing, labels)
         table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
 
-    ids = _ids(listing.keys)
+    ids = _ids(listing)
     aside = _without_place(listing)
     usable = np.ones(len(ids), dtype=bool)
     usable[list(aside)] = False
     _need_some(source.path, listing, aside, usable)
+    if listing.labels is not None and (listing.labels[usable] < 0).all():
+        listing = replace(listing, labels=None, class_names=None)
     parts = limited(cut_test(listing.splits, usable, ids, listing.labels, groups), ids, listing.labels, limit, seed)
 
     pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels)
@@ -163,8 +167,13 @@ def _check_options(
         raise UserError(f"loader is '{loader}': auto, resident or stream")
 
 
-def _ids(keys: list[str]) -> NDArray[np.int64]:
-    ids = np.array([sample_id(key) for key in keys], dtype=np.int64)
+def _ids(listing: Listing) -> NDArray[np.int64]:
+    key = digest(["ids", listing.identity, listing.stamp])[:32]
+    return remembered_array(key, len(listing.keys), lambda: _different_ids(listing.keys))
+
+
+def _different_ids(keys: list[str]) -> NDArray[np.int64]:
+    ids = sample_ids(keys)
     order = np.argsort(ids, kind="stable")
     same = np.flatnonzero(np.diff(ids[order]) == 0)
     if len(same):
@@ -174,11 +183,15 @@ def _ids(keys: list[str]) -> NDArray[np.int64]:
 
 
 def _without_place(listing: Listing) -> dict[int, str]:
-    """Position → reason, of the images that are in no part or have no label in a labelled set."""
-    aside = {i: "outside the folders of train and test" for i, split in enumerate(listing.splits) if split == OUTSIDE}
-    if listing.labels is not None:
-        aside |= {int(i): "no label" for i in np.flatnonzero(listing.labels < 0) if int(i) not in aside}
-    return aside | {i: "its name is not valid UTF-8" for i, key in enumerate(listing.keys) if not _is_utf8(key)}
+    """Position → reason, of the images that are in no part or cannot be named."""
+    aside = {}
+    if OUTSIDE in listing.splits:
+        outside = (i for i, split in enumerate(listing.splits) if split == OUTSIDE)
+        aside = dict.fromkeys(outside, "outside the folders of train and test")
+    if not _is_utf8("".join(listing.keys)):  # one by one only where it is worth looking
+        named = (i for i, key in enumerate(listing.keys) if not _is_utf8(key))
+        aside |= dict.fromkeys(named, "its name is not valid UTF-8")
+    return aside
 
 
 def _is_utf8(key: str) -> bool:
@@ -199,7 +212,7 @@ def _need_some(path: str, listing: Listing, aside: dict[int, str], usable: NDArr
 
 def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, identity: str) -> Look:
     def compute() -> dict[str, object]:
-        found = look(listing.store, positions.tolist(), image_size)
+        found = look(listing.store, positions, image_size)
         if found is None:
             raise UserError(
                 f"{path}: none of {len(positions)} images can be read, "

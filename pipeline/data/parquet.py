@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
-from pipeline.data.listing import Listing, Store, digest, number_classes, settle_splits, split_of_file
-from pipeline.data.storage import File
+from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
+from pipeline.data.storage import Files
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
 
@@ -59,7 +59,7 @@ class Rows(Store):
         return _row_group(self.files[self.file_of[group]], int(self.group_of[group]), self.column)
 
 
-def list_parquet(root: str, files: list[File]) -> Listing:
+def list_parquet(root: str, files: Files) -> Listing:
     """All rows of all files; the split is told by the names of the files."""
     image, label = _columns(storage.join(root, files[0].path))
     keys: list[str] = []
@@ -88,8 +88,8 @@ def list_parquet(root: str, files: list[File]) -> Listing:
             group_of=table[:, 1],
             starts=np.concatenate([[0], np.cumsum(table[:, 2])]).astype(np.int64),
         ),
-        identity=digest(f"{file.path}\0{file.size}" for file in files),
-        stamp=digest(file.stamp for file in files),
+        identity=files.identity(),
+        stamp=files.stamp(),
     )
 
 
@@ -142,9 +142,12 @@ def _labels(found: list[Any], names: list[str] | None) -> tuple[NDArray[np.int64
     """Labels may be numbers (−1 or null: not told) or texts."""
     if any(isinstance(label, str) for label in found):
         return number_classes([None if label is None else str(label) for label in found])
-    if not all(label is None or isinstance(label, int) for label in found):
-        raise UserError(f"the label column holds {type(found[0]).__name__} values: whole numbers or texts are needed")
-    labels = np.array([-1 if label is None else label for label in found], dtype=np.int64)
+    # pandas makes floats of whole numbers where one of them is missing
+    whole = [-1 if label is None or label != label else label for label in found]
+    wrong = next((x for x in whole if not isinstance(x, int) and not (isinstance(x, float) and x.is_integer())), None)
+    if wrong is not None:
+        raise UserError(f"the label column holds {type(wrong).__name__} values: whole numbers or texts are needed")
+    labels = np.array(whole, dtype=np.int64)
     count = max(int(labels.max(initial=-1)) + 1, len(names or ()))
     return labels, tuple(names) if names and len(names) == count else tuple(str(i) for i in range(count))
 

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.data.decode import Header, Pixels, decode, kept_size, load_size_of, read_header
 from pipeline.data.listing import Store
 from pipeline.errors import UserError
@@ -35,12 +38,13 @@ class Look:
     kept_pixels: float  # mean of height × width after shrinking
 
 
-def look(store: Store, rows: Sequence[int], image_size: int | None) -> Look | None:
+def look(store: Store, rows: NDArray[np.int64], image_size: int | None) -> Look | None:
     """Read headers of the images at `rows`; None where not one of them can be read."""
     if len(rows) > MANY:
-        allowed = set(rows)
-        rows = [i for i in store.sample(SAMPLE).tolist() if i in allowed] or rows[:SAMPLE]
-    headers = [header for header in _in_threads(lambda i: _header(store, i), rows) if header is not None]
+        sample = store.sample(SAMPLE)
+        sample = sample[np.isin(sample, rows)]
+        rows = sample if len(sample) else rows[:SAMPLE]
+    headers = [header for header in _in_threads(lambda i: _header(store, i), rows.tolist()) if header is not None]
     if not headers:
         return None
     size = image_size or _proposed_size(headers)

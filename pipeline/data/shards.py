@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import folder, storage
-from pipeline.data.listing import Listing, Store, digest, number_classes, settle_splits, split_of_file
-from pipeline.data.storage import File
+from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
+from pipeline.data.storage import Files
 from pipeline.errors import UserError
 
 SUFFIXES = (".tar",)
@@ -41,7 +41,7 @@ class _Found:
     where: list[tuple[int, int, int]] = field(default_factory=list)  # file, start, size
 
 
-def list_shards(root: str, files: list[File]) -> Listing:
+def list_shards(root: str, files: Files) -> Listing:
     """All images of all shards; the split is told by the names of the shards."""
     found = _Found()
     for number, file in enumerate(files):
@@ -57,8 +57,8 @@ def list_shards(root: str, files: list[File]) -> Listing:
         labels=labels,
         class_names=class_names,
         store=Members([storage.join(root, file.path) for file in files], table[:, 0], table[:, 1], table[:, 2]),
-        identity=digest(f"{file.path}\0{file.size}" for file in files),
-        stamp=digest(file.stamp for file in files),
+        identity=files.identity(),
+        stamp=files.stamp(),
     )
 
 

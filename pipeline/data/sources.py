@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pipeline.data import folder, parquet, shards, storage
 from pipeline.data.listing import NONE, Listing, split_of_file
 from pipeline.data.named import NAMED, list_named
-from pipeline.data.storage import File
+from pipeline.data.storage import Files
 from pipeline.errors import UserError, nearest
 
 # Endings of its files → what lists them, given their root. A new kind of source is one function and one line;
 # a new data set with a name is one function and one line in NAMED.
-SOURCES: tuple[tuple[tuple[str, ...], Callable[[str, list[File]], Listing]], ...] = (
+SOURCES: tuple[tuple[tuple[str, ...], Callable[[str, Files], Listing]], ...] = (
     (folder.SUFFIXES, folder.list_folder),
     (parquet.SUFFIXES, parquet.list_parquet),
     (shards.SUFFIXES, shards.list_shards),
@@ -40,7 +40,7 @@ def find_source(path: str) -> Source:
     _check_name(path, where)
     root, files = storage.find(where)
     for suffixes, list_files in SOURCES:
-        fitting = [file for file in files if file.path.lower().endswith(suffixes)]
+        fitting = files.ending(suffixes)
         if not fitting:
             continue
         if list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:

@@ -36,17 +36,20 @@ def cut_test(
     labels: NDArray[np.int64] | None,
     groups: NDArray[np.int64] | None,
 ) -> Parts:
-    """The source's own parts, or a test part cut by a draw that is always the same; of the `usable` (N,) images."""
+    """The source's own parts, or a test part cut by a draw that is always the same; of the `usable` (N,) images.
+
+    Where other images than the source's test part have labels, the cut joins that part, to have some to measure by.
+    """
     found = np.array(splits)
-    test = np.flatnonzero(usable & (found == TEST))
-    val = np.flatnonzero(usable & (found == VAL))
-    if len(test):
-        train = np.flatnonzero(usable & (found != TEST) & (found != VAL))
-        return Parts(train, val if len(val) else None, test, own_test=True)
-    rest = np.flatnonzero(usable)
-    share = TEST_SHARE_UNLABELLED if labels is None else TEST_SHARE
-    held = hold_out(ids[rest], _of(labels, rest), _of(groups, rest), share, "test", at_least=1)
-    return Parts(rest[~held], None, rest[held], own_test=False)
+    in_test = usable & (found == TEST)
+    own_test = bool(in_test.any())
+    in_val = usable & (found == VAL) & own_test
+    rest, val, test = (np.flatnonzero(mask) for mask in (usable & ~in_test & ~in_val, in_val, in_test))
+    if not own_test or (labels is not None and (labels[test] < 0).all()):
+        share = TEST_SHARE_UNLABELLED if labels is None else TEST_SHARE
+        held = hold_out_labelled(ids[rest], _of(labels, rest), _of(groups, rest), share, "test", at_least=1)
+        rest, test = rest[~held], np.sort(np.concatenate([test, rest[held]]))
+    return Parts(rest, val if len(val) else None, test, own_test)
 
 
 def limited(
@@ -80,8 +83,26 @@ def cut_val(
     if parts.val is not None:
         return parts.train, parts.val
     train = parts.train
-    held = hold_out(ids[train], _of(labels, train), _of(groups, train), fraction, seed, "validation")
+    held = hold_out_labelled(ids[train], _of(labels, train), _of(groups, train), fraction, seed, "validation")
     return train[~held], train[held]
+
+
+def hold_out_labelled(
+    ids: NDArray[np.int64],
+    labels: NDArray[np.int64] | None,
+    groups: NDArray[np.int64] | None,
+    fraction: float,
+    *key: int | str,
+    at_least: int = 0,
+) -> NDArray[np.bool_]:
+    """`hold_out` among the images that have a label; one without (−1) is held out with its group alone.
+
+    `labels` None: among all of them.
+    """
+    known = np.ones(len(ids), dtype=bool) if labels is None else labels >= 0
+    held = np.zeros(len(ids), dtype=bool)
+    held[known] = hold_out(ids[known], _of(labels, known), _of(groups, known), fraction, *key, at_least=at_least)
+    return held if groups is None else np.isin(groups, groups[held])
 
 
 def hold_out(
@@ -116,7 +137,7 @@ def hold_out(
 
 
 def draw(ids: NDArray[np.int64], labels: NDArray[np.int64] | None, n: int, *key: int | str) -> NDArray[np.bool_]:
-    """(N,) mask of `n` images, the same share of every class."""
+    """(N,) mask of `n` images, the same share of every class and of those without a label (−1)."""
     if n >= len(ids):
         return np.ones(len(ids), dtype=bool)
     classes = np.unique(labels, return_inverse=True)[1] if labels is not None else np.zeros(len(ids), int)
@@ -148,5 +169,5 @@ def _first_of_each(
     return held
 
 
-def _of(values: NDArray[np.int64] | None, positions: Positions) -> NDArray[np.int64] | None:
-    return None if values is None else values[positions]
+def _of(values: NDArray[np.int64] | None, chosen: Positions | NDArray[np.bool_]) -> NDArray[np.int64] | None:
+    return None if values is None else values[chosen]

@@ -1,17 +1,31 @@
 """Files on this machine or behind an fsspec URL: find them, read them."""
 
+import contextlib
 import glob
+import hashlib
 import itertools
+import operator
 import os
 import re
 import stat
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.listing import digest
 from pipeline.errors import UserError
 
 _WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_THREADS = 16  # a disk on the network answers late: so many questions wait side by side
+_CHUNK = 10_000  # files of one folder that a thread asks about
+
+_Numbers = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class File(NamedTuple):
@@ -20,6 +34,56 @@ class File(NamedTuple):
     path: str  # relative to the root, with forward slashes
     size: int  # bytes
     stamp: str
+
+
+@dataclass(frozen=True)
+class Files(Sequence[File]):
+    """Files sorted by path, held by columns: a million of them cost a few numbers and a name each."""
+
+    paths: list[str]
+    sizes: NDArray[np.int64]  # (N,) bytes
+    stamps: NDArray[Any]  # (N,) times of last change in ns, or what a server says in their place
+
+    @classmethod
+    def sorted(cls, paths: list[str], sizes: Iterable[int], stamps: Iterable[Any]) -> "Files":
+        """Columns in any order."""
+        files = cls(paths, np.array(sizes, dtype=np.int64), np.array(stamps))
+        if all(map(operator.le, paths, itertools.islice(paths, 1, None))):
+            return files
+        return files.take(sorted(range(len(paths)), key=paths.__getitem__))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, i: int) -> File: ...
+
+    @overload
+    def __getitem__(self, i: slice) -> "Files": ...
+
+    def __getitem__(self, i: int | slice) -> "File | Files":
+        if isinstance(i, slice):
+            return Files(self.paths[i], self.sizes[i], self.stamps[i])
+        return File(self.paths[i], int(self.sizes[i]), str(self.stamps[i]))
+
+    def take(self, rows: list[int]) -> "Files":
+        """The files at these positions."""
+        return Files([self.paths[i] for i in rows], self.sizes[rows], self.stamps[rows])
+
+    def ending(self, suffixes: tuple[str, ...]) -> "Files":
+        """The files whose names end so, in small letters or capitals."""
+        rows = [i for i, path in enumerate(self.paths) if path.lower().endswith(suffixes)]
+        return self if len(rows) == len(self) else self.take(rows)
+
+    def identity(self) -> str:
+        """Digest of names and sizes: the same on every machine."""
+        return digest(f"{path}\0{size}" for path, size in zip(self.paths, self.sizes.tolist()))
+
+    def stamp(self) -> str:
+        """Digest of the stamps: tells that a file was replaced by one of equal size."""
+        if self.stamps.dtype == np.int64:
+            return hashlib.sha256(self.stamps.astype("<i8").tobytes()).hexdigest()
+        return digest(map(str, self.stamps.tolist()))
 
 
 def is_url(path: str) -> bool:
@@ -40,7 +104,7 @@ def join(root: str, relative: str) -> str:
     return f"{root.rstrip('/')}/{relative}"
 
 
-def find(path: str) -> tuple[str, list[File]]:
+def find(path: str) -> tuple[str, Files]:
     """(root, files below it sorted by path) for a folder, one file, or a pattern with * ? [] {000..009} {a,b}.
 
     Names that start with a dot are left out, links are followed. Raises UserError where nothing is there.
@@ -48,13 +112,13 @@ def find(path: str) -> tuple[str, list[File]]:
     if is_url(path):
         return _find_remote(path)
     if os.path.isdir(path):
-        return path, sorted(_walk(path))
+        return path, _walk(path)
     if os.path.isfile(path):
-        return os.path.dirname(path), [_local_file(os.path.dirname(path), path)]
+        return os.path.dirname(path), _local_files(os.path.dirname(path), [path])
     if _WILD.search(path):
         root = fixed_part(path)
         names = [name for part in braces(path) for name in _existing(part, sorted(glob.glob(part, recursive=True)))]
-        return root, sorted({_local_file(root, name) for name in names})
+        return root, _local_files(root, sorted(set(names)))
     raise UserError(f"{path} does not exist: give a folder, a .parquet file, .tar shards or the name of a data set")
 
 
@@ -103,36 +167,109 @@ def _existing(pattern: str, names: list[str]) -> list[str]:
     return names
 
 
-def _walk(root: str) -> Iterator[File]:
-    seen = set()  # folders already visited, so that a link to a parent does not loop
-    folders = [root]
-    while folders:
-        folder = folders.pop()
+def _walk(root: str) -> Files:
+    """Folder after folder, level by level; of two ways to one folder the shorter, else the first by name, counts."""
+    seen: set[tuple[int, int]] = set()  # so that a link to a parent does not loop
+    paths: list[str] = []
+    columns = [_columns([])]
+    level = [""]  # folders below the root, each with a slash at its end
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
+        while level:
+            level = [folder for folder, place in zip(level, _each(pool, _place, root, level)) if _is_new(place, seen)]
+            found = list(zip(level, _each(pool, _names, root, level)))
+            chunks = [(folder, chunk) for folder, (_, names) in found for chunk in _chunks(names)]
+            asked = _each(pool, _ask, root, [folder for folder, _ in chunks], [names for _, names in chunks])
+            for (folder, _), (names, sizes, stamps) in zip(chunks, asked):
+                paths += map(folder.__add__, names)
+                columns.append((sizes, stamps))
+            level = [f"{folder}{name}/" for folder, (names, _) in found for name in names]
+    sizes, stamps = (np.concatenate(column) for column in zip(*columns))
+    return Files.sorted(paths, sizes, stamps)
+
+
+def _each(pool: ThreadPoolExecutor, work: Callable[..., T], root: str, folders: list[str], *more: Any) -> Iterator[T]:
+    """`work` on every folder, in threads, in order."""
+    return pool.map(work, (join(root, folder).rstrip("/") or "/" for folder in folders), *more)
+
+
+def _place(folder: str) -> tuple[int, int] | None:
+    with contextlib.suppress(FileNotFoundError):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            entries = list(os.scandir(folder))
-        except PermissionError:
-            raise UserError(f"{folder} cannot be read: permission denied") from None
+        return status.st_dev, status.st_ino
+    return None
+
+
+def _is_new(place: tuple[int, int] | None, seen: set[tuple[int, int]]) -> bool:
+    if place is None or place in seen:
+        return False
+    seen.add(place)
+    return True
+
+
+def _names(folder: str) -> tuple[list[str], list[str]]:
+    """Sorted names of the folders and of the files in a folder."""
+    folders, files = [], []
+    with _permitted(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                folders.append(entry.path)
-            elif entry.is_file():  # False for a link that leads nowhere
-                yield _file(root, entry.path, entry.stat())
+            if entry.is_file():  # False for a link that leads nowhere
+                files.append(entry.name)
+            elif entry.is_dir():
+                folders.append(entry.name)
+    return sorted(folders), sorted(files)
 
 
-def _local_file(root: str, path: str) -> File:
-    return _file(root, path, os.stat(path))
+def _chunks(names: list[str]) -> Iterator[list[str]]:
+    return (names[start : start + _CHUNK] for start in range(0, len(names), _CHUNK))
 
 
-def _file(root: str, path: str, status: os.stat_result) -> File:
-    relative = path[len(root) :].lstrip(os.sep).replace(os.sep, "/")
-    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
-    return File(relative, size, str(status.st_mtime_ns))
+def _ask(folder: str, names: list[str]) -> tuple[list[str], _Numbers, _Numbers]:
+    """(names, sizes, times of last change) of files in a folder; one that has gone meanwhile is left out."""
+    with _opened(folder) as handle:  # names beside a handle are found faster than whole paths
+        try:
+            found = [os.stat(name, dir_fd=handle) for name in names]
+        except FileNotFoundError:
+            there = [(name, status) for name in names if (status := _status(name, handle)) is not None]
+            names, found = [name for name, _ in there], [status for _, status in there]
+    return names, *_columns(found)
+
+
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[int]:
+    with _permitted(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            yield handle
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def _permitted(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except PermissionError:
+        raise UserError(f"{folder} cannot be read: permission denied") from None
+
+
+def _status(name: str, handle: int) -> os.stat_result | None:
+    with contextlib.suppress(FileNotFoundError):
+        return os.stat(name, dir_fd=handle)
+    return None
+
+
+def _columns(found: list[os.stat_result]) -> tuple[_Numbers, _Numbers]:
+    sizes = np.array([status.st_size for status in found], dtype=np.int64)
+    return sizes, np.array([status.st_mtime_ns for status in found], dtype=np.int64)
+
+
+def _local_files(root: str, paths: list[str]) -> Files:
+    found = [os.stat(path) for path in paths]
+    relative = [path[len(root) :].lstrip(os.sep).replace(os.sep, "/") for path in paths]
+    sizes, stamps = _columns(found)
+    regular = np.array([stat.S_ISREG(status.st_mode) for status in found], dtype=bool)
+    return Files.sorted(relative, np.where(regular, sizes, 0), stamps)
 
 
 def _system(url: str) -> tuple[Any, str]:
@@ -145,7 +282,7 @@ def _system(url: str) -> tuple[Any, str]:
     return system, path
 
 
-def _find_remote(url: str) -> tuple[str, list[File]]:
+def _find_remote(url: str) -> tuple[str, Files]:
     system, inner = _system(url)
     try:
         if _WILD.search(inner):
@@ -159,13 +296,16 @@ def _find_remote(url: str) -> tuple[str, list[File]]:
             raise UserError(f"{url} does not exist")
     except (OSError, ValueError) as error:
         raise UserError(f"{url} cannot be read: {error}") from None
-    files = [_remote_file(root, name, info) for name, info in found.items()]
-    return str(system.unstrip_protocol(root)).rstrip("/"), sorted(f for f in files if not _hidden(f.path))
+    found = {name[len(root) :].lstrip("/"): info for name, info in found.items()}
+    paths = [path for path in found if not _hidden(path)]
+    sizes = [int(found[path].get("size") or 0) for path in paths]
+    stamps = [_remote_stamp(found[path]) for path in paths]
+    return str(system.unstrip_protocol(root)).rstrip("/"), Files.sorted(paths, sizes, stamps)
 
 
-def _remote_file(root: str, name: str, info: dict[str, Any]) -> File:
-    stamps = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "updated", "created") if key in info]
-    return File(name[len(root) :].lstrip("/"), int(info.get("size") or 0), stamps[0] if stamps else "")
+def _remote_stamp(info: dict[str, Any]) -> str:
+    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
+    return next((str(info[key]) for key in keys if key in info), "")
 
 
 def _hidden(relative: str) -> bool:

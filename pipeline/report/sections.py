@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,9 @@ from pipeline.report.material import (
     paragraph,
     title_of,
 )
+
+if TYPE_CHECKING:
+    from pipeline.embeddings import Embeddings
 
 MAP_POINTS = 1_000  # t-SNE of so many takes seconds
 MAP_LEAST = 10
@@ -112,13 +116,17 @@ def _groups(
     class_names: Sequence[str] | None,
     seed: int,
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """A group for every point and the groups' names: classes, or clusters where there are no labels."""
+    """A group for every point and the groups' names: classes and what has none, or clusters without any label."""
     if labels is None:
         from pipeline.metrics import kmeans
 
         k = min(MAP_CLUSTERS, len(vectors) // 2)
         return np.asarray(kmeans(vectors, k, seed), dtype=np.int64), [f"cluster {i + 1}" for i in range(k)]
-    return labels[rows], list(class_names or map(str, range(int(labels.max()) + 1)))
+    names = list(class_names or map(str, range(int(labels.max()) + 1)))
+    groups = labels[rows]
+    if (groups < 0).any():
+        return np.where(groups < 0, len(names), groups), [*names, "no label"]
+    return groups, names
 
 
 def _legend(names: Sequence[str], palette: Sequence[str]) -> str:
@@ -142,10 +150,10 @@ def _neighbours(material: Material) -> str:
         raise NothingToShowError("the embedded images are not in the data set any more")
     rows = []
     for query, neighbours in zip(queries, found, strict=True):
-        label = None if test.labels is None else int(test.labels[query])
+        label = _label(test, query)
         cells = [_tile(tiles.get(int(test.ids[query])), test.paths[query], _name(test.class_names, label), "query")]
         for neighbour in neighbours:
-            other = None if train.labels is None else int(train.labels[neighbour.row])
+            other = _label(train, neighbour.row)
             kind = "" if label is None or other is None else "right" if label == other else "wrong"
             hint = _hint(train.paths[neighbour.row], _name(train.class_names, other))
             cells.append(_tile(tiles.get(int(train.ids[neighbour.row])), hint, f"{neighbour.score:.2f}", kind))
@@ -156,6 +164,10 @@ def _neighbours(material: Material) -> str:
 
 def _key() -> str:
     return '<p class="legend"><span class="right">same class</span><span class="wrong">another class</span></p>'
+
+
+def _label(split: "Embeddings", row: int) -> int | None:
+    return None if split.labels is None or split.labels[row] < 0 else int(split.labels[row])
 
 
 def _name(class_names: Sequence[str] | None, label: int | None) -> str:

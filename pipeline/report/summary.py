@@ -236,10 +236,19 @@ def _data_facts(data: dict[str, Any]) -> dict[str, str]:
         return {}
     return {
         "images": f"{data['train']:,} train, {data['val']:,} held out, {data['test']:,} test",
-        "classes": str(len(data["classes"])) if data["classes"] else "none: unlabelled",
+        "classes": _classes(data),
         "image size": f"{data['image_size']} × {data['image_size']} pixels, {_channels(data['channels'])}",
         "fingerprint": str(data["fingerprint"])[:12],
     }
+
+
+def _classes(data: dict[str, Any]) -> str:
+    if not data["classes"]:
+        return "none: unlabelled"
+    images = data["train"] + data["val"] + data["test"]
+    labelled = data.get("labelled", images)
+    partly = f", {labelled:,} of {images:,} images labelled" if labelled < images else ""
+    return f"{len(data['classes'])}{partly}"
 
 
 def _channels(n: int) -> str:

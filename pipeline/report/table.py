@@ -97,7 +97,9 @@ def headline(runs: Sequence[Run]) -> str:
         return "Nothing has been evaluated yet: `rayssl evaluate RUN` does it."
     column = columns[0]
     if not column.percent:
-        return "The images have no labels: what is known is how the embeddings spread, not how good they are."
+        return (
+            "The images have no labels, or too few: what is known is how the embeddings spread, not how good they are."
+        )
     rows = [row for row in rows_of(runs, columns) if column.metric in row.estimates]
     own = [row for row in rows if not row.baseline]
     if not own:

@@ -20,7 +20,8 @@ from pipeline.reporter import Silent
 CLASSES = ("blue", "green", "red")
 A_CLASS = 20
 TINY = {
-    "data.image_size": 16, "encoder.name": "cnn-small", "train.epochs": 1, "train.batch_size": 8, "train.threads": 1,
+    "data.image_size": 16, "augment.backend": "albumentations", "encoder.name": "cnn-small", "train.epochs": 1,
+    "train.batch_size": 8, "train.threads": 1,
     "train.precision": "fp32", "train.warmup_epochs": 0, "train.clip_grad": None, "data.processes": 0,
     "probe.epochs": 2, "finetune.epochs": 1, "finetune.draws": 2, "finetune.batch_size": 4, "wandb": "disabled",
 }  # fmt: skip

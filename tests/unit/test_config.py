@@ -68,6 +68,7 @@ def test_override_leaves_the_original_alone(simclr: Config) -> None:
         ("data.labels", "null", None),
         ("augment.mirror", "false", False),
         ("augment.mirror", "no", False),
+        ("augment.mirror", "none", None),
         ("train.nesterov", "true", True),
         ("probe.learning_rates", "0.1,0.2, 0.3", (0.1, 0.2, 0.3)),
         ("probe.learning_rates", "[0.1, 0.2]", (0.1, 0.2)),

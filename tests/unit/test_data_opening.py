@@ -103,18 +103,66 @@ def test_select(pets: Path) -> None:
 def test_csv_gives_labels_and_groups(tmp_path: Path) -> None:
     for i in range(60):
         save(tmp_path / "data" / f"{i}.png")
-    lines = ["path,label,group", *(f"./{i}.png,{[2, 10][i // 6 % 2]},{i // 3}" for i in range(59))]
+    lines = ["path,label,group", *(f"./{i}.png,{[2, 10][i // 6 % 2]},{i // 3}" for i in range(59)), "59.png,,19"]
     (tmp_path / "labels.csv").write_text("\ufeff" + "\n".join(lines))
     dataset = open_dataset(str(tmp_path / "data"), labels=str(tmp_path / "labels.csv"), val_fraction=0.2)
     assert dataset.class_names == ("2", "10")
-    assert dataset.unreadable == (("59.png", "no label"),)
+    assert dataset.unreadable == ()
+    assert dataset.count_labelled() == (59, 60)
     groups = [{int(Path(path).stem) // 3 for path in images.paths} for images in all_parts(dataset)]
     assert all(groups)
     assert sum(map(len, groups)) == len(set.union(*groups)) == 20
     for images in all_parts(dataset):
         assert images.labels is not None
-        assert [int(Path(path).stem) // 6 % 2 for path in images.paths] == images.labels.tolist()
+        expected = [-1 if path == "59.png" else int(Path(path).stem) // 6 % 2 for path in images.paths]
+        assert images.labels.tolist() == expected
     assert dataset.fingerprint != open_dataset(str(tmp_path / "data")).fingerprint
+
+
+def test_test_and_validation_are_cut_from_the_labelled_images(pets: Path, tmp_path: Path) -> None:
+    rows = [f"{name}/{i}.png,{name}" for name in ("cat", "dog") for i in range(10)]
+    (tmp_path / "labels.csv").write_text("path,label\n" + "\n".join(rows))
+    dataset = open_dataset(str(pets), labels=str(tmp_path / "labels.csv"), val_fraction=0.25)
+    assert dataset.unreadable == ()
+    assert dataset.count_labelled() == (20, 40)
+    assert [len(images) for images in all_parts(dataset)] == [32, 4, 4]
+    train, val, test = all_parts(dataset)
+    for images in (val, test):
+        assert images.labels is not None
+        assert np.bincount(images.labels).tolist() == [2, 2]
+    positions, labels = train.labelled()
+    named = [train.paths[i].split("/") for i in positions]
+    assert [["cat", "dog"][label] for label in labels] == [name for name, _ in named]
+    assert all(int(Path(number).stem) < 10 for _, number in named)
+    assert len(positions) == 12
+    fewer = open_dataset(str(pets), labels=str(tmp_path / "labels.csv"), limit=18, val_fraction=0.25)
+    assert fewer.count_labelled() == (12, 22)
+
+
+def test_one_group_with_and_without_labels_stays_whole(pets: Path, tmp_path: Path) -> None:
+    rows = [f"{name}/{i}.png,{name if i % 2 else ''},{name}{i // 2}" for name in ("cat", "dog") for i in range(20)]
+    (tmp_path / "labels.csv").write_text("path,label,group\n" + "\n".join(rows))
+    dataset = open_dataset(str(pets), labels=str(tmp_path / "labels.csv"), val_fraction=0.25)
+    assert dataset.count_labelled() == (20, 40)
+    for images in all_parts(dataset):
+        assert len(images.labelled()[0]) * 2 == len(images) > 0
+
+
+def test_a_test_part_without_labels_gets_some_from_train(tmp_path: Path) -> None:
+    for name in ("train/cat", "train/dog"):
+        for i in range(20):
+            save(tmp_path / name / f"{i}.png", value=i)
+    for i in range(5):
+        save(tmp_path / "test" / f"{i}.png")
+    dataset = open_dataset(str(tmp_path))
+    train, val, test = all_parts(dataset)
+    assert dataset.class_names == ("cat", "dog")
+    assert (len(train), len(val), len(test)) == (29, 3, 13)
+    assert {path for path in test.paths if path.startswith("test/")} == {f"test/{i}.png" for i in range(5)}
+    assert np.bincount(test.labelled()[1]).tolist() == [4, 4]
+    assert not any(path.startswith("test/") for path in train.paths + val.paths)
+    save(tmp_path / "test" / "cat" / "1.png")  # one label is enough for a test part of its own
+    assert all(path.startswith("test/") for path in all_parts(open_dataset(str(tmp_path)))[2].paths)
 
 
 def test_csv_with_groups_alone_keeps_the_folders_classes(pets: Path, tmp_path: Path) -> None:

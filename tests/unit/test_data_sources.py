@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.data import Dataset, Images, cache_dir, open_dataset, sample_id
-from pipeline.data.named import NAMED, Made
+from pipeline.data.named import HANDED, NAMED, Made
 from pipeline.errors import UserError
 
 
@@ -123,13 +123,26 @@ def test_flat_nested_and_one_class_are_unlabelled(tmp_path: Path) -> None:
     for i in range(10):
         write(tmp_path / "flat" / f"{i}.png", i)
         write(tmp_path / "one" / "a" / "b" / f"{i}.png", i)
-    write_classes(tmp_path / "mixed", n=5)
-    write(tmp_path / "mixed" / "loose.png", 7)
-    for name in ("flat", "one", "mixed"):
+    for name in ("flat", "one"):
         dataset = open_dataset(str(tmp_path / name))
         assert dataset.class_names is None
         assert [images.labels for images in parts(dataset)] == [None] * 3
         assert len(parts(dataset)[2]) == 1
+
+
+def test_images_outside_of_the_class_folders_have_no_label(tmp_path: Path) -> None:
+    write_classes(tmp_path / "pets")
+    write(tmp_path / "pets" / "loose.png", 7)
+    write_classes(tmp_path / "given" / "train")
+    write_classes(tmp_path / "given" / "test", n=3)
+    write(tmp_path / "given" / "train" / "loose.png", 7)
+    for name in ("pets", "given"):
+        dataset = open_dataset(str(tmp_path / name))
+        assert dataset.class_names == ("cat", "dog")
+        assert dataset.unreadable == ()
+        assert dataset.train.labels is not None
+        unlabelled = [path for path, label in zip(dataset.train.paths, dataset.train.labels) if label < 0]
+        assert [path.rsplit("/")[-1] for path in unlabelled] == ["loose.png"]
 
 
 def test_hidden_files_and_links(tmp_path: Path) -> None:
@@ -175,9 +188,19 @@ def test_parquet_with_text_labels_and_hidden_ones(tmp_path: Path) -> None:
     write_parquet(tmp_path / "a.parquet", range(6), ["x", "y", "x", None, "x", "y"], None)
     dataset = open_dataset(str(tmp_path))
     assert dataset.class_names == ("x", "y")
-    assert dataset.unreadable == (("a.parquet/3.png", "no label"),)
-    write_parquet(tmp_path / "a.parquet", range(6), [-1] * 3 + [1, 2, 1], None)
-    assert open_dataset(str(tmp_path)).class_names == ("0", "1", "2")
+    assert dataset.unreadable == ()
+    assert dataset.count_labelled() == (5, 6)
+    assert "a.parquet/3.png" in dataset.train.paths
+    for labels in ([-1] * 3 + [1, 2, 1], [None] * 3 + [1.0, 2.0, 1.0], [float("nan")] * 3 + [1.0, 2.0, 1.0]):
+        write_parquet(tmp_path / "a.parquet", range(6), labels, None)
+        dataset = open_dataset(str(tmp_path))
+        assert dataset.class_names == ("0", "1", "2")
+        assert dataset.count_labelled() == (3, 6)
+    for labels in ([-1] * 6, [None] * 6):
+        write_parquet(tmp_path / "a.parquet", range(6), labels, ["x", "y"])
+        dataset = open_dataset(str(tmp_path))
+        assert dataset.class_names is None
+        assert [images.labels for images in parts(dataset)] == [None] * 3
 
 
 def test_tar_shards(tmp_path: Path) -> None:
@@ -199,6 +222,12 @@ def test_tar_shards(tmp_path: Path) -> None:
             for i in range(5)
         }
         assert contents(dataset) == expected
+    members = {f"{i}.png": png(i) for i in range(12)} | {f"{i}.cls": str(i % 2).encode() for i in range(10)}
+    write_tar(tmp_path / "some.tar", members)
+    dataset = open_dataset(f"{tmp_path}/some.tar")
+    assert dataset.unreadable == ()
+    assert dataset.count_labelled() == (10, 12)
+    assert {"some.tar/10.png", "some.tar/11.png"} <= set(dataset.train.paths)
     with pytest.raises(UserError, match=r"train-00\{1,7\}\.tar|train-007\.tar does not exist"):
         open_dataset(f"{tmp_path}/train-00{{1,7}}.tar")
 
@@ -302,6 +331,10 @@ def test_every_named_set_exists_in_torchvision() -> None:
     for make in NAMED.values():
         if hasattr(make, "args"):
             assert hasattr(torchvision.datasets, make.args[0])
+
+
+def test_handed_sets_are_named_sets() -> None:
+    assert set(NAMED) > HANDED
 
 
 def test_real_parquet(shared_data: Path) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.splits import draw, hold_out
+from pipeline.data.splits import draw, hold_out, hold_out_labelled
 
 IDS = np.random.default_rng(0).integers(1, 1 << 62, 1000)
 LABELS = np.repeat(np.arange(4), [100, 200, 300, 400])
@@ -49,6 +49,20 @@ def test_any_small_set(n: int, classes: int, fraction: float, grouped: bool) -> 
     assert n == 0 or not held.all()
     if not grouped:
         assert held.sum() == max(0, min(round(fraction * n), n - 1))
+
+
+def test_images_without_a_label_change_nothing_and_are_held_out_with_their_group_alone() -> None:
+    labels = np.where(np.arange(1000) % 3 == 0, -1, LABELS)
+    known = labels >= 0
+    held = hold_out_labelled(IDS, labels, None, 0.2, "test")
+    assert np.array_equal(held[known], hold_out(IDS[known], labels[known], None, 0.2, "test"))
+    assert not held[~known].any()
+    groups = np.random.default_rng(2).integers(0, 60, 1000)
+    held = hold_out_labelled(IDS, labels, groups, 0.2, "test")
+    assert not set(groups[held]) & set(groups[~held])
+    assert 0.15 < held[known].mean() < 0.25
+    assert held[~known].any()
+    assert not hold_out_labelled(IDS, np.full(1000, -1), groups, 0.2, "test").any()
 
 
 def test_draw_is_exact_and_stratified() -> None:

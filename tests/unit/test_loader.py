@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pipeline.augment.defaults import simclr_views
 from pipeline.data import Images, open_dataset
 from pipeline.data.loader import Order, RawBatch, Views, load_batches
+from pipeline.train import to_batch
 
 BATCH = 8
 SIZE = 12
@@ -173,3 +175,68 @@ def test_the_thread_ends_with_its_reader(train_images: Images) -> None:
     batches.close()  # type: ignore[attr-defined]
     own[0].join(timeout=30)
     assert not own[0].is_alive()
+
+
+# The batched backend: drawn here, made on the device
+
+
+def batched(images: Images, **settings: Any) -> Views:
+    order = Order(len(images), BATCH, 3)
+    return Views(images, order, simclr_views(image_size=SIZE, channels=3, mirror=True), SIZE, 3, 0, 1,
+                 backend="batched", **settings)  # fmt: skip
+
+
+@pytest.mark.parametrize("loader", ["stream", "resident"])
+def test_both_backends_make_the_same_views_but_for_rounding(images: Path, loader: str) -> None:
+    train = open_dataset(str(images), image_size=SIZE, loader=loader).train
+    finished = to_batch(make_views(train)[5], torch.device("cpu"), "fp32", 3)
+    drawn = to_batch(batched(train)[5], torch.device("cpu"), "fp32", 3)
+    assert torch.equal(finished.ids, drawn.ids)
+    assert torch.equal(finished.labels, drawn.labels)  # type: ignore[arg-type]
+    for one, other in zip(finished.views, drawn.views, strict=True):
+        assert (one - other).abs().mean() < 3 / 255
+        assert (one - other.flip(0)).abs().mean() > 0.05  # the images are not all alike
+
+
+def test_images_that_the_device_holds_give_the_same_views(images: Path) -> None:
+    train = open_dataset(str(images), image_size=SIZE, loader="resident").train
+    held, sizes = train.padded(np.arange(len(train)))
+    assert sizes is None
+    sent = to_batch(batched(train)[2], torch.device("cpu"), "fp32", 3)
+    there = to_batch(batched(train, on_device=True)[2], torch.device("cpu"), "fp32", 3, torch.from_numpy(held))
+    assert batched(train, on_device=True)[2].views.images is None  # type: ignore[union-attr]
+    for one, other in zip(sent.views, there.views, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_two_workers_draw_the_halves_of_the_batch(images: Path) -> None:
+    train = open_dataset(str(images), image_size=SIZE, loader="stream").train
+    whole = to_batch(batched(train)[4], torch.device("cpu"), "fp64", 3)
+    order, specs = Order(len(train), BATCH, 3), simclr_views(image_size=SIZE, channels=3, mirror=True)
+    halves = [
+        to_batch(Views(train, order, specs, SIZE, 3, rank, 2, backend="batched")[4], torch.device("cpu"), "fp64", 3)
+        for rank in (0, 1)
+    ]
+    for number, view in enumerate(whole.views):
+        torch.testing.assert_close(torch.cat([half.views[number] for half in halves]), view)
+
+
+def test_loader_processes_hand_on_what_was_drawn(train_images: Images) -> None:
+    alone, through = batched(train_images)[1], next(load_batches(batched(train_images), 1, 2, 1))
+    for one, other in zip(*(to_batch(raw, torch.device("cpu"), "fp32", 3).views for raw in (alone, through))):
+        assert torch.equal(one, other)
+
+
+def test_padding_keeps_images_of_unlike_sizes_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number, shape in enumerate([(20, 30, 3), (30, 20, 3), (20, 20, 3)] * 3):
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    train = open_dataset(str(tmp_path), image_size=30, loader="stream").train
+    canvas, sizes = train.padded(np.arange(len(train)))
+    assert sizes is not None
+    assert canvas.shape[1:] == (*sizes.max(axis=0), 3)
+    for row in range(len(train)):
+        height, width = sizes[row]
+        np.testing.assert_array_equal(canvas[row, :height, :width], train[row])
+        assert not canvas[row, height:].any()
+        assert not canvas[row, :, width:].any()

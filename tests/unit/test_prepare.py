@@ -24,6 +24,7 @@ from pipeline.prepare import (
     flatten,
     open_data,
     prepare,
+    resolve,
     run_name,
 )
 from pipeline.recipes import build_recipe
@@ -51,6 +52,22 @@ def test_every_choice_is_written_down(tiny_config: Make, images: Path, tmp_path:
     assert manifest["command"] == "rayssl run"
     assert manifest["seed"] == config.train.seed
     assert manifest["unreadable"] == []
+
+
+@pytest.mark.parametrize(
+    ("path", "asked", "mirror"),
+    [("svhn", None, False), ("gtsrb", None, False), ("fashionmnist", None, True), ("/photos/svhn", None, True),
+     ("svhn", True, True), ("/photos/svhn", False, False)],
+)  # fmt: skip
+def test_the_name_of_a_set_tells_whether_it_may_be_mirrored(
+    path: str, asked: bool | None, mirror: bool, tiny_config: Make
+) -> None:
+    config = tiny_config(changes={"augment.mirror": asked})
+    resolved = resolve(config, replace(open_data(config), path=path), pytest.fail)
+    assert resolved.augment.mirror is mirror
+    assert resolved.augment.views is not None
+    for view in resolved.augment.views:
+        assert ("horizontal_flip" in [operation["name"] for operation in view["operations"]]) is mirror
 
 
 def test_what_is_written_down_prepares_to_itself(tiny_config: Make, tmp_path: Path) -> None:

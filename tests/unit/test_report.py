@@ -252,6 +252,22 @@ def test_unlabelled_data_gets_clusters_and_health(
     assert 'figure class="right"' not in text
 
 
+def test_what_has_no_label_has_no_class_in_the_pictures(tmp_path: Path, dataset: FakeDataset) -> None:
+    run = make_run(tmp_path / "partly")
+    for images in (dataset.train, dataset.test):
+        images.labels[images.labels != 0] = -1
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["labelled"] = 26
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    add_embeddings(run, dataset)
+    text, _ = render([run], run / "report.html")
+    assert "no label</span>" in text
+    assert "4, 26 of 104 images labelled" in text
+    neighbours = text.partition('id="nearest-neighbours"')[2].partition("</section>")[0]
+    assert ">a</figcaption>" in neighbours
+    assert "&lt;d&gt;" not in neighbours  # what position −1 of the class names would be
+
+
 def test_data_that_is_gone_costs_only_its_pictures(full_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def gone(path: str, **_: Any) -> None:
         raise UserError("digits does not exist")
