@@ -1,6 +1,9 @@
 """Features of images by a frozen encoder, split over the workers."""
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from pipeline.encoders import Encoder
 from pipeline.train import autocast, to_float
 
 BATCH = 256
+READERS = 8  # threads that read images for a GPU, at most
 
 
 def embed_images(
@@ -65,20 +69,44 @@ def extract(
     size = int(encoder.image_size)  # type: ignore[arg-type]
     bounds = np.linspace(0, len(images), distributed.world_size() + 1).astype(int)
     mine = np.arange(bounds[distributed.rank()], bounds[distributed.rank() + 1])
-    parts: list[dict[str, Tensor]] = []
+    collected: dict[str, Tensor] = {}
+    done = 0
     # One empty batch where there is nothing to do: the shapes must be known on every worker.
-    for start in range(0, max(len(mine), 1), BATCH):
-        indices = mine[start : start + BATCH]
-        pixels = torch.from_numpy(images.square(indices, size)) if len(indices) else _no_pixels(encoder, size)
+    for pixels in read_ahead(images, mine, size, device) if len(mine) else [_no_pixels(encoder, size)]:
         with torch.inference_mode(), autocast(device, precision):
             found = features_of(to_float(pixels, device, precision))
-        parts.append({name: value.float().cpu() for name, value in found.items()})
+        if not collected:
+            collected = {name: torch.empty((len(mine), *value.shape[1:])) for name, value in found.items()}
+        for name, value in found.items():
+            collected[name][done : done + len(pixels)].copy_(value)
+        done += len(pixels)
         if progress is not None:
-            progress(min(start + BATCH, len(mine)), len(mine))
-    return {
-        name: distributed.gather_rows(torch.cat([part[name] for part in parts]).to(device)).cpu().numpy()
-        for name in parts[0]
-    }
+            progress(done, len(mine))
+    return {name: distributed.gather_rows(value).numpy() for name, value in collected.items()}
+
+
+def read_ahead(images: Images, indices: NDArray[np.int64], size: int, device: torch.device) -> Iterator[Tensor]:
+    """Square pixels (B, size, size, C) of the images at `indices`, in order, read while earlier ones are embedded.
+
+    Beside a GPU by several threads, because one cannot keep it busy; beside a CPU, whose cores are busy, by one.
+    """
+    threads = max(1, min(READERS, (os.cpu_count() or 1) // distributed.world_size())) if device.type == "cuda" else 1
+
+    def read(rows: NDArray[np.int64]) -> Tensor:
+        pixels = torch.from_numpy(images.square(rows, size))
+        return pixels.pin_memory() if device.type == "cuda" else pixels
+
+    waiting: deque[Future[Tensor]] = deque()
+    with ThreadPoolExecutor(threads, thread_name_prefix="embed") as pool:
+        try:
+            for start in range(0, len(indices), BATCH):
+                waiting.append(pool.submit(read, indices[start : start + BATCH]))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _no_pixels(encoder: nn.Module, size: int) -> Tensor:

@@ -86,7 +86,8 @@ def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            table = pq.read_table(file, page_checksum_verification=True)
+            # Not `read_table`: that imports pandas where it is installed, which takes seconds.
+            table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
     except (OSError, pa.ArrowException):

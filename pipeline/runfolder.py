@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.files import write_json, write_text
+from pipeline.files import replacing, write_json
 
 SCHEMA = 1
 PACKAGES = ("rayssl", "torch", "torchvision", "ray", "albumentations", "faiss-gpu", "faiss-cpu", "numpy")
@@ -104,9 +104,12 @@ class MetricsLog:
 
     def cut_back(self, stage: str, step: int) -> None:
         """Drop the rows of `stage` from `step` on, and a last line that was cut off by a crash."""
-        kept = [json.dumps(row) for row in self.rows() if row.get("stage") != stage or row.get("step", -1) < step]
-        if self.path.exists():
-            write_text(self.path, "".join(line + "\n" for line in kept))
+        if not self.path.exists():
+            return
+        with replacing(self.path) as temporary, temporary.open("w") as file:
+            for row in self.rows():  # one by one: a long run's log need not fit in memory
+                if row.get("stage") != stage or row.get("step", -1) < step:
+                    file.write(json.dumps(row) + "\n")
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append rows and hand them to the operating system: they survive the death of this process."""

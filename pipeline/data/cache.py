@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels
+from pipeline.data.room import hold, make_room, touch
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 
-FORMAT = 1  # of packs and facts; another number leaves the old ones unused
+FORMAT = 2  # of packs and facts; another number leaves the old ones unused
 
 _BLOCK = 1 << 20
 _BLOCKS = 64
@@ -39,7 +41,9 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
     """The JSON value that `compute` gave when last called for this key."""
     path = cache_dir() / "facts" / f"{key}-{FORMAT}.json"
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_text())
+        touch(path)
+        return value
     except (OSError, ValueError):
         value = compute()
         write_json(path, value)
@@ -53,6 +57,7 @@ def remembered_array(key: str, n: int, compute: Callable[[], NDArray[np.int64]])
         with np.load(path, allow_pickle=False) as kept:
             values: NDArray[np.int64] = kept["values"]
         if values.shape == (n,) and values.dtype == np.int64:
+            touch(path)
             return values
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         pass
@@ -71,7 +76,8 @@ class Pack:
     """Decoded images of any size in one flat file, memory-mapped and shared by all processes that open it.
 
     `pixels.bin` holds image after image, each (H, W, C) uint8; `sizes.npz` their heights and widths, 0 where an image
-    could not be read; `pack.json` those images with the reason, and checksums.
+    could not be read; `pack.json` those images with the reason, the data set's path, and checksums. It stays in the
+    cache as long as one of these objects lives. Raises FileNotFoundError where there is no pack.
     """
 
     def __init__(self, folder: Path, channels: int) -> None:
@@ -106,6 +112,7 @@ class Pack:
         return self._pixels[start : start + height * width * self.channels].reshape(height, width, self.channels)
 
     def _open(self) -> None:
+        weakref.finalize(self, os.close, hold(self.folder / "pack.json"))
         self._facts = json.loads((self.folder / "pack.json").read_text())
         with np.load(self.folder / "sizes.npz", allow_pickle=False) as sizes:
             self.heights: NDArray[np.int64] = sizes["heights"].astype(np.int64)
@@ -118,10 +125,18 @@ class Pack:
 
 
 def open_pack(
-    key: str, n: int, channels: int, images: Callable[[], Iterable[Pixels | str]], progress: Callable[[int], None]
+    key: str,
+    n: int,
+    channels: int,
+    images: Callable[[], Iterable[Pixels | str]],
+    progress: Callable[[int], None],
+    *,
+    data: str = "",
+    expected: float = 0,
 ) -> Pack:
     """The pack of `n` images under `key`, built from `images()` (pixels, or why there are none) where it is missing.
 
+    `data` is the data set's path, for people; for `expected` bytes of pixels room is made before they are decoded.
     Several processes may ask at once. Raises UserError where there is no room for it.
     """
     folder = _folder(key)
@@ -131,8 +146,10 @@ def open_pack(
     with _turn(folder):
         if (pack := _sound(folder, n, channels)) is not None:  # built while this process waited
             return pack
-        _build(folder, images(), progress)
-    return Pack(folder, channels)
+        make_room(cache_dir(), expected)
+        pack = _build(folder, channels, images(), progress, data)
+    make_room(cache_dir(), 0)  # what was expected is an estimate
+    return pack
 
 
 def _folder(key: str) -> Path:
@@ -157,15 +174,21 @@ def _sound(folder: Path, n: int, channels: int) -> Pack | None:
     return pack if sound else None
 
 
-def _build(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None]) -> None:
+def _build(
+    folder: Path, channels: int, images: Iterable[Pixels | str], progress: Callable[[int], None], data: str
+) -> Pack:
     for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed: it is our turn now
         shutil.rmtree(left_over, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        _write(temporary, images, progress)
+        _write(temporary, images, progress, data)
         shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        held = Pack(temporary, channels)  # so that it does not go before it is opened in its place
         with contextlib.suppress(FileExistsError):
             _rename(temporary, folder)
+        pack = Pack(folder, channels)
+        del held
+        return pack
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(
@@ -185,7 +208,7 @@ def _rename(source: Path, target: Path) -> None:
         raise
 
 
-def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None]) -> None:
+def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None], data: str) -> None:
     heights, widths, unreadable = [], [], []
     with (folder / "pixels.bin").open("wb", buffering=_BLOCK) as file:
         for row, image in enumerate(images):
@@ -201,6 +224,7 @@ def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int
         os.fsync(file.fileno())
     np.savez(folder / "sizes.npz", heights=np.array(heights, np.int32), widths=np.array(widths, np.int32))
     facts = {
+        "data": data,
         "unreadable": unreadable,
         "sizes": _checksum(folder / "sizes.npz"),
         "pixels": _checksum(folder / "pixels.bin"),

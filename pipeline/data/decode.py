@@ -2,6 +2,7 @@
 
 import io
 import math
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +15,13 @@ from pipeline.errors import UserError
 Pixels = NDArray[np.uint8]
 
 _ORIENTATION = 0x0112  # EXIF tag
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _NPY = b"\x93NUMPY"
+_JPEG, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
+# Segments before a frame's header that say nothing about size, mode or orientation: APPn but APP1 (EXIF, XMP), comments
+# and tables.
+_SKIPPED = frozenset({*range(0xE0, 0xF0), 0xFE, 0xDB, 0xC4, 0xDD} - {0xE1})
+
+_LINEAR_UP_TO, _TWICE_UP_TO = 1.5, 2.0  # times that an image is brought down: see `_brought_down`
 
 
 class Header(NamedTuple):
@@ -94,19 +92,81 @@ def kept_size(height: int, width: int, load_size: int) -> tuple[int, int]:
 
 
 def _decode(data: bytes, channels: int | None, load_size: int | None) -> Pixels:
+    turn = 1
+    pixels = _jpeg(data, _bare_jpeg(data), channels, load_size)
     if data.startswith(_NPY):
         pixels = _with_channels(_load_npy(data), channels)
-    else:
+    elif pixels is None:
         with Image.open(io.BytesIO(data)) as image:
-            if load_size is not None:
-                image.draft(None, (load_size, load_size))  # JPEG only: decodes at ½, ¼ or ⅛, never below that size
-            turn = _TURNS.get(_orientation(image))
-            pixels = _all_bands(image, channels) if channels not in (None, 1, 3) else _converted(image, channels)
-        if turn is not None:
-            pixels = _transposed(pixels, turn)
-    if load_size is not None and min(pixels.shape[:2]) > load_size:
-        pixels = _shorter_side(pixels, load_size)
-    return np.ascontiguousarray(pixels)
+            turn = _orientation(image)
+            pixels = _jpeg(data, (image.height, image.width, image.mode), channels, load_size)
+            if pixels is None:
+                pixels = _any_image(image, channels, load_size)
+    return np.ascontiguousarray(_turned(_brought_down(pixels, load_size), turn))
+
+
+def _bare_jpeg(data: bytes) -> tuple[int, int, str] | None:
+    """(height, width, mode) of a JPEG of 8 bits without EXIF or XMP; None: not so plain, Pillow's parser has to look.
+
+    A small image takes Pillow's parser as long as its pixels. ITU-T T.81, annex B.
+    """
+    place = 2 if data.startswith(_JPEG) else len(data)
+    while place + 10 <= len(data) and data[place] == 0xFF:
+        kind, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if kind in (0xC0, 0xC1, 0xC2):  # baseline, extended or progressive
+            bits, height, width, bands = struct.unpack_from(">BHHB", data, place + 4)
+            mode = {1: "L", 3: "RGB"}.get(bands)
+            known = mode is not None and bits == 8 and 0 < height * width <= (Image.MAX_IMAGE_PIXELS or 0)
+            return (height, width, mode) if known and mode is not None else None
+        if kind not in _SKIPPED:
+            return None
+        place += 2 + length
+    return None
+
+
+def _jpeg(
+    data: bytes, header: tuple[int, int, str] | None, channels: int | None, load_size: int | None
+) -> Pixels | None:
+    """The pixels of a JPEG that needs nothing but decoding, brought down but not turned; None: it is Pillow's.
+
+    OpenCV is quicker and uses the same libjpeg. Only Pillow is sure to refuse a file that was cut off, so what lacks
+    the mark of the end is left to it.
+    """
+    if header is None or not data.startswith(_JPEG) or not data.endswith(_JPEG_END):
+        return None
+    height, width, mode = header
+    if (mode, channels) not in (("L", None), ("L", 1), ("L", 3), ("RGB", None), ("RGB", 3)):
+        return None
+    import cv2
+
+    flag = _jpeg_flag(mode == "L", _jpeg_scale(height, width, load_size))
+    try:
+        found = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        return None
+    if found is None:
+        return None
+    pixels = _brought_down(np.atleast_3d(found).astype(np.uint8, copy=False), load_size)  # first: less to convert
+    return np.repeat(pixels, channels or 1, 2) if mode == "L" else np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def _jpeg_flag(grey: bool, scale: int) -> int:
+    import cv2
+
+    kind = "GRAYSCALE" if grey else "COLOR"
+    return int(getattr(cv2, f"IMREAD_{kind}" if scale == 1 else f"IMREAD_REDUCED_{kind}_{scale}"))
+
+
+def _jpeg_scale(height: int, width: int, load_size: int | None) -> int:
+    """How many times smaller (1, 2, 4, 8) a JPEG is decoded, never below `load_size`: the choice of Pillow's draft."""
+    times = 1 if load_size is None else min(height, width) // load_size
+    return next((scale for scale in (8, 4, 2) if times >= scale), 1)
+
+
+def _any_image(image: Image.Image, channels: int | None, load_size: int | None) -> Pixels:
+    if load_size is not None:
+        image.draft(None, (load_size, load_size))  # JPEG only: decodes at ½, ¼ or ⅛, never below that size
+    return _all_bands(image, channels) if channels not in (None, 1, 3) else _converted(image, channels)
 
 
 def _converted(image: Image.Image, channels: int | None) -> Pixels:
@@ -173,9 +233,13 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _transposed(pixels: Pixels, turn: Image.Transpose) -> Pixels:
-    bands = [np.asarray(Image.fromarray(pixels[:, :, c]).transpose(turn)) for c in range(pixels.shape[2])]
-    return np.dstack(bands)
+def _turned(pixels: Pixels, orientation: int) -> Pixels:
+    """What a camera stored with this value of the tag, upright (EXIF 2.3, section 4.6.4)."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels
 
 
 def _scaled(height: int, width: int, shorter: int) -> tuple[int, int]:
@@ -185,18 +249,42 @@ def _scaled(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def _shorter_side(image: Pixels, size: int) -> Pixels:
-    height, width, channels = image.shape
+    height, width = image.shape[:2]
     if min(height, width) == size:
         return image
     import cv2
 
     shrinking = min(height, width) > size
+    return _resized(image, *_scaled(height, width, size), cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR)
+
+
+def _brought_down(image: Pixels, size: int | None) -> Pixels:
+    """The shorter side shrunk to `size` where it is larger, on the way into the cache or the stream.
+
+    OpenCV averages areas slowly. Up to 1.5 times, linear interpolation is as near to Lanczos as Pillow's bilinear
+    resize, and from there to 2 times the mean of 2 × 2 linear ones as near as the mean over areas.
+    """
+    height, width = image.shape[:2]
+    if size is None or min(height, width) <= size:
+        return image
+    import cv2
+
     new_height, new_width = _scaled(height, width, size)
-    method = cv2.INTER_AREA if shrinking else cv2.INTER_LINEAR
+    times = min(height, width) / size
+    if times < _LINEAR_UP_TO:
+        return _resized(image, new_height, new_width, cv2.INTER_LINEAR)
+    if times < _TWICE_UP_TO:
+        image = _resized(image, 2 * new_height, 2 * new_width, cv2.INTER_LINEAR)
+    return _resized(image, new_height, new_width, cv2.INTER_AREA)
+
+
+def _resized(image: Pixels, height: int, width: int, method: int) -> Pixels:
+    import cv2
+
     # OpenCV resizes at most four channels at once.
-    bands = [np.ascontiguousarray(image[:, :, first : first + 4]) for first in range(0, channels, 4)]
-    resized = [cv2.resize(band, (new_width, new_height), interpolation=method) for band in bands]
-    return np.dstack(resized).astype(np.uint8, copy=False)
+    bands = [np.ascontiguousarray(image[:, :, first : first + 4]) for first in range(0, image.shape[2], 4)]
+    resized = [cv2.resize(band, (width, height), interpolation=method) for band in bands]
+    return np.asarray(resized[0] if resized[0].ndim == 3 and len(resized) == 1 else np.dstack(resized), dtype=np.uint8)
 
 
 def _reason(error: Exception) -> str:

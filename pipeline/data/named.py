@@ -20,6 +20,7 @@ from pipeline.data import storage
 from pipeline.data.cache import cache_dir
 from pipeline.data.listing import Listing, digest
 from pipeline.data.parquet import list_parquet
+from pipeline.data.room import touch
 from pipeline.errors import UserError
 
 _FORMAT = 1  # of the files written here
@@ -40,6 +41,7 @@ def list_named(name: str) -> Listing:
     folder = cache_dir() / "named" / f"{name}-{_FORMAT}"
     if not folder.is_dir():
         _make(name, folder)
+    touch(folder)
     root, files = storage.find(str(folder))
     # The bytes of a PNG differ between builds of the compressor, the pixels do not: identify by name.
     return replace(list_parquet(root, files), identity=digest(["named", name, str(_FORMAT)]))

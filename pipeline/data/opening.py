@@ -13,6 +13,7 @@ from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, reme
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import Pixels, decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
+from pipeline.data.room import limit
 from pipeline.data.scan import Look, decode_all, look
 from pipeline.data.sources import find_source
 from pipeline.data.splits import cut_test, cut_val, limited, without
@@ -105,6 +106,7 @@ def open_dataset(
 class _Pixels:
     """The images that are used, and how they are decoded."""
 
+    path: str
     store: Store
     positions: NDArray[np.int64]  # in the store, ascending
     image_size: int
@@ -122,7 +124,7 @@ class _Pixels:
         channels = _channels(path, seen, channels)
         key = digest([identity, str(load_size_of(seen.image_size)), str(channels)])[:32]
         size = seen.kept_pixels * channels * len(positions)
-        return cls(listing.store, positions, seen.image_size, channels, size, key)
+        return cls(path, listing.store, positions, seen.image_size, channels, size, key)
 
     def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str]]:
         """What gives the pixels, and (position → reason) the images that it cannot give."""
@@ -137,7 +139,7 @@ class _Pixels:
 
         reader: Reader
         if loader == "resident" or (loader == "auto" and (self._fits() or has_pack(self.key))):
-            reader = pack = open_pack(self.key, n, self.channels, images, report)
+            reader = pack = open_pack(self.key, n, self.channels, images, report, data=self.path, expected=self.bytes)
             broken = pack.unreadable()
         else:
             reader = Stream(self.store, self.channels, load_size_of(self.image_size))
@@ -149,7 +151,8 @@ class _Pixels:
         return np.searchsorted(self.positions, positions).astype(np.int64)
 
     def _fits(self) -> bool:
-        return self.bytes <= min(CACHE_SHARE * shutil.disk_usage(cache_dir()).free, LARGEST_CACHE)
+        room = min(CACHE_SHARE * shutil.disk_usage(cache_dir()).free, LARGEST_CACHE, limit(cache_dir()))
+        return self.bytes <= room
 
 
 def _check_options(

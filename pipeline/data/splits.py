@@ -40,10 +40,9 @@ def cut_test(
 
     Where other images than the source's test part have labels, the cut joins that part, to have some to measure by.
     """
-    found = np.array(splits)
-    in_test = usable & (found == TEST)
+    in_test, in_val = (usable & np.array([split == part for split in splits], dtype=bool) for part in (TEST, VAL))
     own_test = bool(in_test.any())
-    in_val = usable & (found == VAL) & own_test
+    in_val &= own_test
     rest, val, test = (np.flatnonzero(mask) for mask in (usable & ~in_test & ~in_val, in_val, in_test))
     if not own_test or (labels is not None and (labels[test] < 0).all()):
         share = TEST_SHARE_UNLABELLED if labels is None else TEST_SHARE

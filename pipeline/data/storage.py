@@ -127,6 +127,9 @@ def read(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     if is_url(path):
         system, inner = _system(path)
         return bytes(system.cat_file(inner, start=start, end=stop))
+    if start is None and stop is None:
+        with open(path, "rb", buffering=0) as whole:
+            return whole.readall()
     with open(path, "rb") as file:
         file.seek(start or 0)
         return file.read(-1 if stop is None else stop - (start or 0))

@@ -2,6 +2,7 @@
 
 import html
 import json
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +16,8 @@ from pipeline.runfolder import MetricsLog
 if TYPE_CHECKING:
     from pipeline.data import Dataset
     from pipeline.embeddings import Embeddings
+
+Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 
 
 class NothingToShowError(Exception):
@@ -37,9 +40,9 @@ class Material:
         return self.opened
 
     @cached_property
-    def curves(self) -> dict[str, tuple[list[float], list[float]]]:
+    def curves(self) -> "dict[str, Curve]":
         """Metric → (steps, values) of pre-training."""
-        found: dict[str, tuple[list[float], list[float]]] = {}
+        found: dict[str, Curve] = {}
         for row in MetricsLog(self.run.folder).rows():
             if row.get("stage") == "pretrain":
                 _add_row(found, row)
@@ -151,13 +154,13 @@ def _class(kind: str) -> str:
     return f' class="{kind}"' if kind else ""
 
 
-def _add_row(found: dict[str, tuple[list[float], list[float]]], row: dict[str, Any]) -> None:
+def _add_row(found: "dict[str, Curve]", row: dict[str, Any]) -> None:
     step = row.get("step")
     for key, value in row.items():
         if "/" in key and isinstance(value, (int, float)) and isinstance(step, int):
-            steps, values = found.setdefault(key, ([], []))
-            steps.append(float(step))
-            values.append(float(value))
+            steps, values = found.setdefault(key, (array("d"), array("d")))
+            steps.append(step)
+            values.append(value)
 
 
 def _data_key(run: Run) -> str:

@@ -143,7 +143,7 @@ def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
 
     with pytest.raises(UserError, match=r"no room left in .* --data.loader stream"):
         open_pack("key", 2, 1, images, lambda done: None)
-    assert [path.name for path in (cache / "packs").iterdir()] == ["key-1.lock"]
+    assert [path.name for path in (cache / "packs").iterdir()] == ["key-2.lock"]
 
 
 def test_a_killed_builders_left_over_is_swept(photos: Path, cache: Path) -> None:

@@ -1,5 +1,6 @@
 """Every kind of image becomes the pixels that it shows."""
 
+import importlib
 import io
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from sklearn.datasets import load_sample_image
 
 from pipeline.data import decode, to_square
-from pipeline.data.decode import read_header
+from pipeline.data.decode import kept_size, read_header
 from pipeline.errors import UserError
+
+decoding = importlib.import_module("pipeline.data.decode")  # the package's name `decode` is the function
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -160,3 +164,100 @@ def test_to_square_crops_the_centre_and_averages_areas() -> None:
     assert to_square(noise(3, 5, 1), 7).shape == (7, 7, 1)
     assert to_square(noise(30, 50, 6), 7).shape == (7, 7, 6)
     assert np.array_equal(to_square(np.full((5, 3, 1), 9, np.uint8), 8), np.full((8, 8, 1), 9))
+
+
+# JPEGs: OpenCV decodes the plain ones, Pillow is the reference and takes the rest
+
+
+def photo(height: int, width: int, channels: int = 3) -> Image.Image:
+    """Smooth shapes with some noise, as photographs have them."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 90 * np.sin(x / (9 + 5 * c)) * np.cos(y / (13 - 3 * c)) for c in range(channels)]
+    noisy = np.dstack(waves) + np.random.default_rng(0).normal(0, 4, (height, width, channels))
+    return Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8).squeeze())
+
+
+def by_pillow(data: bytes, channels: int | None, load_size: int | None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    with monkeypatch.context() as patch:
+        patch.setattr(decoding, "_jpeg", lambda *_: None)
+        return decode(data, channels, load_size)
+
+
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"quality": 30}])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("load_size", [None, 100, 64])
+def test_a_jpeg_is_within_two_levels_of_pillows(
+    options: dict[str, Any], channels: int, load_size: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(photo(203, 301, channels), "JPEG", **{"quality": 90, **options})
+    for wanted in (None, 1, 3):
+        found, expected = decode(data, wanted, load_size), by_pillow(data, wanted, load_size, monkeypatch)
+        assert found.shape == expected.shape
+        assert np.abs(found.astype(int) - expected).max() <= 2
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("load_size", [None, 40])
+def test_a_turned_jpeg_is_turned_once(orientation: int, load_size: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(photo(90, 130), "JPEG", quality=95, exif=exif)
+    found, expected = decode(data, 3, load_size), by_pillow(data, 3, load_size, monkeypatch)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= 2
+    assert (found.shape[0] > found.shape[1]) == (orientation >= 5)
+
+
+@pytest.mark.parametrize("side", [*range(60, 70), 127, 128, 129, 191, 192, 193, 255, 256, 511, 512, 513, 600])
+def test_no_jpeg_is_decoded_below_the_size_asked_for(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photo(side, side + 7), "JPEG")
+    seen = []
+    bring_down = decoding._brought_down
+
+    def watch(image: NDArray[np.uint8], size: int | None) -> NDArray[np.uint8]:
+        seen.append(min(image.shape[:2]))
+        return bring_down(image, size)
+
+    monkeypatch.setattr(decoding, "_brought_down", watch)
+    assert min(decode(data, 3, 64).shape[:2]) == min(side, 64)
+    assert seen[0] >= min(side, 64)
+    assert seen[0] <= 2 * 64  # no more is decoded than is needed
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "RGB"])
+def test_pillow_decodes_what_is_not_plain(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cv2
+
+    data = encoded(photo(40, 50).convert(mode), "JPEG")
+    calls = []
+    imdecode = cv2.imdecode
+    monkeypatch.setattr(cv2, "imdecode", lambda *words: calls.append(words) or imdecode(*words))
+    for tail in (b"", b"\0" * 8):
+        decode(data + tail, None, None)
+    assert len(calls) == (mode != "CMYK")  # and never one that does not end as it should
+
+
+def test_every_cut_of_a_jpeg_is_refused() -> None:
+    for options in ({}, {"progressive": True}):
+        data = encoded(photo(64, 96), "JPEG", quality=90, **options)
+        for end in range(700, len(data) - 100, 97):
+            with pytest.raises(UserError, match="cannot be read"):
+                decode(data[:end], 3, None)
+
+
+@pytest.mark.parametrize("size", [100, 90, 80, 70, 67, 66, 60, 51])
+def test_bringing_down_is_as_near_to_lanczos_as_pillows_bilinear(size: int) -> None:
+    image = Image.fromarray(load_sample_image("china.jpg")[100:200, 200:340])
+    found = decode(encoded(image), 3, size)
+    goal = np.asarray(image.resize((found.shape[1], size), Image.Resampling.LANCZOS)).astype(float)
+    bilinear = np.asarray(image.resize((found.shape[1], size), Image.Resampling.BILINEAR)).astype(float)
+    assert found.shape == (*kept_size(100, 140, size), 3)
+    assert np.square(found - goal).mean() <= np.square(bilinear - goal).mean()
+
+
+def test_bringing_down_takes_any_number_of_channels() -> None:
+    for n in (1, 2, 4, 5, 9):
+        array = io.BytesIO()
+        np.save(array, np.full((40, 60, n), 7, np.uint8))
+        for size in (35, 25, 20, 10):
+            assert (decode(array.getvalue(), n, size) == np.full((*kept_size(40, 60, size), n), 7)).all()

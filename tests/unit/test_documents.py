@@ -28,6 +28,7 @@ from pipeline.recipes import RECIPES
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {"--label-fraction", "--labels-per-class", "-k", "--save", "--json", "--help", "--no-follow"}
+OWN_OPTIONS |= {"--clean", "--older-than"}
 
 
 def commands(text: str) -> Iterator[list[str]]:

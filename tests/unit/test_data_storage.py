@@ -1,0 +1,151 @@
+"""Listing files: in one order everywhere, with every change noticed, and what follows from names kept."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.data import open_dataset, opening, sample_id, storage
+from pipeline.data.dataset import sample_ids
+from pipeline.data.listing import digest
+from pipeline.data.storage import File, Files
+from pipeline.errors import UserError
+
+
+def write(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(os.fsencode(name))
+
+
+def found_in(folder: Path) -> Files:
+    return storage.find(str(folder))[1]
+
+
+def test_files_are_sorted_by_their_whole_path(tmp_path: Path) -> None:
+    names = ["b", "a/x", "a-b/x", "a.c/y/z", "a.c/y.z", "a0/1", "a/ü", "a/\udcff", "A/x"]
+    write(tmp_path, *names)
+    assert found_in(tmp_path).paths == sorted(names)
+    assert storage.find(f"{tmp_path}/*/x")[1].paths == ["A/x", "a-b/x", "a/x"]
+
+
+def test_a_long_folder_is_listed_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{i:02d}" for i in range(25)]
+    write(tmp_path, *names)
+    monkeypatch.setattr(storage, "_CHUNK", 10)
+    files = found_in(tmp_path)
+    assert files.paths == names
+    assert files.sizes.tolist() == [2] * 25
+    assert [int(file.stamp) for file in files] == [os.stat(tmp_path / name).st_mtime_ns for name in names]
+
+
+def test_columns_are_those_of_single_files(tmp_path: Path) -> None:
+    write(tmp_path, "a/one.PNG", "b.jpg", "c.txt")
+    files = found_in(tmp_path)
+    one = os.stat(tmp_path / "a" / "one.PNG")
+    assert files[0] == File("a/one.PNG", 9, str(one.st_mtime_ns))
+    assert list(files[1:]) == [files[1], files[2]]
+    assert files.ending((".png", ".jpg")).paths == ["a/one.PNG", "b.jpg"]
+    assert files.identity() == digest(["a/one.PNG\x009", "b.jpg\x005", "c.txt\x005"])
+    assert len(Files.sorted([], [], [])) == 0
+
+
+@pytest.mark.parametrize("links", [("deep/link", "z"), ("z", "deep/link")])
+def test_of_two_ways_to_a_folder_the_shorter_counts(tmp_path: Path, links: tuple[str, str]) -> None:
+    write(tmp_path / "elsewhere", "x")
+    write(tmp_path / "root", "deep/y")
+    for link in links:
+        (tmp_path / "root" / link).symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "deep" / "loop").symlink_to(tmp_path / "root")
+    assert found_in(tmp_path / "root").paths == ["deep/y", "z/x"]
+
+
+def test_every_change_is_noticed(tmp_path: Path) -> None:
+    write(tmp_path, "a/x", "b/y")
+
+    def state() -> tuple[str, str]:
+        files = found_in(tmp_path)
+        return files.identity(), files.stamp()
+
+    before = state()
+    assert state() == before
+    seen = {before}
+    write(tmp_path, "c")
+    seen.add(state())  # added
+    (tmp_path / "a" / "x").unlink()
+    seen.add(state())  # removed
+    (tmp_path / "b" / "y").rename(tmp_path / "b" / "z")
+    seen.add(state())  # renamed
+    (tmp_path / "c").write_text("longer")
+    seen.add(state())  # of another size
+    identity, stamp = state()
+    status = os.stat(tmp_path / "c")
+    os.utime(tmp_path / "c", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    assert state()[0] == identity
+    assert state()[1] != stamp  # of the same size
+    assert len(seen) == 5
+
+
+def test_a_file_that_goes_while_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a", "b", "c")
+    ask = os.stat
+
+    def late(path: Any, **options: Any) -> os.stat_result:
+        if path == "b" and (tmp_path / "b").exists():
+            (tmp_path / "b").unlink()
+        return ask(path, **options)
+
+    monkeypatch.setattr(os, "stat", late)
+    assert found_in(tmp_path).paths == ["a", "c"]
+
+
+@pytest.mark.parametrize("call", ["scandir", "open"])
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    write(tmp_path, "a/x")
+
+    def refuse(*_: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, call, refuse)
+    with pytest.raises(UserError, match=r"cannot be read: permission denied"):
+        found_in(tmp_path)
+
+
+def test_ids_of_many_are_those_of_each() -> None:
+    keys = ["a/1.png", "ü", "\udcff", ""]
+    assert sample_ids(keys).tolist() == [sample_id(key) for key in keys]
+    assert sample_id("a/1.png") == 1975447216591569600  # written into embeddings: never another
+    assert sample_ids([]).shape == (0,)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "photos").mkdir()
+    for i in range(6):
+        Image.new("L", (4, 4), i).save(tmp_path / "photos" / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_ids_are_worked_out_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = open_dataset(str(photos)).train.ids
+    with monkeypatch.context() as patch:
+        patch.setattr(opening, "sample_ids", None)
+        assert np.array_equal(open_dataset(str(photos)).train.ids, first)
+    Image.new("L", (4, 4), 9).save(photos / "9.png")
+    dataset = open_dataset(str(photos))
+    assert sorted(dataset.train.ids.tolist()) == sorted(map(sample_id, dataset.train.paths))
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
+def test_damaged_ids_are_worked_out_again(photos: Path, tmp_path: Path, damage: str) -> None:
+    first = open_dataset(str(photos)).train.ids
+    (kept,) = (tmp_path / "cache" / "facts").glob("*.npz")
+    data = bytearray(kept.read_bytes())
+    place = data.index(first[0].tobytes())
+    data[place] ^= 0xFF
+    kept.write_bytes({"cut": data[: len(data) // 2], "changed": data, "empty": b""}[damage])
+    assert np.array_equal(open_dataset(str(photos)).train.ids, first)
