@@ -5,6 +5,7 @@ again it does nothing. Shapes: N images, D features.
 """
 
 import dataclasses
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from pipeline.evaluate import (
     write_evaluation,
 )
 from pipeline.export import encoder_hash, export_encoder, load_encoder
+from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -172,7 +174,7 @@ def run_finetune(work: Work) -> None:
         return
     require_labels(work.dataset, "finetune")
     with stage(work, "finetune", key):
-        accuracies = [finetune_draw(work, draw) for draw in range(settings.draws)]
+        accuracies = finetune_draws(work, key)
         amount = f"{settings.label_fraction:.0%} of the labels"
         name = f"finetune@{100 * settings.label_fraction:g}%"
         if settings.labels_per_class is not None:
@@ -830,6 +832,26 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
     return new_record(
         work, metric, result.test_accuracy, protocol, n, list(interval_of_proportion(result.test_correct, n))
     )
+
+
+def finetune_draws(work: Work, key: str) -> list[float]:
+    """Test accuracies of all draws; after a stop those that were finished are not done again."""
+    path = work.run / "checkpoints" / "finetune.json"
+    accuracies = distributed.broadcast_object(finished_draws(path, key) if work.is_main else [])
+    for draw in range(len(accuracies), work.config.finetune.draws):
+        accuracies.append(finetune_draw(work, draw))
+        if work.is_main:
+            write_json(path, {"key": key, "accuracies": accuracies})
+    return accuracies
+
+
+def finished_draws(path: Path, key: str) -> list[float]:
+    """Accuracies of the draws that a stopped stage with this key has finished."""
+    try:
+        found = json.loads(path.read_text())
+        return list(map(float, found["accuracies"])) if found["key"] == key else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def finetune_draw(work: Work, draw: int) -> float:

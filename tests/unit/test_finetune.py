@@ -5,10 +5,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline import stages
 from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
+from pipeline.evaluate import read_evaluation
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
+from pipeline.reporter import Silent
+from pipeline.stages import Stopped, run_worker_stages
 
 LABELS: NDArray[np.int64] = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 100, 40, 4]))
 
@@ -94,3 +98,23 @@ def test_predictions_are_the_heads_in_eval_mode() -> None:
 
 def test_one_view_is_asked_for() -> None:
     assert len(Classifier.default_views(Traits(16, 3, True))) == 1
+
+
+def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, monkeypatch) -> None:
+    run = prepared("stopped", "simclr", {"finetune.draws": 3}).run
+    run_worker_stages(run, ["pretrain"], Silent())
+    done = []
+
+    def draw_once(work, draw):
+        done.append(draw)
+        if draw == 1 and done.count(1) == 1:
+            raise Stopped(0, 1)
+        return 0.1 * draw
+
+    monkeypatch.setattr(stages, "finetune_draw", draw_once)
+    with pytest.raises(Stopped):
+        run_worker_stages(run, ["finetune"], Silent())
+    run_worker_stages(run, ["finetune"], Silent())
+    assert done == [0, 1, 1, 2]
+    assert read_evaluation(run)["flat"]["finetune@10%/top1"] == pytest.approx(0.1)
+    assert stages.finished_draws(run / "checkpoints" / "finetune.json", "another key") == []
