@@ -1,6 +1,7 @@
 """Kill pre-training again and again, start the same command each time, and compare with an undisturbed run.
 
-    python benchmarks/crashes.py --recipe simclr-cifar10 --data.path FOLDER --data.limit 2000 --kills 6 --seed 0
+    python benchmarks/crashes.py --recipe simclr-cifar10 --data.path FOLDER --data.limit 1000 --train.batch-size 32 \
+        --train.epochs 6 --kills 5 --seed 0
 
 Each kill is `kill -9`. Every kind has its turn; the order and the moments are drawn from the seed:
   start       the driver alone, some seconds after it started: Ray comes up, nothing is trained yet

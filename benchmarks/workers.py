@@ -1,6 +1,6 @@
 """One worker and two workers with the same global batch: curves in float64, gradients in float32.
 
-    python benchmarks/workers.py --data.path FOLDER --data.limit 2000 --train.batch-size 64
+    python benchmarks/workers.py --data.path FOLDER --data.limit 1000 --train.batch-size 16
 
 For each recipe: `rayssl pretrain` with one worker and with two, 50 steps in float64, and the largest relative
 difference of the losses (at most 1e-9). Then gradients from identical weights for five batches, in one process and

@@ -20,6 +20,7 @@ VERBS = {
     "query": "the most similar images of a run to some image files",
     "report": "report.html over one run or several",
     "verify": "check every file of a run folder",
+    "profile": "where a training step's time goes",
     "cache": "decoded images and data sets kept between runs: list them, clean up",
     "submit": "run a verb as a job on a Ray cluster",
 }

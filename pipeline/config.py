@@ -49,7 +49,7 @@ class AugmentConfig:
 
     __pydantic_config__ = _STRICT
     spec: str | None = None  # a JSON spec of this project, or a pipeline saved with albumentations' A.save
-    backend: Literal["auto", "albumentations", "batched"] = "auto"  # where views are made; auto: measured once
+    backend: Literal["auto", "fastest", "albumentations", "batched"] = "auto"  # auto: by device; fastest: measured once
     mirror: bool | None = None  # whether a mirror image means the same; None: told by the data set's name
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
@@ -81,6 +81,7 @@ class TrainConfig:
     nesterov: bool = False
     warmup_epochs: NonNegativeFloat = 0.0  # linear; then a cosine to zero
     clip_grad: PositiveFloat | None = None  # largest norm of the gradient
+    small_views: Annotated[float, Ge(0), Lt(1)] = 0.0  # share of the steps, the first, with views of half the side
     steps: Positive | None = None  # optimiser steps; None: from the epochs. Written by a run with `minutes`
     checkpoint_minutes: PositiveFloat = 5.0
     checkpoint_epochs: Positive = 10

@@ -2,6 +2,9 @@
 
 <run>/embeddings/<data>/<split>.parquet has the columns id (int64), path (text), label (int64 or null) and embedding
 (fixed-size list of float32); the schema's metadata tells which encoder and which data they come from.
+
+Reading keeps away from what makes pyarrow import pandas where that is installed (`read_table`, `to_numpy`,
+`fill_null`): a query would wait for it longer than it searches.
 """
 
 import json
@@ -60,7 +63,7 @@ def load_embeddings(path: Path) -> Embeddings:
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
     table, facts = _read(path)
-    ids: NDArray[np.int64] = table["id"].to_numpy()
+    ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     vectors = _vectors(table["embedding"], path)
     if vectors.shape[0] != len(ids):
         raise _damaged(path, "rows without an embedding")
@@ -86,7 +89,6 @@ def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
         with path.open("rb") as file:
-            # Not `read_table`: that imports pandas where it is installed, which takes seconds.
             table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
@@ -125,14 +127,20 @@ def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     kind = column.type
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         raise _damaged(path, f"embedding is {kind}, not a fixed-size list of float32")
-    flat = column.combine_chunks().flatten().to_numpy()
-    return np.asarray(flat, dtype=np.float32).reshape(-1, kind.list_size)
+    flat: NDArray[np.float32] = np.asarray(np.from_dlpack(column.combine_chunks().flatten()), dtype=np.float32)
+    return flat.reshape(-1, kind.list_size)
 
 
 def _labels(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
     if column.null_count == len(column):
         return None
-    return np.asarray(column.fill_null(-1).to_numpy(), dtype=np.int64)
+    array = column.combine_chunks()
+    known, values = array.buffers()
+    labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
+    if known is not None:  # a bit an image
+        bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")
+        labels[bits[array.offset :][: len(array)] == 0] = -1
+    return labels
 
 
 def _damaged(path: Path, how: str) -> UserError:

@@ -17,6 +17,7 @@ from pipeline.runfolder import read_manifest, writer_lock
 
 if TYPE_CHECKING:
     from pipeline.cluster.train import Resources
+    from pipeline.stages import Work
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -140,6 +141,25 @@ def prepare_shown(config: Config, run: Path, command: str, display: Display) -> 
     prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
     announce(prepared, lambda line: display({"message": line}))
     return prepared
+
+
+def open_for_profile(config: Config, display: Display) -> "Work":
+    """A run that is opened as for pre-training in this process, without a run folder."""
+    from pipeline.prepare import open_and_resolve
+    from pipeline.reporter import LocalReporter
+    from pipeline.stages import Work, choose_backend
+
+    config, dataset = open_and_resolve(config, _warn(display), _reading(display))
+    work = Work.begin(Path(), LocalReporter(display), config, dataset)
+    backend = config.augment.backend
+    if backend in ("auto", "fastest"):
+        backend, reason = choose_backend(work)
+        display({"message": f"augmentation: {backend} backend ({reason})"})
+    # At full size, which the time of a run mostly goes to.
+    train = replace(config.train, precision=work.precision, small_views=0.0)  # type: ignore[arg-type]
+    augment = replace(config.augment, backend=backend)
+    work.config = replace(config, train=train, augment=augment)
+    return work
 
 
 def open_shown(config: Config, display: Display) -> Any:

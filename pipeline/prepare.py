@@ -23,7 +23,7 @@ FREE = {
     "recipe", "schema", "wandb", "train.epochs", "train.steps", "train.minutes", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "train.keep_checkpoints", "train.threads", "data.loader", "data.processes",
 }  # fmt: skip
-CHOSEN_AT_START = ("train.precision", "augment.backend")  # where `auto` became something, it stays so
+CHOSEN_AT_START = ("train.precision", "augment.backend")  # where `auto` or `fastest` became something, it stays so
 FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.")
 
 # Rates for the first estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels;
@@ -65,12 +65,9 @@ def prepare(
 
     Raises UserError before anything is written.
     """
-    if not config.data.path:
-        raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
     if "://" in str(run):
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
-    dataset = open_data(config, progress)
-    config = resolve(config, dataset, warn)
+    config, dataset = open_and_resolve(config, warn, progress)
     check_disk(config, dataset, run)
     if (run / "config.json").exists():
         config = continue_run(configuration.load(run / "config.json"), config, run)
@@ -99,6 +96,16 @@ def prepare(
     return Prepared(config, run, dataset)
 
 
+def open_and_resolve(
+    config: Config, warn: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+) -> tuple[Config, Dataset]:
+    """The config with every choice that depends on the data, and the data; raises UserError where they do not fit."""
+    if not config.data.path:
+        raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
+    dataset = open_data(config, progress)
+    return resolve(config, dataset, warn), dataset
+
+
 def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
     """Every choice that depends on the data, made once and written down."""
     from pipeline.augment import View, load_views, view_to_dict
@@ -109,6 +116,8 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
     views: tuple[View, ...] = load_method(method).default_views(traits) if method else ()
     if config.augment.spec is not None:
         views = load_views(config.augment.spec, len(views))
+    if config.train.small_views > 0:
+        check_small_views(method, config, dataset)
     return replace(
         config,
         data=replace(
@@ -126,6 +135,25 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         ),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
+
+
+def check_small_views(method: str | None, config: Config, dataset: Dataset) -> None:
+    """Raises UserError where the method or the encoder takes one image size only."""
+    import torch
+
+    from pipeline.encoders import build_encoder
+    from pipeline.methods import load_method
+
+    name, side = config.encoder.name, dataset.image_size // 2
+    told = f"--train.small-views {config.train.small_views:g}"
+    if method is not None and not load_method(method).any_size:
+        raise UserError(f"{told}: {method} takes views of one size only: use 0")
+    encoder = build_encoder(name, channels=dataset.channels, image_size=dataset.image_size, stem=config.encoder.stem)
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, dataset.channels, side, side))
+    except (RuntimeError, AssertionError, ValueError):
+        raise UserError(f"{told}: {name} built for {dataset.image_size} px cannot take {side} px: use 0") from None
 
 
 def traits_of(config: Config, dataset: Dataset) -> "Traits":
@@ -178,7 +206,7 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
     """The config to go on with in a run folder; raises UserError where it holds another run."""
     old, new = flatten(configuration.to_dict(before)), flatten(configuration.to_dict(now))
     for key in sorted(old.keys() | new.keys(), key=lambda key: (key == "augment.views", key)):  # the long one last
-        if key in CHOSEN_AT_START and new[key] == "auto":
+        if key in CHOSEN_AT_START and new[key] in ("auto", "fastest"):
             continue
         if key in FREE or key.startswith(FREE_GROUPS) or old.get(key) == new.get(key):
             continue
@@ -246,7 +274,8 @@ def expected_seconds(config: Config, flops: float, steps: int) -> float:
     rate = GPU_FLOPS * config.cluster.workers if has_gpu() else CPU_FLOPS * cores
     side = config.data.image_size or 32
     augment = len(config.augment.views or ()) * VIEW_SECONDS * (side / 32) ** 1.5 / cores
-    return float(steps * config.train.batch_size * (3 * passes * flops / rate + augment))
+    pixels = 1 - 0.75 * config.train.small_views
+    return float(pixels * steps * config.train.batch_size * (3 * passes * flops / rate + augment))
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

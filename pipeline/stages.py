@@ -40,6 +40,7 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
+from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
@@ -87,7 +88,14 @@ class Work:
                 f"{dataset.path} has changed since {run} was started (fingerprint {dataset.fingerprint[:12]}, there "
                 f"{expected[:12]}): start a new run with another --out, or bring the images back"
             )
+        return cls.begin(run, reporter, config, dataset)
+
+    @classmethod
+    def begin(cls, run: Path, reporter: Reporter, config: Config, dataset: Dataset) -> "Work":
+        """Choose device, precision and threads for a config and data that belong together."""
         device = choose_device()
+        if device.type == "cpu":
+            keep_freed_memory()
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         return cls(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
@@ -490,6 +498,7 @@ def batches_of(work: Work, images: Images, config: Config, start: int, stop: int
 
 def views_of(work: Work, images: Images, config: Config) -> Views:
     """What makes this worker's batches."""
+    _, steps = count_steps(config, len(images))
     return Views(
         images,
         Order(len(images), config.train.batch_size, config.train.seed),
@@ -500,6 +509,7 @@ def views_of(work: Work, images: Images, config: Config) -> Views:
         distributed.world_size(),
         backend=config.augment.backend,
         on_device=config.augment.backend == "batched" and work.resident() is not None,
+        small_until=round(config.train.small_views * steps),
     )
 
 
@@ -530,7 +540,7 @@ def fix_precision(work: Work) -> None:
 
 def fix_backend(work: Work) -> None:
     """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
-    if work.config.augment.backend != "auto":
+    if work.config.augment.backend not in ("auto", "fastest"):
         return
     found = distributed.broadcast_object(choose_backend(work) if work.is_main else None)
     assert found is not None
@@ -545,16 +555,17 @@ def fix_backend(work: Work) -> None:
 def choose_backend(work: Work) -> tuple[Any, str]:
     """The backend, and why.
 
-    Both are timed on this device; the usual one, batched on a GPU and albumentations on a CPU, must be beaten clearly,
-    so that chance does not decide.
+    "auto" goes by the device, never by a clock: the same command must give the same run. "fastest" times both.
     """
     views = [view_from_dict(view) for view in work.config.augment.views or ()]
     if not all(isinstance(view, Spec) for view in views):
         return "albumentations", "the views are a pipeline of your own"
-    usual, other = ("batched", "albumentations") if work.device.type == "cuda" else ("albumentations", "batched")
-    micros = {name: 1e6 * seconds_a_view(work, name) for name in (usual, other)}
+    if work.config.augment.backend == "auto":
+        usual = "batched" if work.device.type == "cuda" else "albumentations"
+        return usual, f"usual on a {'GPU' if usual == 'batched' else 'CPU'}; --augment.backend fastest measures"
+    micros = {name: 1e6 * seconds_a_view(work, name) for name in ("albumentations", "batched")}
     told = ", ".join(f"{name} {value:.0f} µs a view" for name, value in micros.items())
-    return (other if 1.5 * micros[other] < micros[usual] else usual), told
+    return min(micros, key=lambda name: micros[name]), told
 
 
 def seconds_a_view(work: Work, backend: str) -> float:
@@ -588,17 +599,25 @@ def fix_steps(work: Work) -> Config:
     if config.train.minutes is None or config.train.steps is not None:
         return config
     work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
-    rate = distributed.broadcast_object(measure_speed(work))
-    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 * rate))))
+    seconds = distributed.broadcast_object(seconds_a_step(work))
+    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 / seconds))))
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
     distributed.barrier()
     return work.config
 
 
-def measure_speed(work: Work) -> float:
-    """Optimiser steps a second of a copy that is thrown away."""
-    config = work.config
+def seconds_a_step(work: Work) -> float:
+    """The mean over the steps with small views and the others."""
+    share = work.config.train.small_views
+    full = 1 / measure_speed(work, 0.0)
+    return full if share == 0 else share / measure_speed(work, 1.0) + (1 - share) * full
+
+
+def measure_speed(work: Work, small_views: float) -> float:
+    """Optimiser steps a second of a copy that is thrown away, with such a share of small views."""
+    train_config = replace(work.config.train, small_views=small_views, steps=CALIBRATION_STEPS)
+    config = replace(work.config, train=train_config)
     method = new_method(config, work)
     marks: list[float] = []
     hooks = Hooks(

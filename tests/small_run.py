@@ -19,6 +19,7 @@ Rows = list[dict[str, Any]]
 # One thread everywhere, because sums in another order are other numbers.
 CHANGES = {
     "data.limit": 256,
+    "encoder.name": "cnn-small",
     "train.batch-size": 32,
     "train.checkpoint-epochs": 1,
     "train.threads": 1,
@@ -51,6 +52,12 @@ def pretrain_here(run: Path, recipe: str = RECIPE, reporter: Reporter | None = N
     prepare_run(run, recipe, **changes)
     run_worker_stages(run, ["pretrain"], reporter or Silent())
     return run
+
+
+def epochs_for(seconds: float, folder: Path) -> int:
+    """So many epochs train for about so long on this machine, whatever it is: time to be stopped in."""
+    rows = read_rows(pretrain_here(folder / "speed", train__epochs=10))
+    return max(20, round(seconds * max(row.get("perf/images_per_s", 0.0) for row in rows) / 256))
 
 
 def losses(run: Path, stage: str = "pretrain") -> list[tuple[int, float]]:

@@ -87,7 +87,7 @@ class Views(Dataset[RawBatch]):
     """Item `step` is this worker's batch of that step.
 
     `backend` "albumentations" makes the views here, "batched" leaves that to the device, which holds all images
-    already where `on_device`.
+    already where `on_device`. Views have `size` pixels a side, and half of it before the step `small_until`.
     """
 
     def __init__(
@@ -102,27 +102,29 @@ class Views(Dataset[RawBatch]):
         *,
         backend: str = "albumentations",
         on_device: bool = False,
+        small_until: int = 0,
     ) -> None:
         self.images, self.order, self.views, self.size, self.seed = images, order, views, size, seed
         self.rank, self.world = rank, world
-        self.backend, self.on_device = backend, on_device
+        self.backend, self.on_device, self.small_until = backend, on_device, small_until
 
     def __getitem__(self, step: int) -> RawBatch:
         indices = self.order.indices(step, self.rank, self.world)
         epoch = self.order.epoch_of(step)
         make = self._drawn if self.backend == "batched" else self._finished
+        size = self.size // 2 if step < self.small_until else self.size
         labels = None if self.images.labels is None else torch.from_numpy(self.images.labels[indices])
-        return RawBatch(make(indices, epoch), torch.from_numpy(self.images.ids[indices]), labels, epoch, step)
+        return RawBatch(make(indices, epoch, size), torch.from_numpy(self.images.ids[indices]), labels, epoch, step)
 
-    def _finished(self, indices: NDArray[np.int64], epoch: int) -> list[Tensor]:
+    def _finished(self, indices: NDArray[np.int64], epoch: int, size: int) -> list[Tensor]:
         images, ids = [self.images[int(i)] for i in indices], self.images.ids[indices]
         views = (
-            apply_batch(view, images, size=self.size, seed=self.seed, epoch=epoch, ids=ids, view=number)
+            apply_batch(view, images, size=size, seed=self.seed, epoch=epoch, ids=ids, view=number)
             for number, view in enumerate(self.views)
         )
         return [torch.from_numpy(view) for view in views]
 
-    def _drawn(self, indices: NDArray[np.int64], epoch: int) -> Drawn:
+    def _drawn(self, indices: NDArray[np.int64], epoch: int, size: int) -> Drawn:
         specs = [view.restricted(self.images.channels) for view in self.views if isinstance(view, Spec)]
         tables = [
             spec.draw(seed=self.seed, epoch=epoch, ids=self.images.ids[indices], view=number)
@@ -130,7 +132,7 @@ class Views(Dataset[RawBatch]):
         ]
         images, sizes = (None, None) if self.on_device else self.images.padded(indices)
         pixels = None if images is None else torch.from_numpy(images)
-        return Drawn(tuple(specs), tuple(tables), self.size, torch.from_numpy(indices), pixels, sizes)
+        return Drawn(tuple(specs), tuple(tables), size, torch.from_numpy(indices), pixels, sizes)
 
 
 def load_batches(dataset: Views, start: int, stop: int, processes: int) -> Iterator[RawBatch]:

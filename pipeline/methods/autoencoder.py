@@ -45,6 +45,7 @@ class Autoencoder(Method[AutoencoderConfig]):
 
     Config = AutoencoderConfig
     passes = 2  # the decoder costs about as much as the encoder
+    any_size = False  # a code has so many numbers for one size
 
     def __init__(self, config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

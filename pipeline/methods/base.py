@@ -60,6 +60,7 @@ class Method(nn.Module, ABC, Generic[C]):
 
     Config: ClassVar[Any]
     passes: ClassVar[int] = 1  # forward passes of the encoder for one image: what a step costs
+    any_size: ClassVar[bool] = True  # whether views of another size than the encoder was built for will do
     encoder: Encoder
 
     def __init__(self, config: C, encoder: Encoder, traits: Traits) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_run import command, encoder_digest, losses, prepare_run, pretrain_here, read_rows, wait_for
+from small_run import command, encoder_digest, epochs_for, losses, prepare_run, pretrain_here, read_rows, wait_for
 
 from pipeline.checkpoint import list_checkpoints
 from pipeline.cluster.train import CONTROL, Job, Resources, run_jobs
@@ -18,8 +18,8 @@ from pipeline.errors import UserError
 
 pytestmark = pytest.mark.ray
 
-LONG: dict[str, Any] = {"train__epochs": 40}  # some seconds of training: time to be killed in
-EXACT = {**LONG, "train__precision": "fp64"}
+STEPS = 120  # some seconds of training: time to be killed in
+EXACT: dict[str, Any] = {"train__steps": STEPS, "train__precision": "fp64"}
 
 
 def writer_of(run: Path) -> int:
@@ -44,11 +44,11 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     """Told once: starting a worker group takes long."""
     out = tmp_path_factory.mktemp("story")
     good = prepare_run(out / "good", **EXACT)
-    wrong = prepare_run(out / "wrong", **LONG, train__learning_rate=1e30)
+    wrong = prepare_run(out / "wrong", train__epochs=20, train__learning_rate=1e30)
     found = Story(good, wrong, out)
 
     def kill_in_the_middle() -> None:
-        wait_for(lambda: len(losses(good)) >= 50, "50 steps of training")
+        wait_for(lambda: len(losses(good)) >= 30, "30 steps of training")
         found.killed.append(writer_of(good))
         os.kill(found.killed[0], signal.SIGKILL)
 
@@ -70,7 +70,7 @@ def test_two_workers_one_of_them_killed_give_the_curve_of_one_process(story: Sto
     assert any("good: continues after step" in row.get("message", "") for row in story.rows)
     alone = pretrain_here(tmp_path / "alone", **EXACT)
     steps, values = zip(*losses(story.good))
-    assert steps == tuple(range(280))
+    assert steps == tuple(range(STEPS))
     np.testing.assert_allclose(values, [loss for _, loss in losses(alone)], rtol=1e-6, atol=0)
     np.testing.assert_allclose(values[:50], [loss for _, loss in losses(alone)[:50]], rtol=1e-9, atol=0)
     assert (story.good / "encoder.safetensors").exists()
@@ -92,10 +92,11 @@ def test_more_workers_than_cores_are_refused(tmp_path: Path) -> None:
         run_jobs([Job(str(tmp_path), ["pretrain"])], tmp_path, Resources(4096, 0, 1, None, 0), lambda _: None)
 
 
-def interrupt(run: Path, number: int) -> tuple[int, str, int]:
+def interrupt(run: Path, number: int, epochs: int) -> tuple[int, str, int]:
     """Start or continue the run as a command, send it a signal in the middle: exit code, stderr, last checkpoint."""
     before = len(losses(run))
-    process = subprocess.Popen(command(run, **LONG), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    words = command(run, train__epochs=epochs)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     try:
         wait_for(lambda: process.poll() is not None or len(losses(run)) > before, "a new step")
@@ -110,18 +111,19 @@ def interrupt(run: Path, number: int) -> tuple[int, str, int]:
 
 def test_signals_write_a_checkpoint_first_and_the_same_command_continues(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    code, told, first = interrupt(run, signal.SIGINT)
+    epochs = epochs_for(12, tmp_path)
+    code, told, first = interrupt(run, signal.SIGINT, epochs)
     assert code == 130, told
     assert "the same command continues from the checkpoint" in told
     assert first == len(losses(run)) > 0  # not one step is lost
 
-    code, told, second = interrupt(run, signal.SIGTERM)
+    code, told, second = interrupt(run, signal.SIGTERM, epochs)
     assert code == 143, told
     assert f"continues after step {first}" in told
-    assert first < second == len(losses(run)) < 280
+    assert first < second == len(losses(run)) < 7 * epochs
 
-    undisturbed = pretrain_here(tmp_path / "undisturbed", **LONG)
-    pretrain_here(run, **LONG)
+    undisturbed = pretrain_here(tmp_path / "undisturbed", train__epochs=epochs)
+    pretrain_here(run, train__epochs=epochs)
     assert losses(run) == losses(undisturbed)
     assert encoder_digest(run) == encoder_digest(undisturbed)
     assert all("perf/images_per_s" not in row or row["perf/images_per_s"] > 0 for row in read_rows(run))

@@ -240,3 +240,19 @@ def test_padding_keeps_images_of_unlike_sizes_apart(tmp_path: Path) -> None:
         np.testing.assert_array_equal(canvas[row, :height, :width], train[row])
         assert not canvas[row, height:].any()
         assert not canvas[row, :, width:].any()
+
+
+@pytest.mark.parametrize("backend", ["albumentations", "batched"])
+def test_views_are_small_until_a_step_and_drawn_alike(images: Path, backend: str) -> None:
+    train = open_dataset(str(images), image_size=SIZE, loader="resident").train
+    order, specs = Order(len(train), BATCH, 3), simclr_views(image_size=SIZE, channels=3, mirror=True)
+    usual, small = (Views(train, order, specs, SIZE, 3, 0, 1, backend=backend, small_until=until) for until in (0, 2))
+    cpu = torch.device("cpu")
+    for step in range(4):
+        one, other = to_batch(usual[step], cpu, "fp32", 3), to_batch(small[step], cpu, "fp32", 3)
+        assert torch.equal(one.ids, other.ids)
+        side = SIZE // 2 if step < 2 else SIZE
+        assert other.views[0].shape[2:] == (side, side)
+        shrunk = torch.nn.functional.interpolate(one.views[0], size=(side, side), mode="area")
+        assert (shrunk - other.views[0]).abs().mean() < 0.06  # the same crop in the same colours
+        assert (shrunk - other.views[1]).abs().mean() > 0.06

@@ -233,3 +233,14 @@ def test_names_tell_runs_apart() -> None:
     ]
     assert len({*names, "simclr-folder"}) == 5
     assert run_name(config, {"train.batch-size": "64"}) == run_name(config, {"train.batch_size": "64"})
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "told"),
+    [("simclr", {"encoder.name": "mlp"}, "mlp built for 16 px cannot take 8 px"),
+     ("autoencoder", {}, "autoencoder takes views of one size only")],
+)  # fmt: skip
+def test_small_views_where_they_cannot_be(tiny_config: Make, method: str, changes: dict[str, str], told: str) -> None:
+    config = tiny_config(method, changes={"train.small_views": 0.5, **changes})
+    with pytest.raises(UserError, match=told):
+        resolve(config, open_data(config), lambda _: None)

@@ -355,21 +355,38 @@ def steps_of(path: Path) -> int | None:
 
 
 def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "measure_speed", lambda work: 4.0)
+    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     assert steps_of(run_folder) is None
     pretrain(run_folder)
     assert steps_of(run_folder) == 12  # 3 s at 4 steps a second
     assert len(losses(run_folder)) == 12
-    monkeypatch.setattr(stages, "measure_speed", lambda work: 400.0)
+    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 400.0)
     again = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     pretrain(again)
     assert steps_of(run_folder) == 12
     assert len(losses(run_folder)) == 12
 
 
+def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 16.0 if small else 4.0)
+    run_folder = prepared("run", "rotnet", {"train.minutes": 0.05, "train.small_views": 2 / 3}).run
+    pretrain(run_folder)
+    assert steps_of(run_folder) == 24  # 16 of them in one second, 8 in two
+
+
+def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = {"albumentations": 2e-6, "batched": 1e-6}
+    monkeypatch.setattr(stages, "seconds_a_view", lambda work, name: quick[name])
+    for asked, expected in (("auto", "albumentations"), ("fastest", "batched")):
+        run_folder = prepared(asked, "simclr", {"augment.backend": asked}).run
+        pretrain(run_folder)
+        assert configuration.load(run_folder / "config.json").augment.backend == expected
+        prepared(asked, "simclr", {"augment.backend": asked})  # the same command goes on
+
+
 def test_a_longer_budget_is_measured_again(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "measure_speed", lambda work: 4.0)
+    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 4.0)
     pretrain(prepared("run", "rotnet", {"train.minutes": 0.05}).run)
     longer = prepared("run", "rotnet", {"train.minutes": 0.1}).run
     pretrain(longer)
@@ -383,8 +400,8 @@ def test_measuring_the_speed_leaves_no_trace(method: str, prepared: Prepare, mon
     pretrain(plain)
     measured = []
 
-    def measure(work: Work, real: Callable[[Work], float] = stages.measure_speed) -> float:
-        measured.append(real(work))
+    def measure(work: Work, small: float, real: Callable[[Work, float], float] = stages.measure_speed) -> float:
+        measured.append(real(work, small))
         return 7.0
 
     monkeypatch.setattr(stages, "measure_speed", measure)

@@ -1,0 +1,278 @@
+"""Where the time of a training step goes, and how near it is to what the machine can do. One worker, no Ray.
+
+Times are milliseconds a step.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline.data.loader import RawBatch
+from pipeline.methods.base import Batch, Method
+from pipeline.stages import Work, batches_of, new_method, new_optimizer, views_of
+from pipeline.train import autocast, to_batch
+
+WARM_UP = 3  # steps before anything is measured: first steps choose kernels and take memory
+TRACED = 3  # steps in the trace
+OPERATORS = 10  # that are listed
+PARTS = ("data", "augmentation", "forward", "backward", "optimizer")
+
+
+@dataclass(frozen=True)
+class Floor:
+    """The least time that a step can take: its operations and bytes over rates that were measured on this machine."""
+
+    flops: float  # of forward and backward pass
+    bytes: float  # saved for the backward pass, weights, gradients and optimiser state
+    flops_per_s: float  # of a large matrix product in the run's precision
+    bytes_per_s: float  # of a large copy
+
+    @property
+    def ms(self) -> float:
+        """Operations and bytes overlap at best: the larger of both."""
+        return 1e3 * max(self.flops / self.flops_per_s, self.bytes / self.bytes_per_s)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured of `steps` steps of `batch_size` images."""
+
+    batch_size: int
+    steps: int
+    step_ms: float  # of the plain pass
+    waiting: float  # share of it that waited for the loader
+    parts: dict[str, float]  # of the pass that stops between parts: PARTS and "rest"
+    encoder_ms: float  # within "forward"; 0 where a method calls the encoder's stages instead
+    loader_ms: float  # to make a batch, beside the step
+    floor: Floor
+    operators: list[tuple[str, float]]  # the most expensive ones and their own time
+
+    @property
+    def images_per_s(self) -> float:
+        return 1e3 * self.batch_size / self.step_ms
+
+
+def profile_run(work: Work, steps: int, trace: Path) -> Profile:
+    """Measure a run that is opened and has its backend and precision chosen; writes the trace. Nothing is trained."""
+    bench = Bench(work)
+    for _ in range(WARM_UP):
+        bench.step()
+    waited, seconds = plain_pass(bench, steps)
+    parts, encoder = instrumented_pass(bench, steps)
+    return Profile(
+        batch_size=work.config.train.batch_size,
+        steps=steps,
+        step_ms=1e3 * seconds / steps,
+        waiting=waited / seconds,
+        parts=parts,
+        encoder_ms=encoder,
+        loader_ms=time_loader(work),
+        floor=find_floor(bench),
+        operators=trace_steps(bench, trace),
+    )
+
+
+@dataclass
+class Bench:
+    """A training step in its parts."""
+
+    work: Work
+    method: Method[Any] = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    batches: Iterator[RawBatch] = field(init=False)
+
+    def __post_init__(self) -> None:
+        config = self.work.config
+        self.method = new_method(config, self.work).train()
+        self.optimizer = new_optimizer(self.method, config.train)
+        self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
+
+    def place(self, raw: RawBatch) -> Batch:
+        """The batch on the device, its views made."""
+        work = self.work
+        return to_batch(raw, work.device, work.precision, work.config.train.seed, work.resident())
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss."""
+        with autocast(self.work.device, self.work.precision):
+            loss: Tensor = self.method(batch).loss
+        return loss
+
+    def update(self) -> None:
+        """The optimiser's step."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def step(self) -> float:
+        """A whole step; returns the seconds that it waited for data."""
+        began = time.perf_counter()
+        raw = next(self.batches)
+        waited = time.perf_counter() - began
+        self.forward(self.place(raw)).backward()  # type: ignore[no-untyped-call]
+        self.update()
+        return waited
+
+    def wait(self) -> None:
+        """Until the device has done all it was given."""
+        if self.work.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def plain_pass(bench: Bench, steps: int) -> tuple[float, float]:
+    """Seconds that `steps` steps waited for data, and took in all, as in training: nothing waits in between."""
+    bench.wait()
+    began = time.perf_counter()
+    waited = sum(bench.step() for _ in range(steps))
+    bench.wait()
+    return waited, time.perf_counter() - began
+
+
+def instrumented_pass(bench: Bench, steps: int) -> tuple[dict[str, float], float]:
+    """Milliseconds a step of every part and of the encoder, the device waited for between them."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    def timed(part: str, call: Callable[..., Any], *given: Any) -> Any:
+        began = time.perf_counter()
+        value = call(*given)
+        bench.wait()
+        spent[part] += time.perf_counter() - began
+        return value
+
+    bench.wait()
+    with encoder_clock(bench) as inside:
+        began = time.perf_counter()
+        for _ in range(steps):
+            raw = timed("data", next, bench.batches)
+            batch = timed("augmentation", bench.place, raw)
+            loss = timed("forward", bench.forward, batch)
+            timed("backward", loss.backward)
+            timed("optimizer", bench.update)
+        whole = time.perf_counter() - began
+    spent["rest"] = whole - sum(spent.values())
+    return {part: 1e3 * seconds / steps for part, seconds in spent.items()}, 1e3 * sum(inside) / steps
+
+
+@contextmanager
+def encoder_clock(bench: Bench) -> Iterator[list[float]]:
+    """Seconds of every call of the encoder."""
+    times: list[float] = []
+    began = 0.0
+
+    def before(*_: Any) -> None:
+        nonlocal began
+        bench.wait()
+        began = time.perf_counter()
+
+    def after(*_: Any) -> None:
+        bench.wait()
+        times.append(time.perf_counter() - began)
+
+    hooks = [bench.method.encoder.register_forward_pre_hook(before), bench.method.encoder.register_forward_hook(after)]
+    try:
+        yield times
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def time_loader(work: Work, batches: int = 3) -> float:
+    """Milliseconds in which one thread makes a batch."""
+    views = views_of(work, work.dataset.train, work.config)
+    times = []
+    for step in range(batches):
+        began = time.perf_counter()
+        views[step]
+        times.append(time.perf_counter() - began)
+    return 1e3 * min(times)
+
+
+def find_floor(bench: Bench) -> Floor:
+    """Count a step's operations and bytes, and measure what the machine attains."""
+    batch = bench.place(next(bench.batches))
+    with FlopCounterMode(display=False) as counter:
+        bench.forward(batch).backward()  # type: ignore[no-untyped-call]
+    saved = saved_bytes(lambda: bench.forward(batch))
+    bench.update()
+    weights = sum(p.numel() * p.element_size() for p in bench.method.parameters())
+    state = sum(
+        value.numel() * value.element_size()
+        for values in bench.optimizer.state.values()
+        for value in values.values()
+        if isinstance(value, Tensor)
+    )
+    device, precision = bench.work.device, bench.work.precision
+    return Floor(
+        flops=float(counter.get_total_flops()),
+        # Written and read: what is saved, and gradients. Weights are read by both passes and the update, and written.
+        bytes=float(2 * saved + 2 * weights + 4 * weights + 2 * state),
+        flops_per_s=matmul_rate(device, precision),
+        bytes_per_s=copy_rate(device),
+    )
+
+
+def saved_bytes(call: Callable[[], object]) -> int:
+    """Bytes that autograd keeps for the backward pass of `call`, every storage once."""
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive until the end, so that no address comes twice
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        call()
+    return sum(sizes.values())
+
+
+def matmul_rate(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product."""
+    side = 8192 if device.type == "cuda" else 2048
+    dtype = {"bf16": torch.bfloat16, "fp64": torch.float64}.get(precision, torch.float32)
+    a = torch.rand(side, side, device=device).to(dtype)
+    return 2.0 * side**3 / quickest(lambda: a @ a, device)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes/s of a large copy, reading and writing counted."""
+    source = torch.empty(1 << (30 if device.type == "cuda" else 27), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2.0 * source.numel() / quickest(lambda: target.copy_(source), device)
+
+
+def quickest(call: Callable[[], object], device: torch.device, times: int = 4) -> float:
+    """Seconds of the quickest of some calls; the first one warms up."""
+    found = []
+    for _ in range(times):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - began)
+    return min(found[1:])
+
+
+def trace_steps(bench: Bench, path: Path) -> list[tuple[str, float]]:
+    """Write a trace of some steps for a trace viewer; returns the most expensive operators and their milliseconds."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = bench.work.device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as recorded:
+        for _ in range(TRACED):
+            bench.step()
+        bench.wait()
+    unfinished = path.with_name(f".{path.name}.unfinished.json")
+    recorded.export_chrome_trace(str(unfinished))
+    os.replace(unfinished, path)
+    own = "self_device_time_total" if cuda else "self_cpu_time_total"
+    rows = sorted(recorded.key_averages(), key=lambda row: -float(getattr(row, own)))
+    return [(row.key, float(getattr(row, own)) / 1e3 / TRACED) for row in rows[:OPERATORS]]

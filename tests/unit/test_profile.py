@@ -1,0 +1,55 @@
+"""rayssl profile: the parts make up the whole, and the floor is counted right."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from jobs.main import run_verb
+from pipeline.profile import Floor, saved_bytes
+
+
+@pytest.fixture
+def profiled(images: Path, tmp_path: Path, monkeypatch, capsys) -> tuple[dict, str, Path]:
+    """What `rayssl profile` prints for a tiny run: JSON, text, folder it ran in."""
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.image-size 16 --encoder.name cnn-small --train.batch-size 8 --train.precision fp32 --steps 2 --json"
+    assert run_verb("profile", ["simclr-folder", "--data.path", str(images), *flags.split()]) == 0
+    said = capsys.readouterr()
+    return json.loads(said.out), said.err, tmp_path
+
+
+def test_parts_make_up_the_step_and_only_the_trace_is_left(profiled):
+    found, text, folder = profiled
+    assert list(found["parts"]) == ["data", "augmentation", "forward", "backward", "optimizer", "rest"]
+    assert all(ms > 0 for part, ms in found["parts"].items() if part not in ("data", "rest"))
+    assert 0 < found["encoder_ms"] < found["parts"]["forward"]
+    assert found["images_per_s"] == pytest.approx(8e3 / found["step_ms"])
+    assert found["floor"]["flops"] > 0
+    assert "augmentation" in text
+    assert [path.name for path in folder.iterdir()] == ["trace.json"]
+    names = {event.get("name", "") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
+    assert any("convolution" in name for name in names)
+    assert found["operators"][0][1] >= found["operators"][-1][1] > 0
+
+
+def test_bytes_saved_for_backward_count_a_storage_once():
+    x = torch.rand(4, 5, requires_grad=True)
+    layer = nn.Linear(5, 3, bias=False)
+    assert saved_bytes(lambda: layer(x)) == 4 * (4 * 5 + 3 * 5)
+    assert saved_bytes(lambda: x * x) == 4 * 4 * 5
+
+
+def test_the_floor_is_the_slower_of_operations_and_bytes():
+    assert Floor(flops=100, bytes=10, flops_per_s=1000, bytes_per_s=1000).ms == pytest.approx(100)
+    assert Floor(flops=1, bytes=10, flops_per_s=1000, bytes_per_s=1000).ms == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    "words", [["nope"], ["simclr-digits", "--steps", "0"], ["simclr-digits", "--trace", "no/where/t"]]
+)
+def test_wrong_input_is_one_line(words, capsys):
+    assert run_verb("profile", words) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
