@@ -83,19 +83,22 @@ def simclr_cifar10() -> Config:
     On two CPU cores: resnet-tiny, under 10 minutes for the whole run. On a GPU: ResNet-18, 200 epochs.
     """
     train = TrainConfig(
-        epochs=_epochs(200, 7),
+        epochs=_epochs(200, 11),
         batch_size=_by_device(512, 256),
-        learning_rate=_by_device(0.03, 0.06),
+        learning_rate=_by_device(0.03, 0.3),
+        warmup_epochs=_by_device(0.0, 0.5),
+        small_views=_by_device(0.0, 0.75),
         checkpoint_minutes=2.0,
     )
-    return _cifar10(Config(method=method_config("simclr", temperature=_by_device(0.5, 0.2)), train=train))
+    return _cifar10(Config(method=method_config("simclr", temperature=_by_device(0.5, 0.15)), train=train))
 
 
 def essl_cifar10() -> Config:
     """SimCLR and rotation prediction together on CIFAR-10 (Dangovski et al., 2022): half as much again a step."""
     simclr = simclr_cifar10()
     method = method_config("essl", temperature=_by_device(0.5, 0.2))
-    return replace(simclr, method=method, train=replace(simclr.train, learning_rate=0.06))  # on a GPU SimCLR's twice
+    train = replace(simclr.train, epochs=_epochs(200, 7), learning_rate=0.06, warmup_epochs=0.0, small_views=0.0)
+    return replace(simclr, method=method, train=train)  # on a GPU SimCLR's rate twice
 
 
 def rotnet_cifar10() -> Config:
