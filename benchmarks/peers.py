@@ -4,7 +4,8 @@
 
 FOLDER has train.parquet and test.parquet of CIFAR-10. Each competitor pre-trains in processes of its own, one after
 the other in an order drawn by the seed:
-  ours                this project's command, as it comes
+  ours                this project's command, as it comes: its first steps see smaller views
+  ours-full-views     the same with views of full size in every step, as the others have them
   lightly-guide       lightly as its guide and its CIFAR-10 benchmark have it
   lightly-best        lightly's parts with every setting at its fastest on this machine, found by trying
   stable-pretraining  as its CIFAR-10 tutorial has it, in an environment of its own
@@ -183,6 +184,11 @@ def ours() -> Competitor:
     return Competitor("ours")
 
 
+def ours_full_views() -> Competitor:
+    """The same recipe with views of full size throughout: what a step costs, like for like."""
+    return Competitor("ours-full-views", settings={"train.small-views": 0})
+
+
 def lightly_guide() -> Competitor:
     """lightly as documented: PIL images, its SimCLRTransform, single precision, a plain loop."""
     settings = {
@@ -227,6 +233,7 @@ def documented_processes() -> int:
 
 COMPETITORS: dict[str, Callable[[], Competitor]] = {
     "ours": ours,
+    "ours-full-views": ours_full_views,
     "lightly-guide": lightly_guide,
     "lightly-best": lightly_best,
     "stable-pretraining": stable_pretraining,
@@ -399,7 +406,7 @@ class Bench:
             words = {
                 "data.path": self.data, "data.val-fraction": 1e-9, "encoder.name": options.encoder,
                 "train.batch-size": options.batch_size, "train.minutes": turn.seconds / 60, "train.seed": turn.seed,
-                "wandb": "disabled", "out": out / "run",
+                "wandb": "disabled", "out": out / "run", **competitor.settings,
             }  # fmt: skip
             start = [sys.executable, "-m", "jobs.main", "pretrain", "simclr-cifar10"]
         else:
