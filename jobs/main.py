@@ -18,6 +18,10 @@ VERBS = {
     "index": "a FAISS index over a run's embeddings",
     "evaluate": "kNN, k-means, retrieval and health of a run's embeddings",
     "query": "the most similar images of a run to some image files",
+    "reconstruct": "what an autoencoder makes of held-out images",
+    "interpolate": "from one image to another by way of their codes",
+    "sample": "new images from a variational autoencoder or a PixelCNN",
+    "anomalies": "the images least like those that a run was trained on",
     "report": "report.html over one run or several",
     "verify": "check every file of a run folder",
     "profile": "where a training step's time goes",
@@ -71,7 +75,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
 
 def usage() -> str:
     """The list of verbs."""
-    lines = [f"  {verb:<10} {text}" for verb, text in VERBS.items()]
+    lines = [f"  {verb:<12} {text}" for verb, text in VERBS.items()]
     head = "Usage: rayssl VERB … (rayssl VERB --help says more)\n\nFrom a folder of images to searchable embeddings.\n"
     return "\n".join([head, *lines])
 

@@ -49,14 +49,24 @@ def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tupl
     return Plan([config], [run], stages, run, command)
 
 
-def run_stage(verb: str, run: Path, parsed: Parsed, groups: tuple[str, ...], shown: Callable[[str], bool]) -> int:
-    """Run the stage that a verb is named after, and print its figures: those whose names are `shown`."""
+def run_stage(
+    verb: str,
+    run: Path,
+    parsed: Parsed,
+    groups: tuple[str, ...],
+    shown: Callable[[str], bool],
+    *,
+    quiet: bool = False,
+) -> int:
+    """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
     from pipeline.evaluate import read_evaluation
     from pipeline.launch import proceed
     from pipeline.progress import Display
 
     with Display() as display:
         proceed(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
+    if quiet:
+        return 0
     flat = {name: value for name, value in read_evaluation(run)["flat"].items() if shown(name)}
     for name, value in flat.items():
         display.console.print(f"{name:<45} {value:.4f}", soft_wrap=True)

@@ -130,23 +130,166 @@ class SmallCnn(nn.Module):
         return pooled(self.maps(x)[self.layer_names[-1]])
 
 
-class Mlp(nn.Module):
-    """Pixels → 512 → 512 → 256, with ReLU between; one image size only."""
+class FullyConnected(nn.Module):
+    """Pixels → `widths`, with ReLU between and none at the end; one image size only."""
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
         super().__init__()
-        self.hidden1 = nn.Linear(inputs, 512)
-        self.hidden2 = nn.Linear(512, 512)
-        self.output = nn.Linear(512, 256)
+        self.layer_names = (*(f"hidden{i + 1}" for i in range(len(widths) - 1)), "output")
+        for name, width_in, width_out in zip(self.layer_names, (inputs, *widths), widths, strict=False):
+            self.add_module(name, nn.Linear(width_in, width_out))
 
     def layers(self, x: Tensor) -> dict[str, Tensor]:
-        """The hidden activations (B, 512), twice, and the features (B, 256)."""
-        hidden1 = torch.relu(self.hidden1(x.flatten(1)))
-        hidden2 = torch.relu(self.hidden2(hidden1))
-        return {"hidden1": hidden1, "hidden2": hidden2, "features": self.output(hidden2)}
+        """The hidden activations (B, width) in order and, last, the features."""
+        x, found = x.flatten(1), {}
+        for name in self.layer_names[:-1]:
+            x = found[name] = torch.relu(self.get_submodule(name)(x))
+        return {**found, "features": self.get_submodule("output")(x)}
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)["features"]
+
+
+class StridedCnn(nn.Module):
+    """Convolutions of stride 2 down to at most 8 pixels a side, then one over all that is left: the code.
+
+    Widths are 16, 32, 64, …, with ReLU between. For 28×28 grey it is 1→16 (3, s2, p1), 16→32 (3, s2, p1), 32→64 (7).
+    """
+
+    def __init__(self, channels: int, image_size: int, latent_dim: int | None, kernel: int) -> None:
+        super().__init__()
+        sides = strided_sides(image_size)
+        room = min(sides[:-1], default=max(image_size, 3))
+        if kernel % 2 == 0 or kernel > room:
+            raise ValueError(f"a kernel of {kernel} must be odd and fit {room} pixels")
+        widths = tuple(16 << i for i in range(len(sides)))
+        self.layer_names = tuple(f"layer{i + 1}" for i in range(len(sides) - 1))
+        for name, inputs, width in zip(self.layer_names, (channels, *widths), widths, strict=False):
+            self.add_module(name, nn.Sequential(nn.Conv2d(inputs, width, kernel, 2, kernel // 2), nn.ReLU()))
+        inputs = widths[-2] if len(sides) > 1 else channels
+        self.code = nn.Conv2d(inputs, latent_dim or widths[-1], sides[-1])
+
+    def layers(self, x: Tensor) -> dict[str, Tensor]:
+        """The map of every strided convolution in order and, last, the features (B, D)."""
+        found = {}
+        for name in self.layer_names:
+            x = found[name] = self.get_submodule(name)(x)
+        return {**found, "features": self.code(x).flatten(1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)["features"]
+
+
+def strided_sides(image_size: int) -> tuple[int, ...]:
+    """Sides in pixels of an image and of its maps after strides of 2, rounded up, until one is at most 8."""
+    sides = [image_size]
+    while sides[-1] > 8:
+        sides.append(-(-sides[-1] // 2))
+    return tuple(sides)
+
+
+class Coded(nn.Module):
+    """A convolutional network whose features are a code of `latent_dim`: one linear layer on its whole last map."""
+
+    def __init__(self, net: "ResNet | SmallCnn", map_shape: tuple[int, int, int], latent_dim: int) -> None:
+        super().__init__()
+        self.net = net
+        self.code = nn.Linear(map_shape[0] * map_shape[1] * map_shape[2], latent_dim)
+
+    def layers(self, x: Tensor) -> dict[str, Tensor]:
+        """The network's maps in order and, last, the features (B, latent_dim)."""
+        found = self.net.maps(x)
+        return {**found, "features": self.code(found[self.net.layer_names[-1]].flatten(1))}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)["features"]
+
+
+class MaskedConv2d(nn.Conv2d):
+    """A convolution that sees, at its last tap, only earlier channels ("A") or those up to the same one ("B").
+
+    The channels of input and output stand for `groups_of` colours in order (van den Oord et al., "Pixel recurrent
+    neural networks", ICML 2016, §3.4). With a kernel (1, k) and padding on the left alone it is causal in a row.
+    """
+
+    mask: Tensor
+
+    def __init__(self, kind: str, inputs: int, outputs: int, kernel: int, colours: int) -> None:
+        super().__init__(inputs, outputs, (1, kernel))
+        seen = colour_of(inputs, colours)[None, :] < colour_of(outputs, colours)[:, None]
+        if kind == "B":
+            seen = colour_of(inputs, colours)[None, :] <= colour_of(outputs, colours)[:, None]
+        mask = torch.ones_like(self.weight)
+        mask[:, :, 0, -1] = seen.to(mask.dtype)
+        self.register_buffer("mask", mask, persistent=False)
+        self.pad = kernel - 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(F.pad(x, (self.pad, 0)), self.weight * self.mask, self.bias)
+
+
+def colour_of(width: int, colours: int) -> Tensor:
+    """Which colour each of `width` channels belongs to: (width,) in 0 … colours − 1, in equal shares."""
+    return torch.arange(width) * colours // width
+
+
+class GatedLayer(nn.Module):
+    """A layer of the gated PixelCNN (van den Oord et al., "Conditional image generation with PixelCNN decoders",
+    NeurIPS 2016, figure 2): a vertical stack that sees all rows up to its own, and a horizontal one that sees the
+    rows above and, in its row, what is on the left.
+    """
+
+    def __init__(self, kind: str, inputs: int, width: int, kernel: int, colours: int) -> None:
+        super().__init__()
+        self.reach = kernel // 2
+        self.vertical = nn.Conv2d(inputs, 2 * width, (self.reach + 1, kernel))
+        self.down = nn.Conv2d(2 * width, 2 * width, 1)
+        # tanh and sigmoid by layers of their own, so that each keeps its channels in the order of the colours.
+        self.horizontal = nn.ModuleList(MaskedConv2d(kind, inputs, width, self.reach + 1, colours) for _ in range(2))
+        self.out = MaskedConv2d("B", width, width, 1, colours)
+        self.residual = kind == "B"  # the first layer must not hand a pixel to its own prediction
+
+    def forward(self, above: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+        tall = self.vertical(F.pad(above, (self.reach, self.reach, self.reach, 0)))
+        shifted = F.pad(self.down(tall), (0, 0, 1, 0))[:, :, :-1]  # only rows above this one
+        tanh_above, gate_above = shifted.chunk(2, dim=1)
+        wide = torch.tanh(self.horizontal[0](left) + tanh_above)
+        wide = self.out(wide * torch.sigmoid(self.horizontal[1](left) + gate_above))
+        tanh_tall, gate_tall = tall.chunk(2, dim=1)
+        return torch.tanh(tanh_tall) * torch.sigmoid(gate_tall), wide + left if self.residual else wide
+
+
+class PixelCnn(nn.Module):
+    """Gated masked convolutions: the output at a pixel has seen only pixels before it, row by row, colour by colour.
+
+    `kernel` is the first layer's, the others have 3; the output has as many channels for every colour.
+    """
+
+    def __init__(self, channels: int, width: int, depth: int, kernel: int) -> None:
+        super().__init__()
+        self.layer_names = tuple(f"layer{i + 1}" for i in range(depth))
+        self.reach = 1 + kernel // 2 + depth - 1  # rows above a pixel that its output depends on
+        for i, name in enumerate(self.layer_names):
+            first = i == 0
+            inputs, size = (channels, kernel) if first else (width, 3)
+            self.add_module(name, GatedLayer("A" if first else "B", inputs, width, size, channels))
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The horizontal stack's output after every layer, (B, width, H, W), in order."""
+        above = left = x
+        found = {}
+        for name in self.layer_names:
+            above, left = self.get_submodule(name)(above, left)
+            found[name] = left
+        return found
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pooled(self.maps(x)[self.layer_names[-1]])
+
+
+def pixelcnn_width(channels: int, least: int) -> int:
+    """`least` channels, or as many more that every colour has the same number."""
+    return -(-least // channels) * channels
 
 
 def kaiming(net: nn.Module) -> None:
@@ -204,16 +347,63 @@ def smallest_image(name: str, stem: str) -> int:
     return stride << halvings
 
 
-def build_backbone(name: str, channels: int, image_size: int, stem: str) -> nn.Module:
-    """A randomly initialised network by name; ValueError for a network unknown or unable to take the images."""
+DEEP_DEPTH, PIXELCNN_DEPTH = 3, 5  # where none is given
+CODE_DIM = 32  # of the fully connected networks and of pixelcnn's features, where none is given
+
+
+def build_backbone(
+    name: str,
+    channels: int,
+    image_size: int,
+    stem: str,
+    latent_dim: int | None = None,
+    depth: int | None = None,
+    kernel: int | None = None,
+) -> nn.Module:
+    """A randomly initialised network by name; ValueError for a network unknown or unable to take the images.
+
+    latent_dim: size of the code, or channels of pixelcnn. depth: layers of "deep" and "pixelcnn".
+    kernel: side of the strided convolutions of "conv" (3) or of the first layer of "pixelcnn" (7).
+    """
+    pixels = channels * image_size**2
     if name in RESNETS:
         block, depths, widths, _ = RESNETS[name]
-        return ResNet(block, depths, widths, channels, *stem_layers(name, stem))
+        return coded(
+            ResNet(block, depths, widths, channels, *stem_layers(name, stem)), channels, image_size, latent_dim
+        )
     if name == "cnn-small":
-        return SmallCnn(channels, (32, 64, 128, 256) if image_size > 64 else (32, 64, 128))
+        widths = (32, 64, 128, 256) if image_size > 64 else (32, 64, 128)
+        return coded(SmallCnn(channels, widths), channels, image_size, latent_dim)
     if name == "mlp":
-        return Mlp(channels * image_size**2)
+        return FullyConnected(pixels, (512, 512, latent_dim or 256))
+    if name == "linear":
+        return FullyConnected(pixels, (latent_dim or CODE_DIM,))
+    if name == "deep":
+        return FullyConnected(pixels, narrowing(pixels, latent_dim or CODE_DIM, depth or DEEP_DEPTH))
+    if name == "conv":
+        return StridedCnn(channels, image_size, latent_dim, kernel or 3)
+    if name == "pixelcnn":
+        first = kernel or 7
+        if first % 2 == 0 or first > image_size:
+            raise ValueError(f"a kernel of {first} must be odd and fit {image_size} pixels")
+        return PixelCnn(channels, pixelcnn_width(channels, latent_dim or CODE_DIM), depth or PIXELCNN_DEPTH, first)
     return torchvision_backbone(name, channels, image_size)
+
+
+def coded(net: "ResNet | SmallCnn", channels: int, image_size: int, latent_dim: int | None) -> nn.Module:
+    """The network itself, or with a code of `latent_dim` behind it."""
+    if latent_dim is None:
+        return net
+    training = net.training
+    with torch.no_grad():
+        last = list(net.eval().maps(torch.zeros(1, channels, image_size, image_size)).values())[-1]
+    net.train(training)
+    return Coded(net, (last.shape[1], last.shape[2], last.shape[3]), latent_dim)
+
+
+def narrowing(inputs: int, code: int, depth: int) -> tuple[int, ...]:
+    """Widths of `depth` layers from `inputs` down to `code`, each narrower by about the same factor."""
+    return tuple(round(inputs * (code / inputs) ** (i / depth)) for i in range(1, depth + 1))
 
 
 def torchvision_backbone(name: str, channels: int, image_size: int) -> nn.Module:

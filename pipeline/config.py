@@ -18,6 +18,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.methods import METHODS, load_method
 
 SCHEMA = 1
+LISTS = ("data.classes",)  # where there may be none, and text stands for several
 
 Positive = Annotated[int, Gt(0)]
 NonNegative = Annotated[int, Ge(0)]
@@ -38,6 +39,7 @@ class DataConfig:
     channels: Positive | None = None  # None: 1 where every image is grey, else 3
     limit: Positive | None = None  # use only so many training images, drawn by the seed
     val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1  # share of train held out for every choice
+    classes: tuple[str, ...] | None = None  # train on images of these alone; test images stay as they are
     labels: str | None = None  # CSV with the columns path, label and, optionally, group
     loader: Literal["auto", "resident", "stream"] = "auto"  # decode once into a cache, or on demand
     processes: NonNegative | None = None  # loader processes a worker; None: chosen by the work
@@ -62,6 +64,9 @@ class EncoderConfig:
     name: str = "resnet-tiny"
     weights: str | None = None  # a torchvision weights name or a file to start from
     stem: Literal["auto", "large", "small", "tiny"] = "auto"  # auto: by image size
+    latent_dim: Positive | None = None  # size of the code, channels of pixelcnn; None: as it comes
+    depth: Positive | None = None  # layers, of deep and pixelcnn
+    kernel: Positive | None = None  # side of the convolutions of conv, of the first one of pixelcnn
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class FinetuneConfig:
     learning_rate: PositiveFloat = 0.05
     weight_decay: NonNegativeFloat = 5e-4
     draws: Positive = 3  # independent draws of the labelled images
+    scratch: bool = False  # also the same network without pre-training, on the same draws
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"config schema is {schema!r}: this version reads schema {SCHEMA}")
     method = dict(values.pop("method", {}))
     name = method.pop("name", None)
+    if name == "autoencoder" and method.get("latent_dim", 0) is None:  # what is encoder.latent_dim now
+        del method["latent_dim"]
     config: Config = _validate(Config, values, "")
     return dataclasses.replace(config, method=None if name is None else method_config(name, **method))
 
@@ -212,7 +220,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         group = values
         for parent in parents:
             group = group[parent]
-        group[last] = _from_text(value, group[last]) if isinstance(value, str) else value
+        group[last] = _from_text(path, value, group[last]) if isinstance(value, str) else value
     return from_dict(values)
 
 
@@ -251,10 +259,10 @@ def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     return paths
 
 
-def _from_text(text: str, current: Any) -> Any:
+def _from_text(path: str, text: str, current: Any) -> Any:
     if text == "null" or (text.lower() == "none" and not isinstance(current, str)):
         return None
-    if isinstance(current, list) and not text.startswith("["):
+    if (isinstance(current, list) or path in LISTS) and not text.startswith("["):
         return [part.strip() for part in text.split(",")]
     if text.startswith(("[", "{")):
         try:

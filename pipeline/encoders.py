@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from pipeline.backbones import (
     RESNETS,
-    Mlp,
+    Coded,
+    FullyConnected,
+    PixelCnn,
     ResNet,
     SmallCnn,
+    StridedCnn,
     build_backbone,
     choose_stem,
     normalise,
@@ -25,8 +28,22 @@ from pipeline.backbones import (
 from pipeline.errors import UserError, nearest
 from pipeline.weights import Weights, load_weights, read_weights
 
-ENCODERS = (*RESNETS, "cnn-small", "mlp")  # the project's own; every torchvision classifier's name works too
+ENCODERS = (
+    *RESNETS,
+    "cnn-small",
+    "mlp",
+    "linear",
+    "deep",
+    "conv",
+    "pixelcnn",
+)  # the project's own; every torchvision classifier's name works too
 STEMS = ("auto", "large", "small", "tiny")
+# Which networks take which sizes; what is None there keeps the network as it comes.
+TAKES = {
+    "latent_dim": (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn"),
+    "depth": ("deep", "pixelcnn"),
+    "kernel": ("conv", "pixelcnn"),
+}
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of [0, 1] images
 
@@ -53,9 +70,11 @@ class Encoder(nn.Module):
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
+        sizes: dict[str, int | None] | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.sizes: dict[str, int | None] = sizes or dict.fromkeys(TAKES)
         self.name = name
         self.stem = stem
         self.channels = channels
@@ -80,14 +99,25 @@ class Encoder(nn.Module):
         """
         return _outputs(self.net, normalise(x, self.mean, self.std), self._taps)
 
+    @property
+    def has_code(self) -> bool:
+        """Whether the features are a layer's output and no average of the last map."""
+        return isinstance(self.net, FullyConnected | StridedCnn | Coded)
+
     def feature_map(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to the last map before pooling, (B, C_last, h, w).
 
-        Networks without maps give their features as (B, D, 1, 1).
+        Networks whose features are no pooled map give them as (B, D, 1, 1).
         """
         found = self.stages(x)
         maps = [value for value in found.values() if value.ndim == 4]
-        return maps[-1] if maps else found["features"][:, :, None, None]
+        return maps[-1] if maps and not self.has_code else found["features"][:, :, None, None]
+
+    def before_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The features (B, D), and (B, E) what the layer that makes them sees; of a pooled map: the map itself."""
+        found = list(self.stages(x).values())
+        before = found[-2] if len(found) > 1 else normalise(x, self.mean, self.std)
+        return found[-1], before.flatten(1)
 
 
 def build_encoder(
@@ -99,27 +129,36 @@ def build_encoder(
     std: Sequence[float] | None = None,
     stem: str = "auto",
     weights: str | None = None,
+    latent_dim: int | None = None,
+    depth: int | None = None,
+    kernel: int | None = None,
 ) -> Encoder:
     """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
 
     name: one of ENCODERS or any torchvision classifier. image_size: side in pixels. stem: one of STEMS.
     weights: torchvision's name for them (IMAGENET1K_V1, DEFAULT), a .safetensors, .pt or .pth file, or a run folder.
     mean, std: of [0, 1] images, one a channel; by default those of the weights, else ImageNet's for three channels
-    and 0.5 and 0.25 for any other number. UserError for anything that does not fit together.
+    and 0.5 and 0.25 for any other number. latent_dim, depth, kernel: see `build_backbone`.
+    UserError for anything that does not fit together.
     """
     if channels < 1 or image_size < 1:
         raise UserError(f"an encoder cannot take {channels} channels of {image_size} pixels; both start at 1")
     _check_name(name)
     start = read_weights(name, weights, image_size) if weights is not None else None
     stem = _resolve_stem(name, stem, image_size, start)
-    net = _build_net(name, channels, image_size, stem)
+    sizes = {"latent_dim": latent_dim, "depth": depth, "kernel": kernel}
+    _check_sizes(name, channels * image_size**2, sizes)
+    net = _build_net(name, channels, image_size, stem, sizes)
     if start is not None:
-        load_weights(net, name, start)
+        own_code = any(key.startswith("code.") for key in start.state)
+        load_weights(net.net if isinstance(net, Coded) and not own_code else net, name, start)
     default_mean, default_std = _default_normalisation(channels, start)
     mean, std = default_mean if mean is None else mean, default_std if std is None else std
     _check_normalisation(channels, mean, std)
     try:
-        return Encoder(net, name=name, stem=stem, channels=channels, image_size=image_size, mean=mean, std=std)
+        return Encoder(
+            net, name=name, stem=stem, channels=channels, image_size=image_size, mean=mean, std=std, sizes=sizes
+        )
     except (RuntimeError, AssertionError, ValueError) as error:  # raised by torchvision's networks on tiny images
         raise _cannot_take(name, channels, image_size, error) from None
 
@@ -168,19 +207,29 @@ def _resolve_stem(name: str, stem: str, image_size: int, start: Weights | None) 
     return stem
 
 
-def _build_net(name: str, channels: int, image_size: int, stem: str) -> nn.Module:
+def _check_sizes(name: str, pixels: int, sizes: dict[str, int | None]) -> None:
+    for key, value in sizes.items():
+        if value is not None and name not in TAKES[key]:
+            option = f"--encoder.{key.replace('_', '-')} {value}"
+            raise UserError(f"{option} means nothing to {name}; only {', '.join(TAKES[key])} have one: use none")
+    code = sizes["latent_dim"]
+    if code is not None and code > pixels and name != "pixelcnn":  # whose width it is
+        raise UserError(f"--encoder.latent-dim {code} is more than the {pixels} values of an image: use fewer")
+
+
+def _build_net(name: str, channels: int, image_size: int, stem: str, sizes: dict[str, int | None]) -> nn.Module:
     try:
-        return build_backbone(name, channels, image_size, stem)
+        return build_backbone(name, channels, image_size, stem, **sizes)
     except (RuntimeError, AssertionError, ValueError) as error:  # a transformer's patches must fit the image
         raise _cannot_take(name, channels, image_size, error) from None
 
 
 def _cannot_take(name: str, channels: int, image_size: int, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(
-        f"{name} cannot take images of {image_size} pixels and {channels} channels ({reason}); "
-        "try --data.image-size 224 or --encoder.name resnet18"
-    )
+    advice = "try --data.image-size 224 or --encoder.name resnet18"
+    if reason.startswith("a kernel of"):
+        advice = "choose another --encoder.kernel"
+    return UserError(f"{name} cannot take images of {image_size} pixels and {channels} channels ({reason}); {advice}")
 
 
 def _default_normalisation(channels: int, start: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
@@ -220,10 +269,10 @@ def _outputs(net: nn.Module, x: Tensor, taps: dict[str, str]) -> dict[str, Tenso
 
     The project's networks name their stages; `taps` says for a torchvision network which layer a stage is.
     """
-    if isinstance(net, ResNet | SmallCnn):
+    if isinstance(net, ResNet | SmallCnn | PixelCnn):
         maps = net.maps(x)
         return {**maps, "features": pooled(maps[net.layer_names[-1]])}
-    if isinstance(net, Mlp):
+    if isinstance(net, FullyConnected | StridedCnn | Coded):
         return net.layers(x)
     found = _recorded(net, x, taps)
     return {stage: found[stage] for stage in (*taps, "features")}

@@ -67,7 +67,8 @@ def evaluate_embeddings(
     records = _health_records(train, seed)
     train, test = _labelled(train), _labelled(test)
     if len(train.ids) and len(test.ids):
-        records += [_knn_record(train, test, k, temperature)]
+        if set(np.unique(test.labels)) <= set(np.unique(train.labels)):  # type: ignore[arg-type]
+            records += [_knn_record(train, test, k, temperature)]
         records += _cluster_records(test, clusters or _n_classes(train, test), seed)
         records += _retrieval_records(test)
     return [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import backbones
-from pipeline.encoders import ENCODERS, Encoder, build_encoder
+from pipeline.encoders import ENCODERS, TAKES, Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json, write_text
 from pipeline.weights import SCHEMA, read_export, read_manifest
@@ -27,7 +27,7 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r})
+        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r}, {latent_dim}, {depth}, {kernel})
         self.register_buffer("mean", torch.tensor({mean}))
         self.register_buffer("std", torch.tensor({std}))
 
@@ -92,6 +92,7 @@ def load_encoder(folder: Path) -> Encoder:
     """
     manifest, state = read_export(folder)
     settings = {key: manifest[key] for key in ("channels", "image_size", "mean", "std", "stem")}
+    settings |= {key: manifest.get(key) for key in TAKES}  # which older exports do not have
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(manifest["name"], **settings)
     try:
@@ -121,6 +122,7 @@ def _described(encoder: Encoder) -> dict[str, Any]:
         "channels": encoder.channels,
         "image_size": encoder.image_size,
         "dim": encoder.dim,
+        **encoder.sizes,
         "mean": encoder.mean.double().tolist(),
         "std": encoder.std.double().tolist(),
     }
@@ -129,7 +131,8 @@ def _described(encoder: Encoder) -> dict[str, Any]:
 def _is_torchvisions(encoder: Encoder) -> bool:
     """Whether torchvision's network of that name takes the weights as they are, without its classifier."""
     same_stem = encoder.name not in ENCODERS or encoder.stem == "large"
-    return encoder.channels == 3 and same_stem and encoder.name != "resnet-tiny"
+    own = encoder.name == "resnet-tiny" or encoder.sizes["latent_dim"] is not None
+    return encoder.channels == 3 and same_stem and not own
 
 
 def _torchvision_code(encoder: Encoder, described: dict[str, Any]) -> str:

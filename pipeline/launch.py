@@ -16,8 +16,13 @@ from pipeline.progress import Display
 from pipeline.runfolder import read_manifest, writer_lock
 
 if TYPE_CHECKING:
+    import torch
+
     from pipeline.cluster.train import Resources
+    from pipeline.data import Images
+    from pipeline.encoders import Encoder
     from pipeline.stages import Work
+    from pipeline.trained import Trained
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -251,3 +256,46 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
         export_encoder(new_encoder(prepared.config), run, {"method": None})
     run_worker_stages(run, ["embed"], LocalReporter(display))
     run_index(run, _warn(display))
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run's encoder, its model where it kept one, and the images that are to be ranked."""
+
+    encoder: "Encoder"
+    trained: "Trained | None"
+    train: "Images"
+    images: "Images"
+    class_names: tuple[str, ...] | None
+    trained_on: tuple[str, ...]  # classes; empty: all
+    device: "torch.device"
+    precision: str
+
+
+def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
+    """A trained run and its held-out images, or all images at `other`."""
+    from pipeline.data import open_dataset
+    from pipeline.export import load_encoder
+    from pipeline.methods import load_method
+    from pipeline.train import choose_device, resolve_precision
+    from pipeline.trained import open_trained, open_unchanged
+
+    config = configuration.load(run / "config.json")
+    encoder, device = load_encoder(run), choose_device()
+    name = configuration.method_name(config)
+    trained = None
+    if name is not None and load_method(name).keeps_decoder:
+        trained = open_trained(run, None, _reading(display))
+    own = trained.dataset if trained is not None else open_unchanged(run, config, _reading(display))
+    images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
+    if other is not None:
+        found = open_dataset(
+            other, image_size=own.image_size, channels=own.channels, loader=config.data.loader,
+            progress=_reading(display),
+        )  # fmt: skip
+        images, names = found.train.join(found.val, found.test), found.class_names
+    precision = resolve_precision(config.train.precision, device)
+    return Watched(
+        encoder.to(device), trained, own.train, images, names, config.data.classes or (), device,
+        "fp32" if precision == "fp64" else precision,
+    )  # fmt: skip

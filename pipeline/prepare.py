@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.config import Config
-from pipeline.data import Dataset, open_dataset
+from pipeline.data import Dataset, of_classes, open_dataset
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.progress import format_bytes, format_duration
@@ -45,7 +45,7 @@ class Prepared:
 def open_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Dataset:
     """The run's data set."""
     data = config.data
-    return open_dataset(
+    dataset = open_dataset(
         data.path,
         image_size=data.image_size,
         channels=data.channels,
@@ -56,6 +56,7 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
         loader=data.loader,
         progress=progress,
     )
+    return dataset if data.classes is None else of_classes(dataset, data.classes)
 
 
 def prepare(
@@ -148,7 +149,15 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
     told = f"--train.small-views {config.train.small_views:g}"
     if method is not None and not load_method(method).any_size:
         raise UserError(f"{told}: {method} takes views of one size only: use 0")
-    encoder = build_encoder(name, channels=dataset.channels, image_size=dataset.image_size, stem=config.encoder.stem)
+    encoder = build_encoder(
+        name,
+        channels=dataset.channels,
+        image_size=dataset.image_size,
+        stem=config.encoder.stem,
+        latent_dim=config.encoder.latent_dim,
+        depth=config.encoder.depth,
+        kernel=config.encoder.kernel,
+    )
     try:
         with torch.no_grad():
             encoder.eval()(torch.zeros(1, dataset.channels, side, side))
@@ -161,7 +170,8 @@ def traits_of(config: Config, dataset: Dataset) -> "Traits":
     from pipeline.methods.base import Traits
 
     mirror = config.augment.mirror
-    return Traits(dataset.image_size, dataset.channels, dataset.path not in HANDED if mirror is None else mirror)
+    mirror = dataset.path not in HANDED if mirror is None else mirror
+    return Traits(dataset.image_size, dataset.channels, mirror, len(dataset.class_names or ()))
 
 
 def absolute(place: str | None) -> str | None:
@@ -189,12 +199,17 @@ def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> 
 def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], float, float]:
     """Facts of the encoder, bytes needed and bytes free; raises UserError where the disk is too small.
 
-    Builds the encoder once, so that a wrong name, size or weights file ends here and not in a worker.
+    Builds the encoder and the method once, so that what does not go together ends here and not in a worker.
     """
     from pipeline.encoders import describe
+    from pipeline.methods import load_method
     from pipeline.stages import new_encoder
 
-    facts = describe(new_encoder(config))
+    encoder = new_encoder(config)
+    facts = describe(encoder)
+    method = configuration.method_name(config)
+    if method is not None:
+        load_method(method)(config.method, encoder, traits_of(config, dataset))
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     needed, free = expected_bytes(config, facts, images), shutil.disk_usage(existing_parent(run)).free
     if needed > free:

@@ -86,7 +86,7 @@ def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data:
     own = read_manifest(run)["data"]["name"]
     if data is not None and data != own:
         path_of = _load_splits(run / "embeddings" / data, run)[0].data_path
-        config = replace(config, data=replace(config.data, path=path_of, limit=None, labels=None))
+        config = replace(config, data=replace(config.data, path=path_of, limit=None, labels=None, classes=None))
     dataset = open_data(config)
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}

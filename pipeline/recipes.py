@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
+from pipeline import recipes_autoencoder
 from pipeline.config import (
     AugmentConfig,
     Config,
@@ -151,6 +152,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         autoencoder_folder,
     )
 }
+RECIPES |= recipes_autoencoder.recipes(lambda: has_gpu())
 
 
 def build_recipe(name: str) -> Config:

@@ -47,6 +47,7 @@ from pipeline.metrics import interval_of_proportion
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
+from pipeline.reconstruct import measure, save_pictures, summarise
 from pipeline.reporter import Reporter
 from pipeline.runfolder import (
     MetricsLog,
@@ -58,9 +59,11 @@ from pipeline.runfolder import (
 )
 from pipeline.tracking import Tracker, start_tracker
 from pipeline.train import Hooks, choose_device, resolve_precision, to_batch, to_float, train
+from pipeline.trained import Trained, read_decoder, save_decoder
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
 BASELINE = "random-init"
+RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
 
@@ -153,11 +156,13 @@ def run_pretrain(work: Work) -> None:
             raise Stopped(done, steps)
         if work.is_main:
             export_encoder(method.encoder, work.run, {"method": required_method(config), "step": steps})
+            if method.keeps_decoder:
+                save_decoder(method, work.run)
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=steps, precision=work.precision, device=str(work.device))
         distributed.barrier()
-        if hasattr(method, "reconstruct"):
-            draw_reconstructions(work, method)
+        if work.is_main and hasattr(method, "reconstruct"):
+            show_reconstructions(work, method)
 
 
 def run_probe(work: Work) -> None:
@@ -182,22 +187,26 @@ def run_finetune(work: Work) -> None:
         return
     require_labels(work.dataset, "finetune")
     with stage(work, "finetune", key):
-        accuracies = finetune_draws(work, key)
-        amount = f"{settings.label_fraction:.0%} of the labels"
-        name = f"finetune@{100 * settings.label_fraction:g}%"
-        if settings.labels_per_class is not None:
-            amount, name = (
-                f"{settings.labels_per_class} labels a class",
-                f"finetune@{settings.labels_per_class}-a-class",
-            )
-        mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
-        interval = [mean - spread, mean + spread] if spread is not None else None
-        protocol = (
-            f"whole network, {amount} ({settings.draws} stratified draws: mean, ± one standard deviation over draws), "
-            f"{settings.epochs} epochs of SGD, last epoch"
-        )
-        tested = len(test_images(work).labelled()[0])
-        record(work, [new_record(work, f"{name}/top1", mean, protocol, tested, interval)])
+        record_finetuning(work, "", finetune_draws(work, scratch=False))
+        if settings.scratch:
+            record_finetuning(work, f"baseline/{BASELINE}/", finetune_draws(work, scratch=True))
+
+
+def record_finetuning(work: Work, prefix: str, accuracies: list[float]) -> None:
+    """Mean and standard deviation over the draws of the labelled images."""
+    settings = work.config.finetune
+    amount = f"{settings.label_fraction:.0%} of the labels"
+    name = f"finetune@{100 * settings.label_fraction:g}%"
+    if settings.labels_per_class is not None:
+        amount, name = f"{settings.labels_per_class} labels a class", f"finetune@{settings.labels_per_class}-a-class"
+    mean, spread = float(np.mean(accuracies)), float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else None
+    interval = [mean - spread, mean + spread] if spread is not None else None
+    protocol = (
+        f"whole network{' without pre-training' if prefix else ''}, {amount} ({settings.draws} stratified draws: mean, "
+        f"± one standard deviation over draws), {settings.epochs} epochs of SGD, last epoch"
+    )
+    tested = len(test_images(work).labelled()[0])
+    record(work, [new_record(work, f"{prefix}{name}/top1", mean, protocol, tested, interval)])
 
 
 def run_embed(work: Work) -> None:
@@ -355,7 +364,9 @@ def is_done(run: Path, name: str, key: str) -> bool:
     if not stage_done(run, name, key):
         return False
     if name == "pretrain":
-        return is_whole(lambda: load_encoder(run))
+        method = configuration.method_name(configuration.load(run / "config.json"))
+        keeps = method is not None and load_method(method).keeps_decoder
+        return is_whole(lambda: load_encoder(run)) and (not keeps or is_whole(lambda: read_decoder(run)))
     if name == "embed":
         return is_whole(lambda: load_splits(run, data_name(run)))
     return has_records(run, {"probe": "probe/", "finetune": "finetune@"}[name])
@@ -439,6 +450,9 @@ def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
         image_size=data.image_size,
         stem=config.encoder.stem,
         weights=config.encoder.weights if weights else None,
+        latent_dim=config.encoder.latent_dim,
+        depth=config.encoder.depth,
+        kernel=config.encoder.kernel,
     )
 
 
@@ -703,35 +717,15 @@ def check_finite(method: Method[Any], step: int) -> None:
     )
 
 
-def draw_reconstructions(work: Work, method: Any) -> None:
-    """Held-out images, what was made of them, and what came back: figures/reconstructions.png and its error."""
-    from pipeline.report.galleries import save_contact_sheet
-
-    images = work.dataset.test if work.dataset.test is not None and len(work.dataset.test) else work.dataset.train
-    if not work.is_main:
-        return
-    method.eval()
-    chosen = np.arange(min(len(images), 512))
-    size = work.dataset.image_size
-    clean = to_float(torch.from_numpy(images.square(chosen, size)), work.device, work.precision)
-    ids = torch.from_numpy(images.ids[chosen]).to(work.device)
-    with torch.inference_mode():
-        corrupted = method.corrupt(clean, ids, work.config.train.seed, 0)
-        restored = method.reconstruct(corrupted)
-    columns = [_to_pixels(x[:12]) for x in (clean, corrupted, restored)]
-    save_contact_sheet(columns, work.run / "figures" / "reconstructions.png")
-    protocol = f"mean squared error against the clean image, pixels in [0, 1], first {len(chosen)} held-out images"
-    errors = {
-        "reconstruct/mse": float(((restored - clean) ** 2).mean()),
-        "reconstruct/corrupted-mse": float(((corrupted - clean) ** 2).mean()),
-        "reconstruct/mean-image-mse": float(((clean.mean(dim=0) - clean) ** 2).mean()),
-    }
-    record(work, [new_record(work, name, value, protocol, len(chosen), None) for name, value in errors.items()])
-
-
-def _to_pixels(x: torch.Tensor) -> NDArray[np.uint8]:
-    pixels: NDArray[np.uint8] = (x.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return pixels
+def show_reconstructions(work: Work, method: Method[Any]) -> None:
+    """figures/reconstructions.png, and the errors of the first held-out images."""
+    trained = Trained(
+        work.run, work.config, work.dataset, method.eval(), work.device, plain_precision(work), own_encoder=True
+    )
+    images = trained.held_out.select(np.arange(min(len(trained.held_out), RECONSTRUCTED)))
+    save_pictures(trained, images, work.run / "figures" / "reconstructions.png")
+    figures = measure(trained, images, 0, lambda done, total: None)
+    record(work, [summarise(trained, name, values, 0) for name, values in figures.items()])
 
 
 # Probe and fine-tuning
@@ -744,14 +738,16 @@ def labelled_images(dataset: Dataset) -> list[int]:
 
 
 def has_labels(dataset: Dataset) -> bool:
-    """Whether every split has labelled images."""
-    return bool(dataset.class_names) and all(labelled_images(dataset))
+    """Whether every split has labelled images, of all classes."""
+    return bool(dataset.class_names) and all(labelled_images(dataset)) and not dataset.some_classes
 
 
 def require_labels(dataset: Dataset, verb: str) -> None:
     """Raises UserError where a split has no labelled image."""
     if has_labels(dataset):
         return
+    if dataset.some_classes:
+        raise UserError(f"`{verb}` needs training images of all classes: the run was started with --data.classes")
     train, val, test = labelled_images(dataset)
     few = f"too few (of {train} training, {val} held-out and {test} test images)"
     raise UserError(
@@ -853,28 +849,32 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
     )
 
 
-def finetune_draws(work: Work, key: str) -> list[float]:
-    """Test accuracies of all draws; after a stop those that were finished are not done again."""
+def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
+    """Test accuracies of all draws; those that were finished before, of this or another amount, are not done again."""
     path = work.run / "checkpoints" / "finetune.json"
-    accuracies = distributed.broadcast_object(finished_draws(path, key) if work.is_main else [])
-    for draw in range(len(accuracies), work.config.finetune.draws):
-        accuracies.append(finetune_draw(work, draw))
+    settings = replace(work.config.finetune, scratch=scratch)
+    key = stage_key(dataclasses.asdict(settings), encoder_hash(work.run), work.dataset.fingerprint)
+    accuracies = distributed.broadcast_object(finished_draws(path).get(key, []) if work.is_main else [])
+    for draw in range(len(accuracies), settings.draws):
+        accuracies.append(finetune_draw(work, draw, scratch=scratch))
         if work.is_main:
-            write_json(path, {"key": key, "accuracies": accuracies})
+            write_json(path, {**finished_draws(path), key: accuracies})
     return accuracies
 
 
-def finished_draws(path: Path, key: str) -> list[float]:
-    """Accuracies of the draws that a stopped stage with this key has finished."""
+def finished_draws(path: Path) -> dict[str, list[float]]:
+    """Accuracies of the draws that were finished, by a hash of what they depend on."""
     try:
-        found = json.loads(path.read_text())
-        return list(map(float, found["accuracies"])) if found["key"] == key else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        return {key: list(map(float, accuracies)) for key, accuracies in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
 
 
-def finetune_draw(work: Work, draw: int) -> float:
-    """Test accuracy after fine-tuning on one draw of labelled images."""
+def finetune_draw(work: Work, draw: int, *, scratch: bool) -> float:
+    """Test accuracy after fine-tuning on one draw of labelled images; the first draw's encoder is kept in finetuned/.
+
+    `scratch`: the same network as it was initialised, which is not kept.
+    """
     settings, seed = work.config.finetune, work.config.train.seed
     rows, labels = work.dataset.train.labelled()
     chosen = draw_labelled(
@@ -890,8 +890,9 @@ def finetune_draw(work: Work, draw: int) -> float:
     if batch == 0:
         raise UserError(f"--cluster.workers is {world}: there are only {len(images)} labelled images to fine-tune on")
     traits = traits_of(work.config, work.dataset)
+    encoder = new_encoder(work.config, weights=False) if scratch else load_encoder(work.run)
     torch.manual_seed(seed + draw)
-    classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), load_encoder(work.run), traits)
+    classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), encoder, traits)
     place(classifier, work)
     order = Order(len(images), batch, seed + draw)
     steps = settings.epochs * order.steps_per_epoch
@@ -901,7 +902,7 @@ def finetune_draw(work: Work, draw: int) -> float:
     views = Views(
         images, order, Classifier.default_views(traits), traits.image_size, seed + draw, distributed.rank(), world
     )
-    name = f"finetune/{draw}"
+    name = f"finetune{'-scratch' if scratch else ''}/{draw}"
     log = MetricsLog(work.run)
     if work.is_main:
         log.cut_back(name, 0)
@@ -929,6 +930,10 @@ def finetune_draw(work: Work, draw: int) -> float:
     )
     if done < steps:
         raise Stopped(done, steps)
+    if work.is_main and draw == 0 and not scratch:
+        export_encoder(
+            classifier.encoder, work.run / "finetuned", {"stage": "finetune", "encoder": encoder_hash(work.run)}
+        )
     return test_accuracy(work, classifier)
 
 

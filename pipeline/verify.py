@@ -12,6 +12,7 @@ from pipeline.evaluate import read_evaluation
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index
 from pipeline.runfolder import read_manifest
+from pipeline.trained import read_decoder
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ def verify(run: Path) -> Iterator[Finding]:
         yield Finding(checkpoint, checkpoint_fault(checkpoint))
     if (run / "encoder.json").exists() or (run / "encoder.safetensors").exists():
         yield _try(run / "encoder.safetensors", lambda: load_encoder(run))
+    if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
+        yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
     for path in sorted(run.glob("embeddings/**/*.parquet")):
         yield _try(path, lambda path=path: _check_embeddings(run, path))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):

@@ -1,8 +1,8 @@
 """Images: from files, shards, tables, URLs or a name to random access."""
 
 from pipeline.data.cache import cache_dir
-from pipeline.data.dataset import Dataset, Images, sample_id
+from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
 from pipeline.data.decode import decode, to_square
 from pipeline.data.opening import open_dataset
 
-__all__ = ["Dataset", "Images", "cache_dir", "decode", "open_dataset", "sample_id", "to_square"]
+__all__ = ["Dataset", "Images", "cache_dir", "decode", "of_classes", "open_dataset", "sample_id", "to_square"]

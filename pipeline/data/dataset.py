@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels, decode, to_square
 from pipeline.data.listing import Store
+from pipeline.errors import UserError
 
 
 class Reader(Protocol):
@@ -122,6 +123,20 @@ class Images:
             self._positions[chosen],
         )
 
+    def join(self, *others: "Images | None") -> "Images":
+        """These images and those of other parts of the same data set, in the order of the parts."""
+        parts = [self, *(other for other in others if other is not None)]
+        labels = [part.labels for part in parts if part.labels is not None]
+        return Images(
+            np.concatenate([part.ids for part in parts]),
+            [path for part in parts for path in part.paths],
+            np.concatenate(labels) if len(labels) == len(parts) else None,
+            self._reader,
+            np.concatenate([part._rows for part in parts]),
+            self._store,
+            np.concatenate([part._positions for part in parts]),
+        )
+
     def file(self, i: int) -> Path | None:
         """The file that holds image `i` alone; None in parquet, in a shard or elsewhere on the network."""
         return self._store.file(int(self._positions[i]))
@@ -141,11 +156,30 @@ class Dataset:
     channels: int
     image_size: int  # side in pixels of what the network sees
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
+    some_classes: bool = False  # training images of other classes were taken out
 
     def count_labelled(self) -> tuple[int, int]:
         """(images with a label, images) of all parts."""
         parts = [part for part in (self.train, self.val, self.test) if part is not None]
         return sum(len(part.labelled()[0]) for part in parts), sum(map(len, parts))
+
+
+def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """With only the training images of some classes; raises UserError for a class that there is not."""
+    known = dataset.class_names or ()
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            f"--data.classes {unknown[0]} is no class of {dataset.path}: "
+            + (f"known are {', '.join(known[:20])}" if known else "its images have no labels")
+        )
+    numbers = [known.index(name) for name in names]
+
+    def chosen(part: Images) -> Images:
+        assert part.labels is not None
+        return part.select(np.isin(part.labels, numbers))
+
+    train, val = chosen(dataset.train), chosen(dataset.val)
+    return replace(dataset, train=train, val=val, some_classes=True)
 
 
 def sample_id(key: str) -> int:

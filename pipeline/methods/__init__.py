@@ -12,6 +12,7 @@ METHODS = {
     "rotnet": "pipeline.methods.rotnet:RotNet",
     "essl": "pipeline.methods.essl:ESSL",
     "autoencoder": "pipeline.methods.autoencoder:Autoencoder",
+    "pixelcnn": "pipeline.methods.pixelcnn:PixelCNN",
 }
 
 

@@ -1,43 +1,55 @@
-"""Denoising convolutional autoencoder: corruption → encoder → bottleneck → decoder, each a part of its own.
+"""Autoencoders: corruption → encoder → bottleneck → decoder → reconstruction, chosen one by one.
 
-Vincent et al., "Stacked denoising autoencoders", JMLR 2010. The loss always compares with the clean image.
-Shapes: B images, C channels, H × W pixels; the encoder's last map is (B, D, h, w).
+Architectures are the encoders: linear, deep, conv, and any other with an up-sampling decoder. The parts are in
+pipeline/autoencoder. Shapes: B images, C channels, H × W pixels, D numbers in a code, K classes.
 """
 
+import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline import randomness_torch
 from pipeline.augment.defaults import autoencoder_views
 from pipeline.augment.spec import Spec
+from pipeline.autoencoder.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
+from pipeline.autoencoder.corruptions import build_corruption
+from pipeline.autoencoder.decoders import build_decoder
+from pipeline.autoencoder.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
 from pipeline.encoders import Encoder
+from pipeline.errors import UserError
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 
-Key = list[int | str | Tensor]  # parts of a random key
-
-MIN_WIDTH = 16  # channels of the decoder's last and narrowest stage
+Key = list[int | str | Tensor]
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What is done to the input, and how narrow the way through the network is."""
+    """Three choices that combine freely, and what the reconstruction is measured by."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
-    corruption: Literal["gaussian", "masking", "none"] = "masking"
+    corruption: Literal["none", "gaussian", "salt-and-pepper", "masking"] = "masking"
     noise: Annotated[float, Gt(0)] = 0.4  # gaussian: standard deviation, of pixels in [0, 1]
     share: Annotated[float, Gt(0), Le(1)] = (
-        0.25  # masking: of the image set to 0 (Vincent et al., 2010: about the best)
+        0.25  # salt-and-pepper, masking: of the pixels (Vincent et al., 2010: about the best)
     )
     patch: Annotated[int, Ge(1)] = 1  # masking: side in pixels of the squares that are masked
-    latent_dim: Annotated[int, Gt(0)] | None = None  # a vector between encoder and decoder; None: the encoder's map
+    bottleneck: Literal["plain", "sparse", "contractive", "variational", "conditional"] = "plain"
+    sparsity: Literal["log", "kl", "l1"] = "kl"  # sparse: which penalty
+    rate: Annotated[float, Gt(0), Lt(1)] = 0.05  # sparse, kl: the target of a unit's mean activity
+    penalty: Annotated[float, Ge(0)] = 1e-3  # sparse, contractive: weight of the penalty
+    beta: Annotated[float, Ge(0)] = 1.0  # variational, conditional: weight of the KL
+    kl_warmup_epochs: Annotated[int, Ge(0)] = 0  # the KL's weight grows linearly over so many
+    reconstruction: Literal["mse", "rmse", "bce", "gaussian"] = "mse"
+    sigma: Annotated[float, Gt(0)] = 0.1  # gaussian likelihood: standard deviation, of pixels in [0, 1]
+    output: Literal["sigmoid", "none"] = "sigmoid"  # of the decoder
+    binarize: Literal["none", "static", "dynamic"] = "none"  # of the images
 
 
 class Autoencoder(Method[AutoencoderConfig]):
@@ -46,14 +58,33 @@ class Autoencoder(Method[AutoencoderConfig]):
     Config = AutoencoderConfig
     passes = 2  # the decoder costs about as much as the encoder
     any_size = False  # a code has so many numbers for one size
+    keeps_decoder = True
 
     def __init__(self, config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
+        check(config, encoder, traits)
         self.config = config
         self.encoder = encoder
-        depth, height, width = map_shape(encoder, traits.channels, traits.image_size)
-        self.bottleneck = build_bottleneck((depth, height, width), config.latent_dim)
-        self.decoder = Decoder(depth, traits.channels, stages=count_halvings(traits.image_size, height))
+        self.traits = traits
+        self.corruption = build_corruption(
+            config.corruption,
+            noise=config.noise,
+            share=config.share,
+            patch=config.patch,
+            image_size=traits.image_size,
+        )
+        before_dim = before_code_dim(encoder) if encoder.has_code else 0
+        sizes = Sizes(encoder.dim, before_dim, traits.classes, config.sparsity, config.rate)
+        self.bottleneck = BOTTLENECKS[config.bottleneck](sizes)
+        self.conditions = traits.classes if self.bottleneck.takes_labels else 0  # K that the decoder is given
+        self.has_prior = self.bottleneck.gaussian_prior
+        self.has_likelihood = self.has_prior and config.reconstruction in LIKELIHOODS
+        self.decoder = build_decoder(encoder, encoder.dim + self.conditions)
+        self.loss_of = build_reconstruction(config.reconstruction, config.output, config.sigma)
+        self.to_image = OUTPUTS[config.output]
+        # A KL in nats beside a mean over pixels is spread over the pixels too: the ratio is then that of a likelihood.
+        pixels = traits.channels * traits.image_size**2
+        self.kl_scale = 1.0 if config.reconstruction in LIKELIHOODS else 1.0 / pixels
 
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
@@ -61,105 +92,137 @@ class Autoencoder(Method[AutoencoderConfig]):
         return autoencoder_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
 
     def forward(self, batch: Batch) -> MethodOutput:
-        """Mean squared error between the reconstruction of the corrupted image and the clean image."""
-        clean = batch.views[0]
-        found = self.encoder.feature_map(self.corrupt(clean, batch.ids, batch.seed, batch.epoch))
-        reconstruction = at_least_float32(self._decode(found, clean))
-        return MethodOutput(
-            loss=F.mse_loss(reconstruction, clean),
-            features=found.detach().mean(dim=(2, 3)),
-            logs={},
-        )
+        """Reconstruction loss of the corrupted images against the clean ones, and the bottleneck's penalty."""
+        key: Key = [batch.seed, batch.epoch, batch.ids, 0]
+        if batch.step == 0 and self.config.reconstruction == "bce":
+            check_range(batch.views[0])
+        clean = self.target(batch.views[0], key)
+        x = self.corruption(clean, [*key, "corruption"])
+        if isinstance(self.bottleneck, Contractive):
+            x = x.detach().requires_grad_()
+        seen = self.see(x, batch.labels, key)
+        squeezed = self.bottleneck(seen)
+        logits = at_least_float32(self.logits(squeezed.z, batch.labels))
+        with torch.autocast(x.device.type, enabled=False):
+            restored = self.loss_of(logits, clean).mean()
+            loss = restored + self.weight(batch.epoch) * at_least_float32(squeezed.penalty)
+        code = seen.code.detach()
+        features = code.mean(dim=(2, 3)) if code.ndim == 4 else code
+        return MethodOutput(loss, features, {"train/reconstruction": restored.detach(), **squeezed.logs})
+
+    def weight(self, epoch: int) -> float:
+        """Of the bottleneck's penalty in an epoch."""
+        if not self.bottleneck.gaussian_prior:
+            return self.config.penalty
+        grown = min(1.0, (epoch + 1) / (self.config.kl_warmup_epochs + 1))
+        return self.config.beta * grown * self.kl_scale
+
+    def target(self, x: Tensor, key: Key) -> Tensor:
+        """The images (B, C, H, W) that are to be reconstructed: as they are, or binarised by (seed, epoch, id)."""
+        if self.config.binarize == "none":
+            return x
+        drawn = x
+        if self.config.binarize == "dynamic":
+            drawn = randomness_torch.uniform([*key, "binarize"], x[0].numel()).view(x.shape).to(x.dtype)
+        return binarise(x, self.config.binarize, drawn)
 
     def corrupt(self, x: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
         """A corrupted copy of the images (B, C, H, W) in [0, 1], a function of (seed, epoch, id) alone."""
-        key: Key = [seed, epoch, ids, 0, "corruption"]
-        if self.config.corruption == "gaussian":
-            return add_gaussian_noise(x, self.config.noise, key)
-        if self.config.corruption == "masking":
-            return mask_patches(x, self.config.share, self.config.patch, key)
-        return x
+        return self.corruption(x, [seed, epoch, ids, 0, "corruption"])
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """Encode and decode images (B, C, H, W) as they are: (B, C, H, W) in [0, 1]."""
-        return self._decode(self.encoder.feature_map(x), x)
+    def see(self, x: Tensor, labels: Tensor | None, key: Key | None) -> Seen:
+        """The encoder's code of images, and what the bottleneck needs besides."""
+        if self.bottleneck.takes_labels and labels is None:
+            raise UserError("a conditional autoencoder needs the labels of the images: there are none")
+        if not self.encoder.has_code:
+            found = self.encoder.feature_map(x)
+            return Seen(x, found, found, labels, key)
+        code, before = self.encoder.before_code(x)
+        return Seen(x, code, before, labels, key)
 
-    def _decode(self, found: Tensor, image: Tensor) -> Tensor:
-        decoded: Tensor = self.decoder(self.bottleneck(found), image.shape[-2:])
-        return decoded
+    def codes(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """What the decoder gets for images (B, C, H, W), without noise: (B, D) or a map (B, D, h, w)."""
+        z: Tensor = self.bottleneck(self.see(x.detach(), labels, None)).z
+        return z
 
+    def images(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Decode codes (B, D) or (B, D, h, w): (B, C, H, W)."""
+        return self.to_image(at_least_float32(self.logits(z, labels)))
 
-class Decoder(nn.Module):
-    """Mirror of an encoder that halves the image `stages` times: (B, D, h, w) → (B, C, H, W) in [0, 1], for any H × W.
+    def reconstruct(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Encode and decode images (B, C, H, W) as they are: (B, C, H, W)."""
+        return self.images(self.codes(x, labels), labels)
 
-    A stage is up-sampling to the exact size, a 3×3 convolution, BatchNorm and ReLU; the width halves with every stage.
-    Resizing before convolving leaves no checkerboard (Odena et al., "Deconvolution and checkerboard artifacts", 2016).
-    """
+    def logits(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """What the decoder's last layer gives."""
+        if self.conditions:
+            assert labels is not None
+            z = torch.cat([z, one_hot(labels, self.conditions).to(z)], dim=1)
+        found: Tensor = self.decoder(z)
+        return found
 
-    def __init__(self, depth: int, channels: int, *, stages: int) -> None:
-        super().__init__()
-        widths = [depth] + [max(MIN_WIDTH, depth >> (stage + 1)) for stage in range(stages)]
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width_in, width_out, 3, padding=1, bias=False),
-                nn.BatchNorm2d(width_out),
-                nn.ReLU(inplace=True),
+    def log_likelihood(self, x: Tensor, labels: Tensor | None, k: int, key: Key) -> tuple[Tensor, Tensor]:
+        """The ELBO and the importance-weighted bound of log p(x) in nats, (B,) each, from the same k draws of z.
+
+        L_k = log 1/k Σ p(x, z_i)/q(z_i | x), z_i ~ q (Burda et al., "Importance weighted autoencoders", 2016,
+        eq. 8); the ELBO is the mean of the logarithms. `x` are the images to be explained, binarised already.
+        """
+        if not self.has_likelihood:
+            raise UserError(
+                "a bound of the likelihood needs --method.bottleneck variational or conditional and "
+                f"--method.reconstruction {' or '.join(LIKELIHOODS)}"
             )
-            for width_in, width_out in pairwise(widths)
+        assert isinstance(self.bottleneck, Variational)
+        mean, log_variance = self.bottleneck.posterior(self.see(x, labels, None))
+        weights = []
+        for draw in range(k):
+            noise = randomness_torch.normal([*key, "bound", draw], mean.shape[1], dtype=mean.dtype)
+            z = mean + (0.5 * log_variance).exp() * noise
+            explained = -self.loss_of(at_least_float32(self.logits(z, labels)), x)
+            # log N(z; 0, I) − log N(z; μ, σ²): the constants cancel.
+            prior = 0.5 * (noise.square() + log_variance - z.square()).sum(dim=1)
+            weights.append(explained + prior)
+        stacked = torch.stack(weights).double()
+        return stacked.mean(dim=0), stacked.logsumexp(dim=0) - math.log(k)
+
+
+def check(config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
+    """Raises UserError for choices that do not go together."""
+    if config.reconstruction == "bce" and config.output != "sigmoid":
+        raise UserError(
+            f"--method.output {config.output}: bce compares probabilities; use sigmoid, or --method.reconstruction mse"
         )
-        self.to_image = nn.Conv2d(widths[-1], channels, 3, padding=1)
-
-    def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """Decode to images of `size` (H, W)."""
-        for number, stage in enumerate(self.stages):
-            x = stage(F.interpolate(x, size=halved(size, len(self.stages) - 1 - number), mode="nearest"))
-        if x.shape[-2:] != size:
-            x = F.interpolate(x, size=size, mode="nearest")
-        return torch.sigmoid(self.to_image(x))
-
-
-def build_bottleneck(shape: tuple[int, int, int], latent_dim: int | None) -> nn.Module:
-    """From the encoder's map (B, D, h, w) through a vector of `latent_dim` back to the shape; None: straight on."""
-    if latent_dim is None:
-        return nn.Identity()
-    size = shape[0] * shape[1] * shape[2]
-    return nn.Sequential(nn.Flatten(), nn.Linear(size, latent_dim), nn.Linear(latent_dim, size), nn.Unflatten(1, shape))
+    if config.bottleneck in ("variational", "conditional") and not encoder.has_code:
+        raise UserError(
+            f"--method.bottleneck {config.bottleneck} needs a code that is a vector and {encoder.name} gives a map: "
+            "add --encoder.latent-dim 32, or use --encoder.name deep or conv"
+        )
+    if config.bottleneck == "contractive" and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
+        raise UserError(
+            f"--method.bottleneck contractive: the Jacobian of {encoder.name} is not of one image, for its BatchNorm "
+            "mixes the batch: use --encoder.name linear, deep, conv or mlp"
+        )
+    if config.bottleneck == "conditional" and not traits.classes:
+        raise UserError("--method.bottleneck conditional needs labels and the images have none: use variational")
 
 
-def add_gaussian_noise(x: Tensor, strength: float, key: Key) -> Tensor:
-    """x + strength · N(0, 1) for every pixel and channel, clipped to [0, 1]."""
-    noise = randomness_torch.normal(key, x[0].numel(), dtype=x.dtype).view(x.shape)
-    return (x + strength * noise).clamp_(0, 1)
+def check_range(x: Tensor) -> None:
+    """Raises UserError for images that are no probabilities."""
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"--method.reconstruction bce takes pixels in [0, 1] and these are in [{low:g}, {high:g}]: use mse"
+        )
 
 
-def mask_patches(x: Tensor, share: float, patch: int, key: Key) -> Tensor:
-    """Squares of `patch` × `patch` pixels set to 0 in all channels, each with probability `share`."""
-    rows, columns = (-(-side // patch) for side in x.shape[-2:])
-    kept = (randomness_torch.uniform(key, rows * columns) >= share).to(x.dtype).view(-1, 1, rows, columns)
-    kept = kept.repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
-    return x * kept[:, :, : x.shape[2], : x.shape[3]]
-
-
-def map_shape(encoder: Encoder, channels: int, image_size: int) -> tuple[int, int, int]:
-    """(D, h, w) of the encoder's last map, found by a dry run in eval mode."""
-    training = encoder.training
+def before_code_dim(encoder: Encoder) -> int:
+    """How many numbers the code's layer sees: (B, E)."""
     like = next(encoder.parameters())
-    blank = torch.zeros((1, channels, image_size, image_size), dtype=like.dtype, device=like.device)
+    blank = torch.zeros(
+        (1, encoder.channels, encoder.image_size, encoder.image_size), dtype=like.dtype, device=like.device
+    )
+    training = encoder.training
     with torch.no_grad():
-        found = encoder.eval().feature_map(blank)
+        _, before = encoder.eval().before_code(blank)
     encoder.train(training)
-    depth, height, width = found.shape[1:]
-    return depth, height, width
-
-
-def halved(size: tuple[int, int], times: int) -> tuple[int, int]:
-    """What a stride of 2 leaves of (H, W) after so many times, rounding up."""
-    return -(-size[0] // 2**times), -(-size[1] // 2**times)
-
-
-def count_halvings(size: int, target: int) -> int:
-    """How often `size` must be halved, rounding up, to be at most `target`."""
-    times = 0
-    while size > target:
-        size, times = -(-size // 2), times + 1
-    return times
+    return before.shape[1]

@@ -20,6 +20,7 @@ class Traits:
     image_size: int  # side in pixels
     channels: int
     mirror: bool  # a mirror image means the same
+    classes: int = 0  # of the labels; 0: there are none
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Method(nn.Module, ABC, Generic[C]):
     Config: ClassVar[Any]
     passes: ClassVar[int] = 1  # forward passes of the encoder for one image: what a step costs
     any_size: ClassVar[bool] = True  # whether views of another size than the encoder was built for will do
+    keeps_decoder: ClassVar[bool] = False  # whether what is not the encoder is of use after training
     encoder: Encoder
 
     def __init__(self, config: C, encoder: Encoder, traits: Traits) -> None:

@@ -168,11 +168,12 @@ def _data_key(run: Run) -> str:
 
 
 def _open(run: Run) -> "Dataset | UserError":
-    from pipeline.data import open_dataset
+    from pipeline.data import of_classes, open_dataset
 
     data = run.config["data"]
     names = ("image_size", "channels", "limit", "val_fraction", "labels", "loader")
     try:
-        return open_dataset(data["path"], seed=run.config["train"]["seed"], **{name: data[name] for name in names})
+        found = open_dataset(data["path"], seed=run.config["train"]["seed"], **{name: data[name] for name in names})
+        return of_classes(found, data["classes"]) if data.get("classes") else found
     except UserError as error:
         return error

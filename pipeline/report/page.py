@@ -23,6 +23,7 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Augmentation", sections.augmentation_section),
     ("Training", sections.curves_section),
     ("Probe by stage", sections.stages_section),
+    ("Few labels", sections.few_labels_section),
     ("Health of the embeddings", summary.health_section),
     ("Every figure", summary.figures_section),
     ("Unreadable images", summary.unreadable_section),

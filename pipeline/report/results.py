@@ -11,7 +11,9 @@ from pipeline.errors import UserError
 from pipeline.runfolder import read_manifest
 
 SCHEMA = 1
-METHOD_LABELS = {"simclr": "SimCLR", "rotnet": "RotNet", "autoencoder": "Autoencoder"}
+METHOD_LABELS = {
+    "simclr": "SimCLR", "essl": "E-SSL", "rotnet": "RotNet", "autoencoder": "Autoencoder", "pixelcnn": "PixelCNN"
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ MAP_POINTS = 1_000  # t-SNE of so many takes seconds
 MAP_LEAST = 10
 MAP_CLUSTERS = 10  # colours of the map where there are no labels
 LEGEND_NAMES = 30
+SCRATCH = "#9498a0"
 SHARED_CURVES = {
     "train/lr": "learning rate",
     "perf/images_per_s": "images a second",
@@ -84,6 +85,36 @@ def stages_section(materials: Sequence[Material]) -> str:
         "Linear probe on every stage of the encoder, in %. The line across a bar: the same stage of a random encoder."
     )
     return each_run(materials, _stages) + paragraph(words, "quiet")
+
+
+def few_labels_section(materials: Sequence[Material]) -> str:
+    """Accuracy after fine-tuning against the number of labels, beside the same network without pre-training."""
+    words = (
+        "x: labels a class, as a power of ten; y: test accuracy of the whole network, mean over draws of the labels. "
+        "In colour: pre-trained; in grey: the same network from scratch, where `rayssl finetune --scratch` measured it."
+    )
+    return each_run(materials, _few_labels) + paragraph(words, "quiet")
+
+
+def _few_labels(material: Material) -> str:
+    pattern = re.compile(r"(baseline/random-init/)?finetune@(\d+)-a-class/top1")
+    points: dict[bool, list[tuple[int, float]]] = {False: [], True: []}
+    for metric, value in material.run.flat.items():
+        if match := pattern.fullmatch(metric):
+            points[match[1] is not None].append((int(match[2]), value))
+    if len(points[False]) < 2:
+        raise NothingToShowError("fewer than two amounts of labels: `rayssl finetune RUN --labels-per-class 1,10,100`")
+    curves = [
+        (np.log10([n for n, _ in sorted(found)]), np.array([y for _, y in sorted(found)]), colour)
+        for found, colour in ((points[True], SCRATCH), (points[False], material.colour))
+        if found
+    ]
+    rows = [
+        f"{n} labels a class: {100 * y:.1f} %"
+        + "".join(f", from scratch {100 * s:.1f} %" for m, s in points[True] if m == n)
+        for n, y in sorted(points[False])
+    ]
+    return figures.line_chart(curves) + bullets(rows, "quiet")
 
 
 def _loss_block(material: Material) -> str:
@@ -191,7 +222,9 @@ def _pictures(material: Material) -> str:
 
 
 def _reconstruction_errors(material: Material) -> list[str]:
-    records = [record for record in material.run.records if record["metric"].startswith("reconstruct/")]
+    records = [
+        record for record in material.run.records if record["metric"].startswith(("reconstruct/", "likelihood/"))
+    ]
     return [f"{record['metric']} {record['value']:.4g}: {record['protocol']}" for record in records]
 
 

@@ -116,7 +116,8 @@ def features_case(name: str, values: dict[str, Any], images: int, size: int) -> 
 def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int) -> Arrays:
     """Losses of `steps` of SGD, the gradients of the first step, and the weights and statistics at the end."""
     method, model = build(name, values, dtype)
-    optimizer = build_optimizer("sgd", method, learning_rate=0.1, weight_decay=5e-4)
+    rate = values.get("learning_rate", 0.1)
+    optimizer = build_optimizer("sgd", method, learning_rate=rate, weight_decay=5e-4)
     losses, first = [], {}
     for step in range(steps):
         output = model(batch_at(step, dtype))
@@ -129,11 +130,25 @@ def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int
     return {"losses": torch.stack(losses).numpy(), **first, **state}
 
 
+def reconstruct_alone() -> float:
+    """Rank 0 reconstructs with a sparse code while the other is in a collective of another kind."""
+    method, _ = build("autoencoder", {"encoder": "deep", "bottleneck": "sparse"}, torch.float32)
+    if distributed.rank() == 0:
+        method.eval().reconstruct(torch.rand(2, 3, SIZE, SIZE))  # type: ignore[operator]
+    return float(distributed.mean_over_ranks(torch.tensor([1.0 + distributed.rank()])))
+
+
 def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZE) -> tuple[Method[Any], nn.Module]:
-    """A method over a tiny encoder as the stages place it, and what the training loop calls."""
+    """A method over a tiny encoder as the stages place it, and what the training loop calls.
+
+    `values` are the method's, but for "encoder", "latent_dim" and "learning_rate".
+    """
     torch.manual_seed(0)
-    encoder = build_encoder("resnet-tiny", channels=3, image_size=size)
-    traits = Traits(image_size=size, channels=3, mirror=True)
+    values = {key: value for key, value in values.items() if key != "learning_rate"}
+    sizes = {key: values.pop(key) for key in ("latent_dim",) if key in values}
+    network = values.pop("encoder", "resnet-tiny")
+    encoder = build_encoder(network, channels=3, image_size=size, **sizes)
+    traits = Traits(image_size=size, channels=3, mirror=True, classes=2)
     method = load_method(name)(method_config(name, **values), encoder, traits).to(dtype).train()
     use_global_batch_norm(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method, wrap_for_workers(method)
@@ -144,4 +159,4 @@ def batch_at(step: int, dtype: torch.dtype, images: int = IMAGES, size: int = SI
     rng = np.random.default_rng(step)
     views = [torch.from_numpy(rng.random((images, 3, size, size))).to(dtype) for _ in range(3)]
     ids = torch.arange(images) + 100 * step + 1
-    return Batch([own(view) for view in views], own(ids), None, seed=7, epoch=step // 10, step=step)
+    return Batch([own(view) for view in views], own(ids), own(ids % 2), seed=7, epoch=step // 10, step=step)

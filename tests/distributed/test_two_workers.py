@@ -13,6 +13,20 @@ METHODS = [
     ("essl", {"temperature": 0.2}),
     ("autoencoder", {"corruption": "masking", "share": 0.5, "patch": 2}),
     ("autoencoder", {"corruption": "gaussian", "latent_dim": 6}),
+    ("autoencoder", {"encoder": "deep", "bottleneck": "sparse", "penalty": 1.0, "learning_rate": 0.01}),
+    ("autoencoder", {"encoder": "conv", "bottleneck": "contractive", "penalty": 1.0, "reconstruction": "rmse"}),
+    (
+        "autoencoder",
+        {
+            "latent_dim": 6,
+            "bottleneck": "conditional",
+            "reconstruction": "bce",
+            "binarize": "dynamic",
+            "corruption": "salt-and-pepper",
+            "learning_rate": 1e-4,
+        },
+    ),
+    ("pixelcnn", {"encoder": "pixelcnn", "levels": 4}),
 ]
 
 
@@ -35,6 +49,10 @@ def test_helpers(workers: Workers):
             "rows": [[0, 1], [10, 11], [12, 13], [14, 15]],
             "empty": [[0, 1]],
         }
+
+
+def test_one_worker_may_reconstruct_alone(workers: Workers):
+    assert workers.run(cases.reconstruct_alone) == [1.5, 1.5]
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -71,7 +89,7 @@ def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
         assert np.linalg.norm(together - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize(("name", "values"), METHODS)
+@pytest.mark.parametrize(("name", "values"), METHODS[:6])  # over convolutions with BatchNorm, where a bit matters
 def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Workers, name, values):
     """Where one bit of a statistic differed, ReLUs would open that are shut in the other run: gradients 1e-3 apart."""
     alone = cases.features_case(name, values, 64, 32)

@@ -1,4 +1,7 @@
-"""Autoencoder: sizes, corruption, and what the loss compares."""
+"""Autoencoder: sizes, what the loss compares, which choices go together, and bounds of the likelihood."""
+
+import math
+from itertools import product
 
 import pytest
 import torch
@@ -7,34 +10,30 @@ from torch.nn import functional as F
 from pipeline.config import method_config
 from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
-from pipeline.methods.autoencoder import (
-    Autoencoder,
-    AutoencoderConfig,
-    Decoder,
-    add_gaussian_noise,
-    count_halvings,
-    halved,
-    mask_patches,
-)
+from pipeline.methods.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.methods.base import Batch, Traits
 
-KEY = [0, 0, torch.arange(1, 201), 0, "corruption"]
+BOTTLENECKS = ("plain", "sparse", "contractive", "variational", "conditional")
+CORRUPTIONS = ("none", "gaussian", "salt-and-pepper", "masking")
 
 
-def build(size: int = 8, channels: int = 3, encoder: str = "cnn-small", **values) -> Autoencoder:
+def build(size: int = 8, channels: int = 3, encoder: str = "cnn-small", latent_dim=None, **values) -> Autoencoder:
     torch.manual_seed(0)
-    traits = Traits(image_size=size, channels=channels, mirror=True)
-    return Autoencoder(AutoencoderConfig(**values), build_encoder(encoder, channels=channels, image_size=size), traits)
+    traits = Traits(image_size=size, channels=channels, mirror=True, classes=4)
+    net = build_encoder(encoder, channels=channels, image_size=size, latent_dim=latent_dim)
+    return Autoencoder(AutoencoderConfig(**values), net, traits)
 
 
 def batch_of(images: torch.Tensor, epoch: int = 0) -> Batch:
-    return Batch([images], torch.arange(1, len(images) + 1), None, seed=0, epoch=epoch, step=0)
+    labels = torch.arange(len(images)) % 4
+    return Batch([images], torch.arange(1, len(images) + 1), labels, seed=0, epoch=epoch, step=0)
 
 
-@pytest.mark.parametrize("size", [8, 27, 28, 32, 33, 64])
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_output_has_the_size_of_the_input(size, channels):
-    method = build(size, channels)
+@pytest.mark.parametrize("size", [8, 27, 32, 65])
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("encoder", ["cnn-small", "conv", "deep"])
+def test_output_has_the_size_of_the_input(size, channels, encoder):
+    method = build(size, channels, encoder)
     images = torch.rand(2, channels, size, size)
     found = method.reconstruct(images)
     assert found.shape == images.shape
@@ -42,32 +41,39 @@ def test_output_has_the_size_of_the_input(size, channels):
     assert method(batch_of(images)).loss.shape == ()
 
 
-@pytest.mark.parametrize("encoder", ["resnet-tiny", "resnet18", "mlp"])
-def test_any_encoder_has_a_decoder(encoder):
-    method = build(32, 3, encoder)
+@pytest.mark.parametrize("encoder", ["resnet-tiny", "resnet18", "mlp", "linear"])
+@pytest.mark.parametrize("latent_dim", [None, 7])
+def test_any_encoder_has_a_decoder(encoder, latent_dim):
+    method = build(32, 3, encoder, latent_dim)
     images = torch.rand(2, 3, 32, 32)
     assert method.reconstruct(images).shape == images.shape
+    if latent_dim is not None:
+        assert method.codes(images).shape == (2, 7)
 
 
-def test_decoder_takes_other_sizes_than_it_was_built_for():
-    decoder = Decoder(16, 3, stages=2).eval()
-    assert decoder(torch.rand(1, 16, 5, 7), (19, 26)).shape == (1, 3, 19, 26)
+@pytest.mark.parametrize(("encoder", "bottleneck", "corruption"), product(["deep", "conv"], BOTTLENECKS, CORRUPTIONS))
+def test_choices_combine_freely(encoder, bottleneck, corruption):
+    method = build(28, 1, encoder, 6, bottleneck=bottleneck, corruption=corruption)
+    output = method(batch_of(torch.rand(8, 1, 28, 28)))
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_halvings_mirror_strides_of_two():
-    assert [halved((33, 8), times) for times in range(4)] == [(33, 8), (17, 4), (9, 2), (5, 1)]
-    assert [count_halvings(size, 4) for size in (4, 5, 8, 28, 32, 33)] == [0, 1, 1, 3, 3, 4]
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_bf16_computes_about_the_same(bottleneck):
+    method = build(28, 1, "conv", 6, bottleneck=bottleneck, corruption="none")
+    batch = batch_of(torch.rand(8, 1, 28, 28))
+    exact = method(batch).loss
+    with torch.autocast("cpu", torch.bfloat16):
+        output = method(batch)
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    torch.testing.assert_close(output.loss, exact, rtol=0.02, atol=0)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in method.parameters())
 
 
-def test_latent_is_as_wide_as_asked():
-    method = build(latent_dim=7)
-    codes = []
-    method.bottleneck[1].register_forward_hook(lambda module, inputs, output: codes.append(output))
-    assert method.reconstruct(torch.rand(2, 3, 8, 8)).shape == (2, 3, 8, 8)
-    assert codes[0].shape == (2, 7)
-
-
-@pytest.mark.parametrize("corruption", ["masking", "gaussian", "none"])
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
 def test_loss_is_against_the_clean_image(corruption):
     method = build(corruption=corruption, share=0.5)
     images = torch.rand(4, 3, 8, 8)
@@ -78,6 +84,21 @@ def test_loss_is_against_the_clean_image(corruption):
     torch.testing.assert_close(method(batch).loss, expected)
 
 
+def test_penalties_are_added_with_their_weight():
+    images = torch.rand(4, 3, 8, 8)
+    light, heavy = (build(bottleneck="sparse", corruption="none", penalty=penalty) for penalty in (0.0, 2.0))
+    active = torch.sigmoid(light.see(images, None, None).code).flatten(1).mean(dim=0)
+    penalty = (0.05 * (0.05 / active).log() + 0.95 * (0.95 / (1 - active)).log()).sum()
+    torch.testing.assert_close(heavy(batch_of(images)).loss - light(batch_of(images)).loss, 2 * penalty)
+
+
+def test_kl_grows_over_its_warm_up_and_is_spread_over_pixels_beside_a_mean():
+    method = build(8, 3, "deep", 5, bottleneck="variational", beta=3.0, kl_warmup_epochs=3, reconstruction="bce")
+    assert [method.weight(epoch) for epoch in range(5)] == pytest.approx([0.75, 1.5, 2.25, 3.0, 3.0])
+    beside_mean = build(8, 3, "deep", 5, bottleneck="variational", beta=3.0)
+    assert beside_mean.weight(0) == pytest.approx(3.0 / (3 * 8 * 8))
+
+
 def test_features_are_the_encoders():
     method = build(encoder="resnet-tiny", corruption="none")
     images = torch.rand(4, 3, 8, 8)
@@ -86,33 +107,7 @@ def test_features_are_the_encoders():
     assert not output.features.requires_grad
 
 
-def test_gaussian_noise_has_its_strength():
-    grey = torch.full((200, 3, 8, 8), 0.5)
-    weak = add_gaussian_noise(grey, 0.05, KEY) - grey  # ten standard deviations from a clip
-    assert weak.mean().item() == pytest.approx(0.0, abs=1e-3)
-    assert weak.std().item() == pytest.approx(0.05, rel=0.01)
-    strong = add_gaussian_noise(grey, 0.4, KEY)
-    assert (strong.min(), strong.max()) == (0.0, 1.0)
-    assert (strong == 0).float().mean().item() == pytest.approx(0.1056, abs=0.005)  # Φ(−0.5 / 0.4)
-
-
-@pytest.mark.parametrize(("share", "patch"), [(0.25, 1), (0.5, 4), (0.75, 3)])
-def test_masking_takes_its_share_of_whole_patches(share, patch):
-    images = torch.rand(200, 3, 16, 16) + 0.1
-    masked = mask_patches(images, share, patch, KEY)
-    gone = masked == 0
-    assert torch.equal(masked, torch.where(gone, 0.0, images))
-    assert (gone.all(dim=1) == gone.any(dim=1)).all()  # a pixel is masked in all its channels
-    assert gone.float().mean().item() == pytest.approx(share, abs=0.02)
-    corners = gone[:, 0, ::patch, ::patch]
-    assert torch.equal(corners.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, :16, :16], gone[:, 0])
-
-
-def test_everything_can_be_masked():
-    assert mask_patches(torch.ones(200, 1, 4, 4), 1.0, 2, KEY).sum() == 0
-
-
-@pytest.mark.parametrize("corruption", ["masking", "gaussian"])
+@pytest.mark.parametrize("corruption", ["masking", "gaussian", "salt-and-pepper"])
 def test_corruption_is_a_function_of_seed_epoch_and_id(corruption):
     method = build(corruption=corruption)
     images, ids = torch.rand(6, 3, 8, 8), torch.tensor([4, 8, 15, 16, 23, 42])
@@ -127,23 +122,107 @@ def test_corruption_is_a_function_of_seed_epoch_and_id(corruption):
 def test_corruption_leaves_the_image_alone():
     images = torch.rand(4, 3, 8, 8)
     before = images.clone()
-    for corruption in ("gaussian", "masking", "none"):
+    for corruption in CORRUPTIONS:
         build(corruption=corruption).corrupt(images, torch.arange(4), 0, 0)
     assert torch.equal(images, before)
 
 
-def test_gradients_reach_every_parameter():
-    method = build(latent_dim=5)
-    method(batch_of(torch.rand(4, 3, 8, 8))).loss.backward()
-    assert all(p.grad is not None for p in method.parameters())
+def test_dynamic_binarisation_draws_anew_every_epoch_and_keeps_the_mean():
+    method = build(8, 1, "deep", binarize="dynamic")
+    grey = torch.full((400, 1, 8, 8), 0.3)
+    ids = torch.arange(1, 401)
+    drawn = method.target(grey, [0, 0, ids, 0])
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    assert drawn.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert not torch.equal(drawn, method.target(grey, [0, 1, ids, 0]))
+    assert torch.equal(drawn, method.target(grey, [0, 0, ids, 0]))
 
 
-@pytest.mark.parametrize("values", [{"share": 1.5}, {"patch": 0}, {"corruption": "blur"}, {"latent_dim": 0}])
+def test_conditional_model_decodes_by_class():
+    method = build(8, 1, "deep", 5, bottleneck="conditional", corruption="none").eval()
+    z = torch.randn(1, 5).expand(4, 5)
+    images = method.images(z, torch.arange(4))
+    assert (images[0] - images[1]).abs().max() > 1e-3
+    images = torch.rand(4, 1, 8, 8)
+    unknown = method.codes(images, torch.full((4,), -1))
+    torch.testing.assert_close(unknown, method.encoder(images))
+    assert (method.codes(images, torch.zeros(4, dtype=torch.int64)) - unknown).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_bounds_are_in_order_and_close_in_on_the_likelihood():
+    """Linear decoder, Gaussian likelihood: log p(x) has a closed form, N(x; b, W Wᵀ + σ²I)."""
+    method = build(
+        3, 1, "linear", 2, bottleneck="variational", reconstruction="gaussian", output="none", sigma=0.5,
+        corruption="none",
+    ).double().eval()  # fmt: skip
+    x = torch.rand(6, 1, 3, 3, dtype=torch.float64)
+    layer = method.decoder.layers[0]
+    covariance = layer.weight @ layer.weight.T + 0.25 * torch.eye(9)
+    exact = torch.distributions.MultivariateNormal(layer.bias, covariance).log_prob(x.flatten(1))
+    key = [0, 0, torch.arange(1, 7), 0]
+    elbo, few = method.log_likelihood(x, None, 8, key)
+    _, many = method.log_likelihood(x, None, 4000, key)
+    assert (elbo <= few + 1e-12).all()  # Jensen, draw by draw
+    assert (elbo < exact).all()
+    torch.testing.assert_close(many, exact, atol=0.1, rtol=0)
+    assert (exact - few).mean() > (exact - many).mean() - 0.02
+
+
+def test_elbo_is_the_training_loss():
+    method = build(8, 1, "deep", 5, bottleneck="variational", reconstruction="bce", corruption="none")
+    images = torch.rand(64, 1, 8, 8).round()
+    batch = batch_of(images)
+    loss = torch.stack([method(Batch([images], batch.ids, None, 0, epoch, 0)).loss for epoch in range(60)]).mean()
+    elbo, _ = method.log_likelihood(images, None, 60, [1, 0, batch.ids, 0])
+    assert loss.item() == pytest.approx(-elbo.mean().item(), rel=2e-3)
+
+
+@pytest.mark.parametrize("values", [{"share": 1.5}, {"patch": 0}, {"corruption": "blur"}, {"rate": 1.0}])
 def test_values_out_of_range_are_refused(values):
     with pytest.raises(UserError, match=f"--method.{next(iter(values))}"):
         method_config("autoencoder", **values)
 
 
+@pytest.mark.parametrize(
+    ("encoder", "values", "message"),
+    [
+        ("cnn-small", {"bottleneck": "variational"}, "needs a code that is a vector and cnn-small gives a map"),
+        ("cnn-small", {"bottleneck": "contractive"}, "BatchNorm mixes the batch"),
+        ("deep", {"reconstruction": "bce", "output": "none"}, "bce compares probabilities"),
+        ("deep", {"patch": 9}, "--method.patch is 9: images have 8 pixels"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(encoder, values, message):
+    with pytest.raises(UserError, match=message):
+        build(encoder=encoder, **values)
+
+
+def test_bce_refuses_what_is_no_probability():
+    with pytest.raises(UserError, match=r"pixels in \[0, 1\] and these are in \[-1, -?0\]"):
+        build(encoder="deep", reconstruction="bce")(batch_of(-torch.ones(2, 3, 8, 8) * torch.eye(8)))
+
+
+def test_conditional_model_needs_labels():
+    encoder = build_encoder("deep", channels=1, image_size=8)
+    with pytest.raises(UserError, match="needs labels and the images have none"):
+        Autoencoder(AutoencoderConfig(bottleneck="conditional"), encoder, Traits(8, 1, True))
+
+
+def test_only_a_model_with_a_likelihood_has_bounds():
+    with pytest.raises(UserError, match="a bound of the likelihood needs"):
+        build(encoder="deep").log_likelihood(torch.rand(1, 3, 8, 8), None, 1, [0, 0, torch.ones(1).long(), 0])
+
+
 def test_default_view_is_the_clean_image():
     (view,) = Autoencoder.default_views(Traits(image_size=32, channels=3, mirror=True))
     assert view.to_dict() == {"operations": []}
+
+
+def test_reference_loss_in_numbers():
+    """One image of four pixels by hand."""
+    method = build(2, 1, "linear", 1, reconstruction="bce", corruption="none")
+    x = torch.tensor([[[[0.0, 1.0], [0.25, 1.0]]]])
+    p = method.reconstruct(x).flatten().tolist()
+    expected = -sum(t * math.log(q) + (1 - t) * math.log(1 - q) for t, q in zip([0.0, 1.0, 0.25, 1.0], p))
+    assert method(Batch([x], torch.ones(1).long(), None, 0, 0, 0)).loss.item() == pytest.approx(expected, rel=1e-5)

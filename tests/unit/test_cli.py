@@ -240,7 +240,8 @@ def test_out_is_a_file(places: dict[str, str], capsys: Capture) -> None:
 
 # Wrong input of the verbs on a run
 
-ON_A_RUN = ["probe", "finetune", "embed", "index", "evaluate", "report", "verify"]
+DECODING = ["reconstruct", "interpolate", "sample", "anomalies"]
+ON_A_RUN = ["probe", "finetune", "embed", "index", "evaluate", "report", "verify", *DECODING]
 
 
 @pytest.mark.parametrize("verb", [*ON_A_RUN, "query"])

@@ -206,3 +206,14 @@ def test_saved_files_are_plain_json_with_a_schema(tmp_path: Path, simclr: Config
     values = json.loads((tmp_path / "config.json").read_text())
     assert values["schema"] == configuration.SCHEMA
     assert set(values) == {"schema", *(field.name for field in dataclasses.fields(Config))}
+
+
+def test_classes_are_told_as_text() -> None:
+    for text, expected in (("3", ("3",)), ("red, green", ("red", "green")), ('["a,b"]', ("a,b",)), ("none", None)):
+        assert override(Config(), {"data.classes": text}).data.classes == expected
+
+
+def test_older_autoencoder_runs_are_read() -> None:
+    values = to_dict(Config(method=method_config("autoencoder")))
+    values["method"]["latent_dim"] = None
+    assert from_dict(values).method == method_config("autoencoder")

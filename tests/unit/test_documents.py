@@ -23,12 +23,12 @@ from pipeline.config import Config, method_config, override
 from pipeline.data import open_dataset, sources
 from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
-from pipeline.recipes import RECIPES
+from pipeline.recipes import RECIPES, build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {"--label-fraction", "--labels-per-class", "-k", "--save", "--json", "--help", "--no-follow"}
-OWN_OPTIONS |= {"--clean", "--older-than"}
+OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--normal", "--scratch", "--encoder"}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -56,7 +56,7 @@ def test_commands_name_verbs_recipes_and_options_that_exist(document: Path) -> N
         options = {word.split("=")[0] for word in rest if word.startswith("-")}
         assert options <= OWN_OPTIONS | set(FLAGS), f"{document.name}: {verb} {words}"
         values = {path: value for path, value in changes.items() if value not in ("DIR", "N", "M")}
-        override(Config(method=method_config("simclr")), values)
+        override(build_recipe(first) if first in RECIPES else Config(method=method_config("simclr")), values)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

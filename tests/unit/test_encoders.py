@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.weights import fit_channels
 
 DIMS = {"resnet-tiny": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "cnn-small": 128, "mlp": 256}
+DIMS |= {"linear": 32, "deep": 32}  # conv and pixelcnn: by size and channels
 
 
 def build(name: str = "resnet-tiny", channels: int = 3, image_size: int = 32, **options: object) -> Encoder:
@@ -31,7 +32,12 @@ def test_shapes_and_stages(name: str, channels: int, image_size: int) -> None:
     encoder = build(name, channels, image_size)
     x = images(encoder)
     found = encoder.stages(x)
-    assert encoder.dim == (256 if name == "cnn-small" and image_size > 64 else DIMS[name])
+    by_size = {
+        "cnn-small": 256 if image_size > 64 else 128,
+        "conv": {8: 16, 32: 64, 72: 256}[image_size],
+        "pixelcnn": {1: 32, 3: 33, 5: 35}[channels],
+    }
+    assert encoder.dim == by_size.get(name, DIMS.get(name))
     assert encoder(x).shape == (2, encoder.dim)
     assert tuple(found) == encoder.stage_names
     assert encoder.stage_names[-1] == "features"

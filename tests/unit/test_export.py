@@ -14,11 +14,11 @@ from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 
 
-def trained(name: str, channels: int, image_size: int, seed: int = 0) -> Encoder:
+def trained(name: str, channels: int, image_size: int, seed: int = 0, **sizes: int) -> Encoder:
     """An encoder whose statistics and parameters are nobody's defaults."""
     torch.manual_seed(seed)
     mean, std = [0.1 * (i + 1) for i in range(channels)], [0.2 + 0.1 * i for i in range(channels)]
-    encoder = build_encoder(name, channels=channels, image_size=image_size, mean=mean, std=std)
+    encoder = build_encoder(name, channels=channels, image_size=image_size, mean=mean, std=std, **sizes)
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -53,6 +53,25 @@ def test_round_trip(name: str, channels: int, image_size: int, tmp_path: Path) -
     assert manifest["extra"] == {"method": "simclr"}
 
 
+CODED = [
+    ("linear", {"latent_dim": 5}), ("deep", {"latent_dim": 5, "depth": 2}), ("conv", {"kernel": 5}),
+    ("pixelcnn", {"depth": 2, "kernel": 3, "latent_dim": 6}), ("resnet18", {"latent_dim": 5}),
+    ("cnn-small", {"latent_dim": 5}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "sizes"), CODED)
+@torch.no_grad()
+def test_round_trip_of_encoders_with_sizes(name: str, sizes: dict[str, int], tmp_path: Path) -> None:
+    encoder = trained(name, 3, 72 if name == "resnet18" else 16, **sizes)  # resnet18 there has torchvision's stem
+    export_encoder(encoder, tmp_path)
+    x = images(encoder)
+    again = load_encoder(tmp_path)
+    assert torch.equal(again(x), encoder(x))
+    assert again.sizes == encoder.sizes
+    assert (tmp_path / "encoder_module.py").exists()
+
+
 USE = """
 import sys
 sys.path.insert(0, ".")
@@ -65,11 +84,16 @@ assert not {"pipeline", "torchvision"} & set(sys.modules)
 """
 
 
-@pytest.mark.parametrize(("name", "channels", "image_size"), [("resnet-tiny", 3, 32), ("cnn-small", 4, 72)])
+@pytest.mark.parametrize(
+    ("name", "channels", "image_size", "sizes"),
+    [("resnet-tiny", 3, 32, {}), ("cnn-small", 4, 72, {}), ("deep", 1, 12, {"latent_dim": 4, "depth": 2})],
+)
 @torch.no_grad()
-def test_used_without_the_project(name: str, channels: int, image_size: int, tmp_path: Path) -> None:
+def test_used_without_the_project(
+    name: str, channels: int, image_size: int, sizes: dict[str, int], tmp_path: Path
+) -> None:
     """A process that sees only the exported files computes the same features from [0, 1] images."""
-    encoder = trained(name, channels, image_size)
+    encoder = trained(name, channels, image_size, **sizes)
     export_encoder(encoder, tmp_path)
     x = images(encoder)
     save_file({"images": x}, tmp_path / "images")

@@ -105,7 +105,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     run_worker_stages(run, ["pretrain"], Silent())
     done = []
 
-    def draw_once(work, draw):
+    def draw_once(work, draw, scratch):
         done.append(draw)
         if draw == 1 and done.count(1) == 1:
             raise Stopped(0, 1)
@@ -117,4 +117,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     run_worker_stages(run, ["finetune"], Silent())
     assert done == [0, 1, 1, 2]
     assert read_evaluation(run)["flat"]["finetune@10%/top1"] == pytest.approx(0.1)
-    assert stages.finished_draws(run / "checkpoints" / "finetune.json", "another key") == []
+    (accuracies,) = stages.finished_draws(run / "checkpoints" / "finetune.json").values()
+    assert accuracies == pytest.approx([0.0, 0.1, 0.2])
+    (run / "checkpoints" / "finetune.json").write_text("[1]")
+    assert stages.finished_draws(run / "checkpoints" / "finetune.json") == {}

@@ -486,6 +486,20 @@ def test_stages_come_in_the_order_of_the_encoder(tmp_path: Path, dataset: FakeDa
     )
 
 
+def test_few_labels_are_a_curve_beside_the_network_from_scratch(tmp_path: Path, dataset: FakeDataset) -> None:
+    records = [record(f"finetune@{n}-a-class/top1", 0.5 + n / 1000) for n in (1, 10, 100)]
+    records += [record(f"baseline/random-init/finetune@{n}-a-class/top1", n / 1000) for n in (1, 100)]
+    run = make_run(tmp_path / "a", records=records)
+    text, _ = render([run], run / "report.html")
+    section = text[text.index('id="few-labels"') :]
+    assert "100 labels a class: 60.0 %, from scratch 10.0 %" in section
+    assert "10 labels a class: 51.0 %<" in section
+    other = make_run(tmp_path / "b", records=records[:1])
+    text, _ = render([other], other / "report.html")
+    assert 'id="few-labels"' not in text
+    assert "fewer than two amounts of labels" in text
+
+
 def test_a_projection_is_computed_once_and_keeps_neighbourhoods() -> None:
     draw = np.random.default_rng(0)
     groups = np.repeat([0, 1, 2], 30)

@@ -16,7 +16,7 @@ from pipeline.methods.base import Method
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")])
 # They put the parts together, so they read the config; all others take plain arguments.
-BUILDERS = {"config", "recipes", "prepare", "stages", "launch", "verify", "query"}
+BUILDERS = {"config", "recipes", "recipes_autoencoder", "prepare", "stages", "launch", "verify", "query", "trained"}
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -104,7 +104,7 @@ def test_every_verb_is_a_module_with_a_main(verb: str) -> None:
 
 
 def test_every_entry_point_is_a_verb() -> None:
-    helpers = {"__init__", "main", "cli", "start"}
+    helpers = {"__init__", "main", "cli", "start", "decoding"}
     assert {path.stem for path in ROOT.glob("jobs/*.py")} - helpers == set(VERBS)
 
 

@@ -1,0 +1,36 @@
+"""What the benchmarks of the autoencoder family share: a recipe trained in this process, without Ray."""
+
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pipeline.config import override
+from pipeline.launch import prepare_shown
+from pipeline.prepare import Prepared
+from pipeline.progress import Display
+from pipeline.recipes import build_recipe
+from pipeline.reporter import LocalReporter
+from pipeline.runfolder import describe_software
+from pipeline.stages import run_worker_stages
+
+
+def train(recipe: str, run: Path, changes: Mapping[str, Any], stages: tuple[str, ...] = ("pretrain",)) -> Prepared:
+    """What `rayssl pretrain RECIPE --a.b …` does; a run that is there already is not done again."""
+    display = Display(Console(stderr=True, quiet=True))
+    config = override(build_recipe(recipe), {**changes, "wandb": "disabled"})
+    told = {key: ",".join(value) if isinstance(value, list) else str(value) for key, value in changes.items()}
+    options = [word for key, value in told.items() for word in (f"--{key}", value)]
+    prepared = prepare_shown(config, run, shlex.join(["rayssl", "pretrain", recipe, *options]), display)
+    run_worker_stages(run, list(stages), LocalReporter(display))
+    return prepared
+
+
+def facts(benchmark: str, path: str) -> dict[str, Any]:
+    """Name, command, commit, versions and machine; of the images' place only its name."""
+    words = [word.replace(path, Path(path).name) if path else word for word in sys.argv[1:]]
+    command = shlex.join(["python", f"benchmarks/{benchmark}.py", *words])
+    return {"benchmark": benchmark, "command": command, **describe_software()}

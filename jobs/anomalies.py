@@ -1,0 +1,64 @@
+"""rayssl anomalies RUN: the held-out images that are least like the training images."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from jobs.cli import parse, run_argument, run_folder
+from jobs.decoding import out_folder, show
+from jobs.main import run_verb
+
+if TYPE_CHECKING:
+    from pipeline.progress import Display
+
+SUMMARY = (
+    "Rank held-out images, or those of another folder, by how unusual they are: reconstruction error, negative ELBO or "
+    "likelihood where the run has such a model, and distance to the nearest training images for every run. AUROC where "
+    "--normal, or the --data.classes that the run was trained on, say which classes are normal."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, rank, print the figures."""
+    arguments: list[click.Parameter] = [
+        run_argument(),
+        click.Option(["--normal"], metavar="CLASS,…", help="classes that are normal [what the run was trained on]"),
+        click.Option(["-k", "k"], type=click.IntRange(min=1), default=5, help="neighbours for the distance [5]"),
+    ]
+    parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=("data.path",))
+    run = run_folder(parsed)
+    from pipeline.progress import Display
+
+    with Display() as display:
+        out = out_folder(run, parsed, "anomalies")
+        figures = rank(run, parsed.values, parsed.changes.get("data.path"), out, display)
+    flat = {f"auroc/{name}": value for name, value in figures.pop("auroc", {}).items()}
+    return show(out, {**figures, **flat}, parsed)
+
+
+def rank(run: Any, values: dict[str, Any], other: str | None, out: Any, display: "Display") -> dict[str, Any]:
+    """Open the run and the images, and rank them."""
+    from pipeline.anomalies import normal_images, rank_anomalies
+    from pipeline.launch import open_for_anomalies
+
+    seen = open_for_anomalies(run, other, display)
+    named = values["normal"].split(",") if values["normal"] else []
+    if not named and set(seen.trained_on) <= set(seen.class_names or ()):
+        named = list(seen.trained_on)
+    return rank_anomalies(
+        seen.encoder,
+        seen.trained,
+        seen.train,
+        seen.images,
+        normal_images(seen.images, seen.class_names, named),
+        k=values["k"],
+        device=seen.device,
+        precision=seen.precision,
+        out=out,
+        progress=lambda done, total: display({"run": run.name, "stage": "anomalies", "done": done, "total": total}),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("anomalies", sys.argv[1:]))

@@ -1,0 +1,39 @@
+"""What the verbs that use a run's decoder share."""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jobs.cli import Parsed
+
+if TYPE_CHECKING:
+    from pipeline.progress import Display
+    from pipeline.trained import Trained
+
+
+def open_shown(run: Path, encoder: str | None, display: "Display") -> "Trained":
+    """Open a trained run and show how its images are read."""
+    from pipeline.trained import open_trained
+
+    def reading(done: int, total: int) -> None:
+        display({"stage": "reading images", "done": done, "total": total})
+
+    return open_trained(run, None if encoder is None else Path(encoder), reading)
+
+
+def out_folder(run: Path, parsed: Parsed, name: str) -> Path:
+    """--out, or a folder in the run."""
+    return Path(parsed.values["out"]) if parsed.values["out"] else run / name
+
+
+def show(out: Path, figures: Mapping[str, Any], parsed: Parsed) -> int:
+    """The figures, a line each, and where the pictures are."""
+    for name, value in figures.items():
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        print(f"{name:<36} {text}", file=sys.stderr)
+    print(f"{'written to':<36} {out}", file=sys.stderr)
+    if parsed.values["json"]:
+        print(json.dumps({"out": str(out), **figures}))
+    return 0

@@ -1,0 +1,47 @@
+"""rayssl reconstruct RUN: what an autoencoder makes of held-out images, in pictures and figures."""
+
+import sys
+
+import click
+
+from jobs.cli import parse, run_argument, run_folder
+from jobs.decoding import open_shown, out_folder, show
+from jobs.main import run_verb
+
+SUMMARY = (
+    "Reconstruct the held-out images of a run: pictures, an error for each image, and bounds of the likelihood where "
+    "the model has one. With --encoder FOLDER a fine-tuned encoder of the same network goes under the run's decoder."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, reconstruct, print the figures."""
+    arguments: list[click.Parameter] = [
+        run_argument(),
+        click.Option(["--encoder"], metavar="FOLDER", help="a run that was fine-tuned, or a folder with its encoder"),
+        click.Option(["--draws"], type=click.IntRange(min=0), default=64, help="of z for the likelihood's bound [64]"),
+    ]
+    parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=())
+    run = run_folder(parsed)
+    from pipeline.evaluate import write_evaluation
+    from pipeline.progress import Display
+    from pipeline.reconstruct import reconstruct
+    from pipeline.runfolder import writer_lock
+
+    with Display() as display:
+        trained = open_shown(run, parsed.values["encoder"], display)
+        out = out_folder(run, parsed, "reconstruct" if trained.own_encoder else "reconstruct-finetuned")
+
+        def progress(done: int, total: int) -> None:
+            display({"run": run.name, "stage": "reconstruct", "done": done, "total": total})
+
+        records = reconstruct(trained, out, parsed.values["draws"], progress)
+        if trained.own_encoder:
+            with writer_lock(run):
+                write_evaluation(run, records)
+    figures = {record["metric"]: record["value"] for record in records}
+    return show(out, figures, parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("reconstruct", sys.argv[1:]))

@@ -1,0 +1,42 @@
+"""rayssl sample RUN: new images from a variational autoencoder or a PixelCNN."""
+
+import sys
+
+import click
+
+from jobs.cli import parse, run_argument, run_folder
+from jobs.decoding import open_shown, out_folder, show
+from jobs.main import run_verb
+
+SUMMARY = (
+    "New images from a model's prior: a sheet, the pixels, and how far they are from the training images. A "
+    "conditional model draws a row of every class; a PixelCNN draws pixel by pixel."
+)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, draw, print the figures."""
+    arguments: list[click.Parameter] = [
+        run_argument(),
+        click.Option(["--count"], type=click.IntRange(min=1), help="images [64], or of each class [10]"),
+        click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="the samples follow from it [0]"),
+    ]
+    parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=())
+    run = run_folder(parsed)
+    from pipeline.progress import Display
+    from pipeline.sample import sample
+
+    with Display() as display:
+        trained = open_shown(run, None, display)
+        out = out_folder(run, parsed, "samples")
+
+        def progress(done: int, total: int) -> None:
+            display({"run": run.name, "stage": "sample", "done": done, "total": total})
+
+        count = parsed.values["count"] or (10 if getattr(trained.method, "conditions", 0) else 64)
+        found = sample(trained, count, parsed.values["seed"], out, progress)
+    return show(out, found, parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("sample", sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""A run's whole method after training: the encoder with what it was trained together with, and the run's images.
+
+decoder.safetensors holds everything of a method that is not its encoder, float32; decoder.json its sha256 and the hash
+of the encoder that it belongs to.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.data import Dataset, Images
+from pipeline.encoders import Encoder
+from pipeline.errors import UserError
+from pipeline.export import encoder_hash, load_encoder
+from pipeline.files import replacing, sha256, write_json
+from pipeline.methods import load_method
+from pipeline.methods.base import Method
+from pipeline.prepare import open_data, traits_of
+from pipeline.runfolder import read_manifest
+from pipeline.train import autocast, choose_device, resolve_precision, to_float
+from pipeline.weights import read_manifest as read_export_manifest
+from pipeline.weights import read_state
+
+FILE, FACTS = "decoder.safetensors", "decoder.json"
+SCHEMA = 1
+BATCH = 256
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run that is looked at. `method` is in eval mode on `device`; `own_encoder`: it is the one trained with it."""
+
+    run: Path
+    config: Config
+    dataset: Dataset
+    method: Method[Any]
+    device: torch.device
+    precision: str
+    own_encoder: bool
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.config.train.seed
+
+    @property
+    def held_out_split(self) -> str:
+        """test, or val where there are no test images, or train where there are none either."""
+        return next(name for name in ("test", "val", "train") if len(getattr(self.dataset, name) or ()))
+
+    @property
+    def held_out(self) -> Images:
+        """The images of `held_out_split`."""
+        images: Images = getattr(self.dataset, self.held_out_split)
+        return images
+
+    def batches(self, images: Images, rows: NDArray[np.int64] | None = None) -> Iterator["Clean"]:
+        """Images of a split in order, or those at `rows`."""
+        rows = np.arange(len(images)) if rows is None else rows
+        for start in range(0, len(rows), BATCH):
+            yield self.clean(images, rows[start : start + BATCH])
+
+    def clean(self, images: Images, rows: NDArray[np.int64]) -> "Clean":
+        """The images at `rows` on the device, with ids and labels."""
+        pixels = torch.from_numpy(images.square(rows, self.dataset.image_size))
+        labels = None if images.labels is None else torch.from_numpy(images.labels[rows]).to(self.device)
+        ids = torch.from_numpy(images.ids[rows]).to(self.device)
+        return Clean(to_float(pixels, self.device, self.precision), ids, labels)
+
+    def computing(self) -> Any:
+        """Autocast as in training."""
+        return autocast(self.device, self.precision)
+
+
+@dataclass(frozen=True)
+class Clean:
+    """A batch without corruption: images (B, C, H, W) in [0, 1], ids (B,), labels (B,) or none."""
+
+    x: Tensor
+    ids: Tensor
+    labels: Tensor | None
+
+
+def save_decoder(method: Method[Any], run: Path) -> None:
+    """Write decoder.safetensors beside the exported encoder, whole or not at all."""
+    from safetensors.torch import save_file
+
+    state = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
+    plain = {key: value.detach().cpu() for key, value in state.items()}
+    plain = {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in plain.items()}
+    with replacing(run / FILE) as temporary:
+        save_file(plain, temporary)
+    write_json(run / FACTS, {"schema": SCHEMA, "encoder": encoder_hash(run), "sha256": sha256(run / FILE)})
+
+
+def read_decoder(run: Path) -> dict[str, Tensor]:
+    """The tensors of decoder.safetensors; UserError where it is missing, damaged or of another encoder."""
+    try:
+        facts: Any = json.loads((run / FACTS).read_text())
+        whole = facts["schema"] == SCHEMA and facts["sha256"] == sha256(run / FILE)
+    except FileNotFoundError:
+        raise UserError(f"{run} has no {FILE}: it was not pre-trained to its end, or by an older version") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run / FACTS} is damaged: start the run again in a new --out") from None
+    if not whole:
+        raise UserError(f"{run / FILE} is damaged (another sha256 than {FACTS} has): start the run again")
+    if facts["encoder"] != encoder_hash(run):
+        raise UserError(f"{run / FILE} is of another encoder than {run}/encoder.safetensors: start the run again")
+    return read_state(run / FILE)
+
+
+def load_trained(run: Path, config: Config, dataset: Dataset, encoder: Encoder | None = None) -> Method[Any]:
+    """The run's method with its trained weights, in eval mode on the CPU; `encoder` takes the place of its own.
+
+    UserError where the method kept nothing but its encoder.
+    """
+    name = configuration.method_name(config)
+    if name is None or not load_method(name).keeps_decoder:
+        raise UserError(f"{run} was trained by {name or 'no method'}: only autoencoder and pixelcnn keep a decoder")
+    state = read_decoder(run)
+    with torch.random.fork_rng(devices=[]):
+        method = load_method(name)(config.method, encoder or load_encoder(run), traits_of(config, dataset))
+    _, unexpected = method.load_state_dict(state, strict=False)
+    missing = [key for key in method.state_dict() if key not in state and not key.startswith("encoder.")]
+    if missing or unexpected:
+        raise UserError(f"{run}/{FILE} and config.json disagree; start the run again in a new --out")
+    return method.eval()
+
+
+def open_trained(run: Path, encoder_from: Path | None = None, progress: Progress | None = None) -> Trained:
+    """Open a run that was trained; `encoder_from` is a folder with an exported encoder of the same network.
+
+    Raises UserError where something is missing, damaged or does not fit.
+    """
+    config = configuration.load(run / "config.json")
+    dataset = open_unchanged(run, config, progress)
+    other = None if encoder_from is None else fitting_encoder(run, encoder_from)
+    device = choose_device()
+    method = load_trained(run, config, dataset, other).to(device)
+    precision = resolve_precision(config.train.precision, device)
+    return Trained(run, config, dataset, method, device, "fp32" if precision == "fp64" else precision, other is None)
+
+
+def open_unchanged(run: Path, config: Config, progress: Progress | None) -> Dataset:
+    """The run's images; UserError where they are not those it was trained on."""
+    dataset = open_data(config, progress)
+    if dataset.fingerprint != read_manifest(run)["data"]["fingerprint"]:
+        raise UserError(f"{dataset.path} has changed since {run} was trained: bring the images back, or train again")
+    return dataset
+
+
+def fitting_encoder(run: Path, folder: Path) -> Encoder:
+    """The fine-tuned encoder of a run where it has one, else its encoder; UserError where it is another network."""
+    if (folder / "manifest.json").exists():  # a run folder
+        base, folder = folder, folder / "finetuned"
+        if not (folder / "encoder.json").exists():
+            raise UserError(f"--encoder {base} has not been fine-tuned: `rayssl finetune {base}` does it")
+        if read_export_manifest(folder)["extra"].get("encoder") != encoder_hash(base):
+            raise UserError(f"--encoder {base} was fine-tuned before it was trained on: `rayssl finetune {base}` again")
+    own, other = load_encoder(run), load_encoder(folder)
+    for what in ("name", "stem", "channels", "image_size", "dim", "sizes"):
+        if getattr(own, what) != getattr(other, what):
+            raise UserError(
+                f"--encoder {folder} has {what} {getattr(other, what)} and {run} {getattr(own, what)}: "
+                "only a fine-tuned encoder of the same network fits under its decoder"
+            )
+    return other
