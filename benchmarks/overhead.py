@@ -1,6 +1,6 @@
 """What Ray, the loader, the start and the reading of images cost beside the computation.
 
-    python benchmarks/overhead.py --data.path CIFAR10 --steps 300
+    python benchmarks/overhead.py --data.path CIFAR10 --steps 150 --rounds 3
 
 Measures, taking turns where there are two sides:
   ray        images/s of `rayssl pretrain` under Ray over those of the same loop in a plain process (at least 0.97), and
@@ -76,6 +76,7 @@ def judge(training: dict[str, Any], start: dict[str, float], embedding: dict[str
 def flags(options: argparse.Namespace, loader: str) -> list[str]:
     """The flags of both sides."""
     own = ["--train.steps", str(options.steps), "--data.loader", loader, "--wandb", "disabled"]
+    own += ["--train.small-views", "0"]  # one speed from the first step to the last
     return ["--data.path", options.data, "--augment.backend", "albumentations", *own]
 
 
