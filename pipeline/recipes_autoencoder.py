@@ -32,7 +32,7 @@ SYSTEMS: dict[str, System] = {
         "A linear autoencoder without any non-linearity: it can do what PCA does.",
         {"corruption": "none", "output": "none"},
         "linear",
-        train={"learning_rate": 2e-3, "weight_decay": 0.0},
+        train={"learning_rate": 5e-3, "weight_decay": 0.0},
     ),
     "deep": System("A deep autoencoder: three fully connected layers each way.", {"corruption": "none"}, "deep"),
     "conv": System(
@@ -50,11 +50,11 @@ SYSTEMS: dict[str, System] = {
     ),
     "sparse-kl": System(
         "A sparse autoencoder: mean activities near 0.05 by the KL penalty.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "kl"},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "kl", "penalty": 1e-4},
     ),
     "sparse-log": System(
         "A sparse autoencoder: the penalty log(1 + p²) on mean activities.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log"},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log", "penalty": 1e-4},
     ),
     "sparse-l1": System(
         "A sparse autoencoder: the sum of activities as penalty.",
