@@ -54,11 +54,11 @@ SYSTEMS: dict[str, System] = {
     ),
     "sparse-log": System(
         "A sparse autoencoder: the penalty log(1 + p²) on mean activities.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log", "penalty": 1e-4},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log", "penalty": 1e-5},
     ),
     "sparse-l1": System(
         "A sparse autoencoder: the sum of activities as penalty.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "l1", "penalty": 1e-4},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "l1", "penalty": 1e-5},
     ),
     "contractive": System(
         "A contractive autoencoder: the Jacobian of the encoder as penalty.",
