@@ -50,15 +50,15 @@ SYSTEMS: dict[str, System] = {
     ),
     "sparse-kl": System(
         "A sparse autoencoder: mean activities near 0.05 by the KL penalty.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "kl", "penalty": 1e-4},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "kl", "penalty": 1e-3},
     ),
     "sparse-log": System(
         "A sparse autoencoder: the penalty log(1 + p²) on mean activities.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log", "penalty": 1e-5},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "log", "penalty": 1e-3},
     ),
     "sparse-l1": System(
         "A sparse autoencoder: the sum of activities as penalty.",
-        {"corruption": "none", "bottleneck": "sparse", "sparsity": "l1", "penalty": 1e-5},
+        {"corruption": "none", "bottleneck": "sparse", "sparsity": "l1", "penalty": 3e-4},
     ),
     "contractive": System(
         "A contractive autoencoder: the Jacobian of the encoder as penalty.",

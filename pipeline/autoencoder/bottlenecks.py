@@ -61,21 +61,33 @@ class Plain(Bottleneck):
 class Sparse(Bottleneck):
     """Sigmoid on the code, and a penalty on how active its units are.
 
+    BatchNorm comes before the sigmoid: the first gradients push all codes one way, and without it every unit is shut
+    or open for good within a few steps.
+
     log: Σ_j log(1 + p̂_j²); kl: Σ_j KL(rate ‖ p̂_j); p̂_j is the mean activity of unit j over the global batch.
     l1: Σ_j |a_j|, mean over the batch.
     """
 
-    def __init__(self, form: str, rate: float) -> None:
+    def __init__(self, latent_dim: int, form: str, rate: float) -> None:
         super().__init__()
         self.form, self.rate = form, rate
+        self.norm = nn.BatchNorm1d(latent_dim)
 
     def forward(self, seen: Seen) -> Squeezed:
-        active = torch.sigmoid(at_least_float32(seen.code))
+        active = torch.sigmoid(self._normalised(at_least_float32(seen.code)))
         if not self.training:  # nothing is gathered: the other workers may be elsewhere
             return Squeezed(active, no_penalty(active), {})
         mean = gather_with_grad(active.flatten(1).mean(dim=0, keepdim=True)).mean(dim=0)
         logs = {"train/active": mean.detach().mean()}
         return Squeezed(active, sparsity(self.form, active.flatten(1), mean, self.rate), logs)
+
+    def _normalised(self, code: Tensor) -> Tensor:
+        """Each of the D units over the batch, of a map over its places too."""
+        if code.ndim == 2:
+            return self.norm(code)  # type: ignore[no-any-return]
+        rows = code.movedim(1, -1)
+        normalised: Tensor = self.norm(rows.flatten(0, -2)).view(rows.shape).movedim(-1, 1)
+        return normalised
 
 
 class Contractive(Bottleneck):
@@ -140,7 +152,7 @@ class Sizes:
 
 BOTTLENECKS: dict[str, Callable[[Sizes], Bottleneck]] = {
     "plain": lambda sizes: Plain(),
-    "sparse": lambda sizes: Sparse(sizes.sparsity, sizes.rate),
+    "sparse": lambda sizes: Sparse(sizes.latent_dim, sizes.sparsity, sizes.rate),
     "contractive": lambda sizes: Contractive(),
     "variational": lambda sizes: Variational(sizes.latent_dim, sizes.before_dim, 0),
     "conditional": lambda sizes: Variational(sizes.latent_dim, sizes.before_dim, sizes.classes),

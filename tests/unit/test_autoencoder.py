@@ -87,7 +87,11 @@ def test_loss_is_against_the_clean_image(corruption):
 def test_penalties_are_added_with_their_weight():
     images = torch.rand(4, 3, 8, 8)
     light, heavy = (build(bottleneck="sparse", corruption="none", penalty=penalty) for penalty in (0.0, 2.0))
-    active = torch.sigmoid(light.see(images, None, None).code).flatten(1).mean(dim=0)
+    code = light.see(images, None, None).code
+    normalised = (code - code.mean((0, 2, 3), keepdim=True)) / (
+        code.var((0, 2, 3), correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    active = torch.sigmoid(normalised).flatten(1).mean(dim=0)
     penalty = (0.05 * (0.05 / active).log() + 0.95 * (0.95 / (1 - active)).log()).sum()
     torch.testing.assert_close(heavy(batch_of(images)).loss - light(batch_of(images)).loss, 2 * penalty)
 
