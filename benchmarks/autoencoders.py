@@ -9,6 +9,7 @@ every run. What is in --runs already is not done again.
 """
 
 import argparse
+import json
 import shlex
 import statistics
 import sys
@@ -74,6 +75,7 @@ def main() -> int:
         "summary": summary,
         "figures": rows,
         "seconds": seconds,
+        "commits": {run.parent.name: json.loads(run.read_text())["commit"] for run in options.runs.glob("*/manifest.json")},
     })  # fmt: skip
     print_table(summary)
     return 0

@@ -71,7 +71,11 @@ SYSTEMS: dict[str, System] = {
     ),
     "cvae": System(
         "A variational autoencoder that is given the label and can draw a class.",
-        {"corruption": "none", "bottleneck": "conditional", "reconstruction": "bce", "kl_warmup_epochs": 2},
+        {
+            "corruption": "none",
+            "bottleneck": "conditional",
+            "reconstruction": "bce",
+        },  # from the start: what the KL keeps out of the code, the label has to tell,
     ),
     "pixelcnn": System(
         "A gated PixelCNN: the exact likelihood of every pixel given those before it.",

@@ -157,7 +157,9 @@ class Autoencoder(Method[AutoencoderConfig]):
         """What the decoder's last layer gives."""
         if self.conditions:
             assert labels is not None
-            z = torch.cat([z, one_hot(labels, self.conditions).to(z)], dim=1)
+            # As long as a code drawn from the prior is: of length 1 the label would be lost beside it.
+            known = z.shape[1] ** 0.5 * one_hot(labels, self.conditions).to(z)
+            z = torch.cat([z, known], dim=1)
         found: Tensor = self.decoder(z)
         return found
 
