@@ -75,7 +75,7 @@ def main() -> int:
         "summary": summary,
         "figures": rows,
         "seconds": seconds,
-        "commits": {run.parent.name: json.loads(run.read_text())["commit"] for run in options.runs.glob("*/manifest.json")},
+        "commits": commits(options.runs),
     })  # fmt: skip
     print_table(summary)
     return 0
@@ -113,6 +113,11 @@ def figures(
     run_evaluate(run, prepared.dataset)
     flat: dict[str, float] = read_evaluation(run)["flat"]
     return flat
+
+
+def commits(runs: Path) -> dict[str, str]:
+    """Of the code that each run was made with."""
+    return {path.parent.name: json.loads(path.read_text())["commit"] for path in sorted(runs.glob("*/manifest.json"))}
 
 
 def baselines(options: argparse.Namespace) -> list[tuple[str, int | None]]:

@@ -71,11 +71,8 @@ SYSTEMS: dict[str, System] = {
     ),
     "cvae": System(
         "A variational autoencoder that is given the label and can draw a class.",
-        {
-            "corruption": "none",
-            "bottleneck": "conditional",
-            "reconstruction": "bce",
-        },  # from the start: what the KL keeps out of the code, the label has to tell,
+        # The KL counts from the start: what it keeps out of the code, the label has to tell.
+        {"corruption": "none", "bottleneck": "conditional", "reconstruction": "bce"},
     ),
     "pixelcnn": System(
         "A gated PixelCNN: the exact likelihood of every pixel given those before it.",
