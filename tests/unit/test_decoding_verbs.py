@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import quiet
 from PIL import Image
+from rich.console import Console
 
 from jobs.main import main
 from pipeline.anomalies import auroc
@@ -18,6 +18,7 @@ from pipeline.config import Config
 from pipeline.evaluate import read_evaluation
 from pipeline.interpolate import lerp, slerp
 from pipeline.launch import prepare_shown
+from pipeline.progress import Display
 from pipeline.reporter import Silent
 from pipeline.sample import nearest_distance
 from pipeline.stages import run_worker_stages
@@ -25,6 +26,7 @@ from pipeline.trained import open_trained
 from pipeline.verify import verify
 
 Make = Callable[..., Path]
+QUIET = Display(Console(quiet=True))
 CODE = {"encoder.name": "deep", "encoder.latent_dim": 4}
 
 
@@ -37,7 +39,7 @@ def trained(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPat
         name = f"{system}{sorted((changes or {}).items())}"
         if name not in made:
             made[name] = tmp_path_factory.mktemp("runs") / system
-            prepare_shown(tiny_config(system, {**CODE, **(changes or {})}), made[name], "rayssl", quiet())
+            prepare_shown(tiny_config(system, {**CODE, **(changes or {})}), made[name], "rayssl", QUIET)
             some = "data.classes" in (changes or {})
             run_worker_stages(made[name], ["pretrain"] if some else ["pretrain", "finetune"], Silent())
         return made[name]
@@ -232,7 +234,7 @@ def test_conditional_model_on_unlabelled_images(tiny_config, tmp_path, images):
     for i, path in enumerate(sorted(images.rglob("*.png"))):
         (folder / f"{i}.png").write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="conditional needs labels and the images have none"):
-        prepare_shown(tiny_config("cvae", {**CODE, "data.path": str(folder)}), tmp_path / "run", "rayssl", quiet())
+        prepare_shown(tiny_config("cvae", {**CODE, "data.path": str(folder)}), tmp_path / "run", "rayssl", QUIET)
     assert not (tmp_path / "run").exists()
 
 
