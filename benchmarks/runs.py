@@ -17,6 +17,8 @@ from pipeline.reporter import LocalReporter
 from pipeline.runfolder import describe_software
 from pipeline.stages import run_worker_stages
 
+PLACES = ("--run", "--runs", "--out")
+
 
 def train(recipe: str, run: Path, changes: Mapping[str, Any], stages: tuple[str, ...] = ("pretrain",)) -> Prepared:
     """What `rayssl pretrain RECIPE --a.b …` does; a run that is there already is not done again."""
@@ -30,7 +32,11 @@ def train(recipe: str, run: Path, changes: Mapping[str, Any], stages: tuple[str,
 
 
 def facts(benchmark: str, path: str) -> dict[str, Any]:
-    """Name, command, commit, versions and machine; of the images' place only its name."""
+    """Name, command, commit, versions and machine; of the images' place only its name, nothing of the runs' places."""
     words = [word.replace(path, Path(path).name) if path else word for word in sys.argv[1:]]
+    for place in PLACES:
+        if place in words:
+            at = words.index(place)
+            words[at : at + 2] = []
     command = shlex.join(["python", f"benchmarks/{benchmark}.py", *words])
     return {"benchmark": benchmark, "command": command, **describe_software()}
