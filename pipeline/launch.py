@@ -277,7 +277,7 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     from pipeline.data import open_dataset
     from pipeline.export import load_encoder
     from pipeline.methods import load_method
-    from pipeline.train import choose_device, resolve_precision
+    from pipeline.train import choose_device, plain_precision, resolve_precision
     from pipeline.trained import open_trained, open_unchanged
 
     config = configuration.load(run / "config.json")
@@ -294,8 +294,6 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
             progress=_reading(display),
         )  # fmt: skip
         images, names = found.train.join(found.val, found.test), found.class_names
-    precision = resolve_precision(config.train.precision, device)
-    return Watched(
-        encoder.to(device), trained, own.train, images, names, config.data.classes or (), device,
-        "fp32" if precision == "fp64" else precision,
-    )  # fmt: skip
+    precision = plain_precision(resolve_precision(config.train.precision, device))
+    classes = config.data.classes or ()
+    return Watched(encoder.to(device), trained, own.train, images, names, classes, device, precision)

@@ -58,7 +58,7 @@ from pipeline.runfolder import (
     writer_lock,
 )
 from pipeline.tracking import Tracker, start_tracker
-from pipeline.train import Hooks, choose_device, resolve_precision, to_batch, to_float, train
+from pipeline.train import Hooks, choose_device, plain_precision, resolve_precision, to_batch, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
@@ -287,7 +287,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         return
     began = time.perf_counter()
     settings = dataclasses.asdict(config.evaluate)
-    settings.update(seed=config.train.seed, checkpoint=first.encoder_hash[:12])
+    settings.update(seed=config.train.seed, checkpoint=first.encoder_hash[:12], all_classes=config.data.classes is None)
     records = evaluate_embeddings(splits["train"], splits["test"], **settings)
     baseline = embeddings_folder(run, name, f"baseline/{BASELINE}/")
     for other in sorted(baseline.parent.glob("*/train.parquet")):
@@ -720,7 +720,13 @@ def check_finite(method: Method[Any], step: int) -> None:
 def show_reconstructions(work: Work, method: Method[Any]) -> None:
     """figures/reconstructions.png, and the errors of the first held-out images."""
     trained = Trained(
-        work.run, work.config, work.dataset, method.eval(), work.device, plain_precision(work), own_encoder=True
+        work.run,
+        work.config,
+        work.dataset,
+        method.eval(),
+        work.device,
+        plain_precision(work.precision),
+        own_encoder=True,
     )
     images = trained.held_out.select(np.arange(min(len(trained.held_out), RECONSTRUCTED)))
     save_pictures(trained, images, work.run / "figures" / "reconstructions.png")
@@ -769,13 +775,8 @@ def embeddings_of(work: Work, encoder: Encoder, prefix: str, split: str) -> NDAr
     if f"{prefix}{split}" in work.features:
         return work.features[f"{prefix}{split}"]["features"]
     images = split_of(work, split)
-    precision, progress = plain_precision(work), counting(work, f"{prefix}embed/{split}")
+    precision, progress = plain_precision(work.precision), counting(work, f"{prefix}embed/{split}")
     return embed_images(encoder, images, device=work.device, precision=precision, progress=progress)
-
-
-def plain_precision(work: Work) -> str:
-    """Frozen encoders are kept and used in single precision also where they were trained in double."""
-    return "fp32" if work.precision == "fp64" else work.precision
 
 
 def split_of(work: Work, split: str) -> Images:
@@ -802,7 +803,7 @@ def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[s
             split_of(work, split),
             pool=work.config.probe.pool,
             device=work.device,
-            precision=plain_precision(work),
+            precision=plain_precision(work.precision),
             progress=counting(work, f"{prefix}features/{split}"),
         )
     return work.features[key]

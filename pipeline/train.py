@@ -117,6 +117,11 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return "bf16" if has_bf16 else "fp32"
 
 
+def plain_precision(precision: str) -> str:
+    """What a trained network is used in: single precision also where it was trained in double, as it is kept so."""
+    return "fp32" if precision == "fp64" else precision
+
+
 def choose_device() -> torch.device:
     """The GPU this worker was given, else the CPU."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

@@ -26,7 +26,7 @@ from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.prepare import open_data, traits_of
 from pipeline.runfolder import read_manifest
-from pipeline.train import autocast, choose_device, resolve_precision, to_float
+from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
 
@@ -148,8 +148,8 @@ def open_trained(run: Path, encoder_from: Path | None = None, progress: Progress
     other = None if encoder_from is None else fitting_encoder(run, encoder_from)
     device = choose_device()
     method = load_trained(run, config, dataset, other).to(device)
-    precision = resolve_precision(config.train.precision, device)
-    return Trained(run, config, dataset, method, device, "fp32" if precision == "fp64" else precision, other is None)
+    precision = plain_precision(resolve_precision(config.train.precision, device))
+    return Trained(run, config, dataset, method, device, precision, other is None)
 
 
 def open_unchanged(run: Path, config: Config, progress: Progress | None) -> Dataset:

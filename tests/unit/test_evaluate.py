@@ -197,3 +197,10 @@ def test_unreadable_evaluation(tmp_path: Path, text: str, message: str) -> None:
 def test_no_evaluation_yet(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"`rayssl evaluate .*` writes it"):
         read_evaluation(tmp_path)
+
+
+def test_knn_is_left_out_where_training_images_are_of_some_classes() -> None:
+    sets = make("train", 60), make("test", 40, seed=1)
+    settings = {"k": 20, "temperature": 0.07, "clusters": None, "seed": 3}
+    found = {record["metric"] for record in evaluate_embeddings(*sets, **settings, all_classes=False)}  # type: ignore[arg-type]
+    assert found == (LABEL_FREE | LABELLED) - {"knn/top1"}
