@@ -10,30 +10,23 @@ every run. What is in --runs already is not done again.
 
 import argparse
 import json
-import shlex
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from runs import facts, train
 from sklearn.decomposition import PCA
 
 from jobs.cli import take_config_paths
-from pipeline.config import Config, override
 from pipeline.data import Dataset
 from pipeline.evaluate import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
 from pipeline.files import write_json
-from pipeline.launch import prepare_shown
-from pipeline.prepare import open_data
 from pipeline.probe import probe
-from pipeline.progress import Display
-from pipeline.recipes import build_recipe
-from pipeline.reporter import LocalReporter
-from pipeline.runfolder import describe_software
-from pipeline.stages import run_evaluate, run_worker_stages
+from pipeline.stages import run_evaluate
 from pipeline.train import choose_device
 
 SYSTEMS = (
@@ -52,24 +45,20 @@ def main() -> int:
     options, changes = parse()
     rows: dict[str, list[dict[str, float]]] = {}
     seconds: dict[str, list[float]] = {}
-    display = Display(Console(stderr=True, quiet=True))
     for seed in options.seeds:
         for system in options.systems:
             began = time.monotonic()
-            flat = figures(system, seed, options, changes, display)
+            flat, dataset = figures(system, seed, options, changes)
             rows.setdefault(system, []).append({key: flat[key] for key in METRICS if key in flat})
             untrained = {key: flat[UNTRAINED + key] for key in METRICS if UNTRAINED + key in flat}
             rows.setdefault(f"{system}, untrained", []).append(untrained)
             seconds.setdefault(system, []).append(round(time.monotonic() - began, 1))
             print(f"{system} seed {seed}: {flat['reconstruct/mse']:.5f} {flat['probe/top1']:.4f}", file=sys.stderr)
-        dataset = open_data(config_of(options.systems[0], seed, options, changes))
         for name, components in baselines(options):
             rows.setdefault(name, []).append(baseline(dataset, components, seed))
     summary = {name: summarise(found) for name, found in rows.items()}
     write_json(options.out, {
-        "benchmark": "autoencoders",
-        "command": shlex.join(["python", "benchmarks/autoencoders.py", *public(sys.argv[1:], options.path)]),
-        **describe_software(),
+        **facts("autoencoders", options.path),
         "seeds": options.seeds,
         "train_images": len(dataset.train),
         "summary": summary,
@@ -96,23 +85,15 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any]]:
     return options, changes
 
 
-def config_of(system: str, seed: int, options: argparse.Namespace, changes: dict[str, Any]) -> Config:
-    """The recipe with the options."""
-    return override(build_recipe(f"{system}-{options.data}"), {**changes, "train.seed": seed, "wandb": "disabled"})
-
-
 def figures(
-    system: str, seed: int, options: argparse.Namespace, changes: dict[str, Any], display: Display
-) -> dict[str, float]:
-    """Every figure of one run."""
+    system: str, seed: int, options: argparse.Namespace, changes: dict[str, Any]
+) -> tuple[dict[str, float], Dataset]:
+    """Every figure of one run, and its images."""
     run = options.runs / f"{system}-{options.data}-{seed}"
-    config = config_of(system, seed, options, changes)
-    command = shlex.join(["rayssl", "run", f"{system}-{options.data}", "--train.seed", str(seed)])
-    prepared = prepare_shown(config, run, command, display)
-    run_worker_stages(run, ["pretrain", "probe", "embed"], LocalReporter(display))
+    stages = ("pretrain", "probe", "embed")
+    prepared = train(f"{system}-{options.data}", run, {**changes, "train.seed": seed}, stages)
     run_evaluate(run, prepared.dataset)
-    flat: dict[str, float] = read_evaluation(run)["flat"]
-    return flat
+    return read_evaluation(run)["flat"], prepared.dataset
 
 
 def commits(runs: Path) -> dict[str, str]:
@@ -142,8 +123,10 @@ def baseline(dataset: Dataset, components: int | None, seed: int) -> dict[str, f
         pca = PCA(components, random_state=seed).fit(pixels["train"])
         restored = pca.inverse_transform(pca.transform(pixels["test"]))
         found["reconstruct/mse"] = float(((restored - pixels["test"]) ** 2).mean())
-        for name, split in splits.items():
-            object.__setattr__(split, "vectors", pca.transform(pixels[name]).astype(np.float32))
+        splits = {
+            name: replace(split, vectors=pca.transform(pixels[name]).astype(np.float32))
+            for name, split in splits.items()
+        }
     labelled = [(split.vectors, split.labels) for split in splits.values()]
     result = probe(
         *labelled, classes=len(dataset.class_names or ()), epochs=20, batch_size=512,  # type: ignore[arg-type]
@@ -188,11 +171,6 @@ def cell(key: str, figure: dict[str, float] | None) -> str:
         return "–"
     scale, digits = (1.0, 4) if key == "reconstruct/mse" else (100.0, 1)
     return f"{scale * figure['mean']:.{digits}f} ± {scale * figure['std']:.{digits}f}"
-
-
-def public(words: list[str], path: str) -> list[str]:
-    """The command's words, with only the name of the folder of images."""
-    return [word.replace(path, Path(path).name) if path else word for word in words]
 
 
 if __name__ == "__main__":

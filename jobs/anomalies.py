@@ -1,12 +1,13 @@
 """rayssl anomalies RUN: the held-out images that are least like the training images."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs.cli import parse, run_argument, run_folder
-from jobs.decoding import out_folder, show
+from jobs.decoding import counting, out_folder, show
 from jobs.main import run_verb
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> int:
     return show(out, {**figures, **flat}, parsed)
 
 
-def rank(run: Any, values: dict[str, Any], other: str | None, out: Any, display: "Display") -> dict[str, Any]:
+def rank(run: Path, values: dict[str, Any], other: str | None, out: Path, display: "Display") -> dict[str, Any]:
     """Open the run and the images, and rank them."""
     from pipeline.anomalies import normal_images, rank_anomalies
     from pipeline.launch import open_for_anomalies
@@ -56,7 +57,7 @@ def rank(run: Any, values: dict[str, Any], other: str | None, out: Any, display:
         device=seen.device,
         precision=seen.precision,
         out=out,
-        progress=lambda done, total: display({"run": run.name, "stage": "anomalies", "done": done, "total": total}),
+        progress=counting(display, f"{run.name} anomalies"),
     )
 
 

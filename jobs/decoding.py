@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,12 @@ def open_shown(run: Path, encoder: str | None, display: "Display") -> "Trained":
     """Open a trained run and show how its images are read."""
     from pipeline.trained import open_trained
 
-    def reading(done: int, total: int) -> None:
-        display({"stage": "reading images", "done": done, "total": total})
+    return open_trained(run, None if encoder is None else Path(encoder), counting(display, "reading images"))
 
-    return open_trained(run, None if encoder is None else Path(encoder), reading)
+
+def counting(display: "Display", stage: str) -> Callable[[int, int], None]:
+    """Shows how far something has come."""
+    return lambda done, total: display({"stage": stage, "done": done, "total": total})
 
 
 def out_folder(run: Path, parsed: Parsed, name: str) -> Path:

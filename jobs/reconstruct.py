@@ -5,7 +5,7 @@ import sys
 import click
 
 from jobs.cli import parse, run_argument, run_folder
-from jobs.decoding import open_shown, out_folder, show
+from jobs.decoding import counting, open_shown, out_folder, show
 from jobs.main import run_verb
 
 SUMMARY = (
@@ -32,10 +32,7 @@ def main(argv: list[str]) -> int:
         trained = open_shown(run, parsed.values["encoder"], display)
         out = out_folder(run, parsed, "reconstruct" if trained.own_encoder else "reconstruct-finetuned")
 
-        def progress(done: int, total: int) -> None:
-            display({"run": run.name, "stage": "reconstruct", "done": done, "total": total})
-
-        records = reconstruct(trained, out, parsed.values["draws"], progress)
+        records = reconstruct(trained, out, parsed.values["draws"], counting(display, f"{run.name} reconstruct"))
         if trained.own_encoder:
             with writer_lock(run):
                 write_evaluation(run, records)

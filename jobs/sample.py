@@ -5,7 +5,7 @@ import sys
 import click
 
 from jobs.cli import parse, run_argument, run_folder
-from jobs.decoding import open_shown, out_folder, show
+from jobs.decoding import counting, open_shown, out_folder, show
 from jobs.main import run_verb
 
 SUMMARY = (
@@ -30,11 +30,8 @@ def main(argv: list[str]) -> int:
         trained = open_shown(run, None, display)
         out = out_folder(run, parsed, "samples")
 
-        def progress(done: int, total: int) -> None:
-            display({"run": run.name, "stage": "sample", "done": done, "total": total})
-
         count = parsed.values["count"] or (10 if getattr(trained.method, "conditions", 0) else 64)
-        found = sample(trained, count, parsed.values["seed"], out, progress)
+        found = sample(trained, count, parsed.values["seed"], out, counting(display, f"{run.name} sample"))
     return show(out, found, parsed)
 
 

@@ -194,6 +194,7 @@ class Coded(nn.Module):
     def __init__(self, net: "ResNet | SmallCnn", map_shape: tuple[int, int, int], latent_dim: int) -> None:
         super().__init__()
         self.net = net
+        self.map_shape = map_shape
         self.code = nn.Linear(map_shape[0] * map_shape[1] * map_shape[2], latent_dim)
 
     def layers(self, x: Tensor) -> dict[str, Tensor]:

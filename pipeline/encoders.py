@@ -28,15 +28,8 @@ from pipeline.backbones import (
 from pipeline.errors import UserError, nearest
 from pipeline.weights import Weights, load_weights, read_weights
 
-ENCODERS = (
-    *RESNETS,
-    "cnn-small",
-    "mlp",
-    "linear",
-    "deep",
-    "conv",
-    "pixelcnn",
-)  # the project's own; every torchvision classifier's name works too
+# The project's own; every torchvision classifier's name works too.
+ENCODERS = (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn")
 STEMS = ("auto", "large", "small", "tiny")
 # Which networks take which sizes; what is None there keeps the network as it comes.
 TAKES = {
@@ -113,6 +106,15 @@ class Encoder(nn.Module):
         maps = [value for value in found.values() if value.ndim == 4]
         return maps[-1] if maps and not self.has_code else found["features"][:, :, None, None]
 
+    def output_shape(self, call: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
+        """The shape, without B, of what `call` makes of an image (1, C, H, W); nothing of the encoder is changed."""
+        return tuple(_frozen(self, lambda: call(self.blank_image())).shape[1:])
+
+    def blank_image(self) -> Tensor:
+        """(1, C, H, W) zeros of the encoder's type and on its device."""
+        shape = (1, self.channels, self.image_size, self.image_size)
+        return torch.zeros(shape, dtype=self.mean.dtype, device=self.mean.device)
+
     def before_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The features (B, D), and (B, E) what the layer that makes them sees; of a pooled map: the map itself."""
         found = list(self.stages(x).values())
@@ -167,10 +169,8 @@ def describe(encoder: Encoder) -> dict[str, Any]:
     """Size and cost: parameters of the backbone, FLOPs an image (a multiply-add counts two), dimension D."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    shape = (1, encoder.channels, encoder.image_size, encoder.image_size)
-    blank = torch.zeros(shape, dtype=encoder.mean.dtype, device=encoder.mean.device)
     with FlopCounterMode(display=False) as counter:
-        _frozen(encoder, lambda: encoder(blank))
+        encoder.output_shape(encoder)
     parameters = sum(p.numel() for p in encoder.net.parameters())
     return {"parameters": parameters, "flops": counter.get_total_flops(), "dim": encoder.dim}
 

@@ -7,8 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import AugmentConfig, Config, DataConfig, EncoderConfig, FinetuneConfig, ProbeConfig, TrainConfig
-from pipeline.config import method_config as build_method
+from pipeline.config import (
+    AugmentConfig,
+    Config,
+    DataConfig,
+    EncoderConfig,
+    FinetuneConfig,
+    ProbeConfig,
+    TrainConfig,
+    method_config,
+)
 
 CODE = {"mnist": 32, "cifar10": 128, "folder": 128}
 NAMES = {"mnist": "MNIST", "cifar10": "CIFAR-10", "folder": "a folder of your own images"}
@@ -95,7 +103,7 @@ def build(system: System, key: str, data: str, gpu: bool) -> Config:
         "weight_decay": 1e-5, "warmup_epochs": 0.2, "clip_grad": 100.0, **system.train,
     }  # fmt: skip
     return Config(
-        method=build_method(system.name, **{**system.method, **system.by_data.get(data, {})}),
+        method=method_config(system.name, **{**system.method, **system.by_data.get(data, {})}),
         data=DataConfig(path="" if data == "folder" else data, image_size=96 if data == "folder" else None),
         augment=AugmentConfig(mirror=False) if data == "mnist" else AugmentConfig(),
         encoder=EncoderConfig(name=encoder, latent_dim=code),

@@ -3,10 +3,8 @@
 Shapes: B images, D numbers in a code, C channels, H × W pixels; h × w of a small map.
 """
 
-from collections.abc import Callable
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,8 +22,8 @@ def build_decoder(encoder: Encoder, code_dim: int) -> nn.Module:
     if isinstance(encoder.net, StridedCnn):
         return StridedDecoder(encoder.net, code_dim, channels, size)
     if isinstance(encoder.net, Coded):
-        return UpsamplingDecoder(last_map(encoder.net.net, channels, size), channels, size, code_dim)
-    return UpsamplingDecoder(map_shape(encoder), channels, size, None)
+        return UpsamplingDecoder(encoder.net.map_shape, channels, size, code_dim)
+    return UpsamplingDecoder(encoder.output_shape(encoder.feature_map), channels, size, None)
 
 
 class FullyConnectedDecoder(nn.Module):
@@ -78,7 +76,7 @@ class UpsamplingDecoder(nn.Module):
     Resizing before convolving leaves no checkerboard (Odena et al., "Deconvolution and checkerboard artifacts", 2016).
     """
 
-    def __init__(self, shape: tuple[int, int, int], channels: int, size: int, code_dim: int | None) -> None:
+    def __init__(self, shape: tuple[int, ...], channels: int, size: int, code_dim: int | None) -> None:
         super().__init__()
         depth, height, width = shape
         self.size = size
@@ -106,32 +104,6 @@ class UpsamplingDecoder(nn.Module):
         if x.shape[-1] != self.size:
             x = F.interpolate(x, size=(self.size, self.size), mode="nearest")
         return self.to_image(x)  # type: ignore[no-any-return]
-
-
-def map_shape(encoder: Encoder) -> tuple[int, int, int]:
-    """(D, h, w) of the encoder's last map, found by a dry run in eval mode."""
-    like = next(encoder.parameters())
-    blank = torch.zeros(
-        (1, encoder.channels, encoder.image_size, encoder.image_size), dtype=like.dtype, device=like.device
-    )
-    return _shape(encoder, encoder.feature_map, blank)
-
-
-def last_map(net: nn.Module, channels: int, size: int) -> tuple[int, int, int]:
-    """(D, h, w) of the last map of a network that lists its maps."""
-    like = next(net.parameters())
-    blank = torch.zeros((1, channels, size, size), dtype=like.dtype, device=like.device)
-    return _shape(net, lambda x: list(net.maps(x).values())[-1], blank)  # type: ignore[operator]
-
-
-def _shape(module: nn.Module, call: Callable[[Tensor], Tensor], blank: Tensor) -> tuple[int, int, int]:
-    training = module.training
-    module.eval()
-    with torch.no_grad():
-        found = call(blank)
-    module.train(training)
-    depth, height, width = found.shape[1:]
-    return depth, height, width
 
 
 def halved(side: int, times: int) -> int:

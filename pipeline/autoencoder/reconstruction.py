@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pipeline import randomness_torch
+
 Output = Callable[[Tensor], Tensor]  # the decoder's last non-linearity
 Reconstruction = Callable[[Tensor, Tensor], Tensor]
 
@@ -53,9 +55,15 @@ def gaussian(sigma: float) -> Callable[[Output, Tensor, Tensor], Tensor]:
     return loss
 
 
-def binarise(x: Tensor, how: str, drawn: Tensor) -> Tensor:
-    """Images of 0 and 1. static: what is at least ½ is 1. dynamic: 1 with probability x; `drawn` is uniform, x's shape.
+def binarise(x: Tensor, how: str, key: list[int | str | Tensor]) -> Tensor:
+    """Images (B, C, H, W) of 0 and 1. static: what is at least ½ is 1. dynamic: 1 with probability x, drawn by `key`.
 
-    Salakhutdinov and Murray, "On the quantitative analysis of deep belief networks", ICML 2008, draw dynamically.
+    none: as they are. Salakhutdinov and Murray, "On the quantitative analysis of deep belief networks", ICML 2008,
+    draw dynamically.
     """
-    return ((x >= 0.5) if how == "static" else (drawn < x)).to(x.dtype)
+    if how == "none":
+        return x
+    if how == "static":
+        return (x >= 0.5).to(x.dtype)
+    drawn = randomness_torch.uniform([*key, "binarize"], x[0].numel()).view(x.shape)
+    return (drawn.to(x.dtype) < x).to(x.dtype)

@@ -73,7 +73,7 @@ class Autoencoder(Method[AutoencoderConfig]):
             patch=config.patch,
             image_size=traits.image_size,
         )
-        before_dim = before_code_dim(encoder) if encoder.has_code else 0
+        before_dim = encoder.output_shape(lambda x: encoder.before_code(x)[1])[0] if encoder.has_code else 0
         sizes = Sizes(encoder.dim, before_dim, traits.classes, config.sparsity, config.rate)
         self.bottleneck = BOTTLENECKS[config.bottleneck](sizes)
         self.conditions = traits.classes if self.bottleneck.takes_labels else 0  # K that the decoder is given
@@ -119,12 +119,7 @@ class Autoencoder(Method[AutoencoderConfig]):
 
     def target(self, x: Tensor, key: Key) -> Tensor:
         """The images (B, C, H, W) that are to be reconstructed: as they are, or binarised by (seed, epoch, id)."""
-        if self.config.binarize == "none":
-            return x
-        drawn = x
-        if self.config.binarize == "dynamic":
-            drawn = randomness_torch.uniform([*key, "binarize"], x[0].numel()).view(x.shape).to(x.dtype)
-        return binarise(x, self.config.binarize, drawn)
+        return binarise(x, self.config.binarize, key)
 
     def corrupt(self, x: Tensor, ids: Tensor, seed: int, epoch: int) -> Tensor:
         """A corrupted copy of the images (B, C, H, W) in [0, 1], a function of (seed, epoch, id) alone."""
@@ -215,16 +210,3 @@ def check_range(x: Tensor) -> None:
         raise UserError(
             f"--method.reconstruction bce takes pixels in [0, 1] and these are in [{low:g}, {high:g}]: use mse"
         )
-
-
-def before_code_dim(encoder: Encoder) -> int:
-    """How many numbers the code's layer sees: (B, E)."""
-    like = next(encoder.parameters())
-    blank = torch.zeros(
-        (1, encoder.channels, encoder.image_size, encoder.image_size), dtype=like.dtype, device=like.device
-    )
-    training = encoder.training
-    with torch.no_grad():
-        _, before = encoder.eval().before_code(blank)
-    encoder.train(training)
-    return before.shape[1]

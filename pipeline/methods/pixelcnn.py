@@ -75,12 +75,8 @@ class PixelCNN(Method[PixelCNNConfig]):
 
     def quantise(self, x: Tensor, key: Key) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to values 0 … L − 1, int64; dynamic binarisation draws by `key`."""
-        if self.config.binarize == "none":
-            return (x * self.levels).long().clamp_(0, self.levels - 1)
-        drawn = x
-        if self.config.binarize == "dynamic":
-            drawn = randomness_torch.uniform([*key, "binarize"], x[0].numel()).view(x.shape).to(x.dtype)
-        return binarise(x, self.config.binarize, drawn).long()
+        seen = binarise(x, self.config.binarize, key)
+        return (seen * self.levels).long().clamp_(0, self.levels - 1)
 
     def to_images(self, values: Tensor) -> Tensor:
         """Values (B, C, H, W) in 0 … L − 1 to floats in [0, 1]."""

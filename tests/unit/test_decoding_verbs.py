@@ -179,6 +179,8 @@ def test_samples_that_are_copies_would_show():
 
 def test_anomalies_are_ranked_and_rated(trained, tmp_path, capsys):
     run = trained("vae", {"data.classes": ["red"], "train.epochs": 30})
+    opened = open_trained(run).dataset
+    assert [set(part.labels.tolist()) for part in (opened.train, opened.test)] == [{2}, {0, 1, 2}]
     found = call(["anomalies", str(run), "-k", "3", "--out", str(tmp_path)], capsys)
     assert found["normal"] == 4  # of 12 test images: the classes of training are what is normal
     table = pq.read_table(tmp_path / "anomalies.parquet").to_pydict()

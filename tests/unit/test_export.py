@@ -72,6 +72,16 @@ def test_round_trip_of_encoders_with_sizes(name: str, sizes: dict[str, int], tmp
     assert (tmp_path / "encoder_module.py").exists()
 
 
+@torch.no_grad()
+def test_a_code_is_put_behind_weights_that_have_none(tmp_path: Path) -> None:
+    plain = trained("resnet-tiny", 3, 32)
+    export_encoder(plain, tmp_path)
+    coded = build_encoder("resnet-tiny", channels=3, image_size=32, latent_dim=5, weights=str(tmp_path)).eval()
+    x = images(plain)
+    assert torch.equal(coded.stages(x)["layer3"], plain.stages(x)["layer3"])
+    assert coded(x).shape == (3, 5)
+
+
 USE = """
 import sys
 sys.path.insert(0, ".")
