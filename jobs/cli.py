@@ -30,8 +30,17 @@ FLAGS = {
     "--cluster.gpu-per-worker": ("X", "GPUs a worker [1 where there are any]"),
     "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
     "--index.factory": ("S", "a FAISS factory string"),
+    "--tune.space": ("OP,…|FILE", "operations to choose from: crop,flip,color,grey,blur,…"),
+    "--tune.parameters": ("NAME,…", "searched too: temperature,learning-rate,method.noise=0.1..0.6"),
+    "--tune.objective": ("NAME", "knn, probe, rotation, rankme, alignment-uniformity [knn, rotation without labels]"),
+    "--tune.search": ("NAME", "optuna, random, grid or pairs [optuna]"),
+    "--tune.scheduler": ("NAME", "none, asha, median or pbt [none]"),
+    "--tune.trials": ("N", "candidates to try [20]; raising it goes on"),
+    "--tune.concurrent": ("N", "trials at a time [as many as there is room for]"),
+    "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
+RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune."))
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
 
@@ -48,7 +57,7 @@ def parse(
     summary: str,
     argv: Sequence[str],
     arguments: Sequence[click.Parameter],
-    flags: Sequence[str] = tuple(FLAGS),
+    flags: Sequence[str] = RUN_FLAGS,
     only: Sequence[str] | None = None,
 ) -> Parsed:
     """Parse a verb's arguments; --help prints and exits with 0; raises UserError for what cannot be understood.

@@ -22,6 +22,7 @@ VERBS = {
     "interpolate": "from one image to another by way of their codes",
     "sample": "new images from a variational autoencoder or a PixelCNN",
     "anomalies": "the images least like those that a run was trained on",
+    "tune": "search for the augmentation that suits the images",
     "report": "report.html over one run or several",
     "verify": "check every file of a run folder",
     "profile": "where a training step's time goes",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from pipeline.encoders import Encoder
     from pipeline.stages import Work
     from pipeline.trained import Trained
+    from pipeline.tune.board import Board
+    from pipeline.tune.ledger import Trial
+    from pipeline.tune.search import Search, Settings
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -297,3 +300,46 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     precision = plain_precision(resolve_precision(config.train.precision, device))
     classes = config.data.classes or ()
     return Watched(encoder.to(device), trained, own.train, images, names, classes, device, precision)
+
+
+def run_tuning(
+    config: Config, settings: "Settings", out: Path, command: str, board: "Board"
+) -> "tuple[Search, Trial | None]":
+    """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
+    from pipeline.cluster.tune import run_search
+    from pipeline.tune.search import plan_search, write_results
+
+    def warn(text: str) -> None:
+        board.say(f"warning: {text}")
+
+    search, dataset = plan_search(config, settings, out, command=command, warn=warn, progress=lambda done, total: None)
+    with writer_lock(out):
+        try:
+            run_search(search, board, board.say)
+        finally:
+            best = write_results(search, dataset)
+    track_search(search, best, warn)
+    return search, best
+
+
+def track_search(search: "Search", best: "Trial | None", warn: Callable[[str], None]) -> None:
+    """A row a trial to Weights & Biases, where it is wanted; the same run on it when a search is continued."""
+    from pipeline.runfolder import stage_key
+    from pipeline.tracking import start_tracker
+    from pipeline.tune.ledger import load_trials
+
+    tracker = start_tracker(
+        search.config.wandb,
+        folder=search.out,
+        name=search.out.name,
+        run_id=stage_key(str(search.out.absolute()), search.settings.seed)[:16],
+        config=configuration.to_dict(search.config),
+        warn=warn,
+    )
+    rows = [
+        {"stage": "tune", "step": trial.number, "score": trial.score, "seconds": trial.seconds, **trial.scores,
+         **{f"parameter/{name}": value for name, value in trial.parameters.items()}}
+        for trial in load_trials(search.out)
+    ]  # fmt: skip
+    tracker.log(rows)
+    tracker.finish({"best/trial": best.number, "best/score": best.score} if best is not None else {})

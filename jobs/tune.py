@@ -1,0 +1,87 @@
+"""rayssl tune RECIPE: search for the augmentation that suits the images."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from jobs.cli import Parsed, command_line, parse
+from jobs.main import run_verb
+
+if TYPE_CHECKING:
+    from pipeline.tune.board import Board
+    from pipeline.tune.ledger import Trial
+    from pipeline.tune.search import Search
+
+SUMMARY = (
+    "Try augmentations on your own images: each trial trains RECIPE for a part of its steps and is measured on "
+    "held-out training images, by their labels or without any. Leaves best.json for --augment.spec, trials.parquet and "
+    "tune-report.html. The same command again goes on where it was stopped."
+)
+FLAGS = (
+    "--out",
+    "--data.path",
+    "--data.limit",
+    "--tune.space",
+    "--tune.parameters",
+    "--tune.objective",
+    "--tune.search",
+    "--tune.scheduler",
+    "--tune.trials",
+    "--tune.concurrent",
+    "--tune.share",
+    "--train.epochs",
+    "--encoder.name",
+    "--train.seed",
+    "--cluster.workers",
+    "--cluster.gpu-per-worker",
+    "--cluster.address",
+    "--wandb",
+)
+
+
+def main(argv: list[str]) -> int:
+    """Parse, search, print what is best and how it is used."""
+    parsed = parse("tune", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")], flags=FLAGS)
+    from pipeline.tune.board import Board
+
+    with Board() as board:
+        search, best = run(parsed, board)
+    shown = board.console.print
+    shown(f"\nreport   {search.out / 'tune-report.html'}", soft_wrap=True)
+    if best is not None:
+        from pipeline.tune.search import use_of
+
+        shown(f"best     trial {best.number}: {search.objective} {best.score:.4f}", soft_wrap=True)
+        shown(f"use it   {use_of(search.out, search.config, best)}", soft_wrap=True, markup=False)
+    if parsed.values["json"]:
+        found = {"trial": best.number, "score": best.score, "spec": str(search.out / "best.json")} if best else None
+        print(json.dumps({"search": str(search.out), "objective": search.objective, "best": found}))
+    return 0
+
+
+def run(parsed: Parsed, board: "Board") -> "tuple[Search, Trial | None]":
+    """Plan the search and run what is left of it."""
+    from pipeline.config import override
+    from pipeline.launch import run_tuning
+    from pipeline.prepare import run_name
+    from pipeline.recipes import build_recipe
+    from pipeline.tune.search import parse_settings
+
+    recipe = parsed.values["recipe"]
+    own = {name.removeprefix("tune."): value for name, value in parsed.changes.items() if name.startswith("tune.")}
+    changes = {name: value for name, value in parsed.changes.items() if not name.startswith("tune.")}
+    config = replace(override(build_recipe(recipe), changes), recipe=recipe)
+    named = {
+        **changes,
+        **{f"tune.{name}": value for name, value in own.items() if name not in ("trials", "concurrent")},
+    }
+    out = Path(parsed.values["out"] or Path("runs") / f"{run_name(config, named)}-tune")
+    return run_tuning(config, parse_settings(own), out, command_line(), board)
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("tune", sys.argv[1:]))

@@ -1,0 +1,565 @@
+"""Trials on Ray Tune. What Ray stores is thrown away: the files of trials that have ended are the only truth.
+
+A trial is a plain function over the same loop as pre-training. With one worker it runs in its actor; with several the
+actor is rank 0 and the others are tasks in its placement group, so no trial ever waits for what another one holds.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline.cluster.train import (
+    CONTROL,
+    POLL_SECONDS,
+    Interrupted,
+    Resources,
+    cluster_address,
+    connected,
+    quiet_ray,
+    remove_left_behind,
+)
+from pipeline.errors import UserError
+from pipeline.reporter import handle_signals
+from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials, save_trial
+from pipeline.tune.objectives import WORST
+from pipeline.tune.search import Search, candidate_config
+from pipeline.tune.space import Candidate, Parameter, Space
+
+SCORE = "score"
+TRIAL_MEMORY = 256 * 1024**2  # Ray's object store: trials exchange nothing but numbers
+
+
+@dataclass
+class Standing:
+    """How the search is going, for a person."""
+
+    total: int
+    ended: list[Trial] = field(default_factory=list)
+    running: dict[int, tuple[int, int, float | None]] = field(default_factory=dict)  # number → step, steps, score
+
+
+def run_search(search: Search, show: Callable[[Standing], None], say: Callable[[str], None]) -> None:
+    """Run the trials that have not ended yet; `show` is called again and again.
+
+    Raises UserError where more trials are asked for at a time than there is room for, Interrupted after Ctrl-C or
+    SIGTERM, RuntimeError where Ray itself failed.
+    """
+    standing = Standing(search.trials, load_trials(search.out))
+    if not pending(search, standing):
+        return
+    address = cluster_address(search.config.cluster.address)
+    quiet_ray(address)
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    remove_left_behind(search.out)
+    control = Path(
+        tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=search.out.absolute())
+    )
+    asked = search.config.cluster
+    say("starting Ray …")
+    try:
+        with connected(Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, address, 0)):
+            room = find_room(search)
+            say(
+                f"{len(pending(search, standing))} trials of {search.config.train.steps} steps, {room.concurrent} at a "
+                f"time, {room.text} each; objective: {search.objective}"
+            )
+            fit_and_show(search, room, standing, control, show)
+    finally:
+        shutil.rmtree(control, ignore_errors=True)
+
+
+def pending(search: Search, standing: Standing) -> list[int]:
+    """The numbers of the trials that have not ended."""
+    ended = {trial.number for trial in standing.ended}
+    return [number for number in range(search.trials) if number not in ended]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What every trial gets, and how many there are at a time."""
+
+    concurrent: int
+    workers: int
+    cpus: float  # a worker
+    gpus: float
+
+    @property
+    def text(self) -> str:
+        """E.g. 2 workers with 1 core and 0.5 GPU."""
+        cores = f"{self.cpus:g} core{'s' * (self.cpus != 1)}" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+        return cores if self.workers == 1 else f"{self.workers} workers with {cores}"
+
+
+def find_room(search: Search) -> Room:
+    """As many trials at a time as there are GPUs, or cores where there are none; GPUs may be shared.
+
+    Raises UserError where more are asked for than fit.
+    """
+    import ray
+
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes: list[dict[str, float]] = [node["Resources"] for node in found if node["Alive"]]
+    workers, asked = search.config.cluster.workers, search.config.cluster
+    cores = int(sum(node.get("CPU", 0) for node in nodes))
+    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    per_gpu = asked.gpu_per_worker if asked.gpu_per_worker is not None else (1.0 if gpus else 0.0)
+    if per_gpu > gpus:
+        raise UserError(f"--cluster.gpu-per-worker is {per_gpu:g}: there are {gpus:g} GPUs")
+    # A share of a GPU must lie on one of them, a worker's cores on one node.
+    slots = int(sum(node.get("GPU", 0.0) // per_gpu for node in nodes)) if per_gpu else cores
+    slots = min(slots, cores)
+    most = slots // workers
+    if asked.cpu_per_worker is not None:
+        most = min(most, int(sum(node.get("CPU", 0) // asked.cpu_per_worker for node in nodes)) // workers)
+    wanted = search.settings.concurrent
+    if most < 1 or (wanted or 1) > most:
+        what = f"--tune.concurrent is {wanted or 1}" + (f" with {workers} workers a trial" if workers > 1 else "")
+        raise UserError(
+            f"{what}: there is room for {most} at a time ({cores} cores and {gpus:g} GPUs): use {max(most, 1)} or "
+            f"fewer{', or fewer --cluster.workers' if workers > 1 else ''}"
+        )
+    concurrent = min(wanted or most, search.trials)
+    cpus = asked.cpu_per_worker or float(cores_a_worker(nodes, concurrent * workers))
+    return Room(concurrent, workers, cpus, per_gpu)
+
+
+def cores_a_worker(nodes: list[dict[str, float]], workers: int) -> int:
+    """The most cores that so many workers can have each, when no worker is spread over two nodes."""
+    most = int(max(node.get("CPU", 0) for node in nodes))
+    fits = [n for n in range(1, most + 1) if sum(int(node.get("CPU", 0)) // n for node in nodes) >= workers]
+    return max(fits, default=1)
+
+
+def fit_and_show(
+    search: Search, room: Room, standing: Standing, control: Path, show: Callable[[Standing], None]
+) -> None:
+    """Run Ray's fit beside this thread, which shows how it goes and hands signals on (see pipeline.cluster.train)."""
+    stop, failure, caught = threading.Event(), [], []
+
+    def on_signal(number: int) -> None:
+        caught.append(number)
+        stop.set()
+
+    def work() -> None:
+        try:
+            fit(search, room, standing, control, stop)
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=work, name="fit", daemon=True)
+    with handle_signals(on_signal):
+        thread.start()
+        while thread.is_alive():
+            thread.join(POLL_SECONDS)
+            show(standing)
+    show(standing)
+    if caught:
+        raise Interrupted(caught[0])
+    if failure:
+        raise RuntimeError(f"Ray Tune failed: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
+
+
+def fit(search: Search, room: Room, standing: Standing, control: Path, stop: threading.Event) -> None:
+    """One Tuner over the trials that are left; its storage is temporary."""
+    from ray import tune
+
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    searcher = new_searcher(search, standing)
+    settings = {
+        "config": configuration.to_dict(search.config),
+        "objective": search.objective,
+        "reports": search.reports,
+        "images": search.settings.images,
+        "workers": room.workers,
+        "cpus": room.cpus,
+        "gpus": room.gpus,
+        "checkpoints": search.settings.scheduler == "pbt",
+        "space": search.space,
+    }
+    bundle = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
+    trainable = tune.with_parameters(try_candidate, settings=settings)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, tune.PlacementGroupFactory([bundle] * room.workers)),
+        tune_config=tune.TuneConfig(
+            metric=SCORE,
+            mode="max",
+            search_alg=searcher,
+            scheduler=new_scheduler(search, standing),
+            num_samples=len(pending(search, standing)),
+            max_concurrent_trials=None if search.settings.scheduler == "pbt" else room.concurrent,
+            reuse_actors=room.workers == 1,  # the next trial finds torch and the images there
+        ),
+        run_config=tune.RunConfig(
+            name=f"rayssl-{time.time_ns():x}",
+            storage_path=str(control / "ray"),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=0),
+            stop=stopper(stop),
+            callbacks=[keeper(search, standing, searcher.numbers, stop)],
+        ),
+    )
+    tuner.fit()
+
+
+class Unsaved:
+    """Something that Ray wants to copy and to store with the experiment, which nobody reads again."""
+
+    def __deepcopy__(self, memory: Any) -> Any:
+        return self
+
+    def __reduce__(self) -> Any:
+        return object, ()
+
+
+def stopper(stop: threading.Event) -> Any:
+    """Ends all trials once `stop` is set."""
+    from ray.tune import Stopper
+
+    class OnSignal(Unsaved, Stopper):
+        def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+            return False
+
+        def stop_all(self) -> bool:
+            return stop.is_set()
+
+    return OnSignal()
+
+
+# What is tried
+
+
+def new_searcher(search: Search, standing: Standing) -> Any:
+    """Hands out the candidates that are left, each under its number."""
+    from ray.tune.search import Searcher
+
+    left, inner = pending(search, standing), optuna_search(search, standing)
+    known = search.candidates()
+
+    class Numbered(Unsaved, Searcher):
+        """The candidates that are known beforehand by number, or Optuna's."""
+
+        def __init__(self) -> None:
+            super().__init__(metric=SCORE, mode="max")
+            self.numbers: dict[str, int] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            if len(self.numbers) == len(left):
+                return Searcher.FINISHED
+            number = left[len(self.numbers)]
+            self.numbers[trial_id] = number
+            return {"parameters": known[number] if known is not None else inner.suggest(trial_id)}
+
+        def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+            if known is None:
+                inner.on_trial_result(trial_id, result)
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+            if known is None:
+                inner.on_trial_complete(trial_id, result, error)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: the trials' files are what a search is continued from."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Nothing."""
+
+    return Numbered()
+
+
+def optuna_search(search: Search, standing: Standing) -> Any:
+    """Optuna's TPE, told of what has ended already; None where the candidates are known beforehand."""
+    if search.candidates() is not None:
+        return None
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    worst = WORST[search.objective]
+    ended = [trial for trial in standing.ended if trial.state != STOPPED]
+    with quiet():
+        # Parameters are drawn together, and trials that run at the same time keep off each other (constant liar).
+        sampler = optuna.samplers.TPESampler(
+            seed=search.settings.seed + len(ended),
+            n_startup_trials=max(5, search.trials // 4),
+            multivariate=True,
+            constant_liar=True,
+        )
+        return OptunaSearch(
+            space={name: distribution(parameter) for name, parameter in search.space.parameters.items()},
+            metric=SCORE,
+            mode="max",
+            sampler=sampler,
+            points_to_evaluate=[fitted(search.space, trial.parameters) for trial in ended] or None,
+            evaluated_rewards=[trial.score if trial.score is not None else worst for trial in ended] or None,
+        )
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warning that Optuna has for the joint sampler, which is called experimental there."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def distribution(parameter: Parameter) -> Any:
+    """A parameter in Optuna's words."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    if parameter.values:
+        return CategoricalDistribution(parameter.values)
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def fitted(space: Space, candidate: Candidate) -> Candidate:
+    """Values that were written down, within the ranges to the last digit."""
+    return {name: parameter.clip(candidate[name]) for name, parameter in space.parameters.items()}
+
+
+def new_scheduler(search: Search, standing: Standing) -> Any:
+    """What stops trials early, or lets them copy each other."""
+    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, PopulationBasedTraining
+
+    if search.settings.scheduler == "asha":
+        scheduler = ASHAScheduler(max_t=search.reports, grace_period=1, reduction_factor=2)
+        remember_rungs(scheduler, standing.ended)
+        return scheduler
+    if search.settings.scheduler == "median":
+        return MedianStoppingRule(grace_period=1, min_samples_required=3)
+    if search.settings.scheduler == "pbt":
+        return population(search.space, search.settings.seed, PopulationBasedTraining)
+    return FIFOScheduler()  # type: ignore[no-untyped-call]
+
+
+def remember_rungs(scheduler: Any, ended: list[Trial]) -> None:
+    """Let ASHA compare with trials of an earlier session too."""
+    for trial in ended:
+        for number, (_, score) in enumerate(trial.curve, start=1):
+            for milestone, recorded in scheduler._brackets[0]._rungs:
+                if milestone == number:
+                    recorded[f"before-{trial.number}"] = score
+
+
+def population(space: Space, seed: int, scheduler: Any) -> Any:
+    """Population-based training (Jaderberg et al., 2017) over all parameters: factors of 0.8 and 1.2, within ranges."""
+    import random
+
+    draws = random.Random(seed)
+
+    def within(config: dict[str, Any]) -> dict[str, Any]:
+        return {**config, "parameters": fitted(space, config["parameters"])}
+
+    def draw(parameter: Parameter) -> Callable[[], Any]:
+        return lambda: parameter.at(draws.random())
+
+    mutations = {
+        name: list(parameter.values) if parameter.values else draw(parameter)
+        for name, parameter in space.parameters.items()
+    }
+    return scheduler(
+        time_attr="training_iteration",
+        perturbation_interval=1,
+        hyperparam_mutations={"parameters": mutations},
+        custom_explore_fn=within,
+        log_config=False,
+    )
+
+
+# What is kept
+
+
+def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: threading.Event) -> Any:
+    """A callback of Tune's that writes every trial down when it has ended."""
+    from ray.tune import Callback
+
+    before = max((trial.began + trial.seconds for trial in standing.ended), default=0.0)
+    clock = time.monotonic() - before
+
+    class Keeper(Unsaved, Callback):
+        def __init__(self) -> None:
+            self.began: dict[str, float] = {}
+            self.rows: dict[str, list[dict[str, Any]]] = {}
+
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            self.began.setdefault(trial.trial_id, time.monotonic() - clock)
+            standing.running.setdefault(numbers[trial.trial_id], (0, search.config.train.steps or 0, None))
+
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
+            if "reason" not in result:
+                self.rows.setdefault(trial.trial_id, []).append(result)
+                standing.running[numbers[trial.trial_id]] = (result["step"], result["steps"], result[SCORE])
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            rows = self.rows.get(trial.trial_id, [])
+            reason = (trial.last_result or {}).get("reason", "")
+            finished = bool(rows) and rows[-1]["step"] == rows[-1]["steps"]
+            if stop.is_set() and not finished and not reason:  # by a signal: it is done again
+                standing.running.pop(numbers[trial.trial_id], None)
+                return
+            self.keep(trial, FAILED if reason else FINISHED if finished else STOPPED, reason)
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            if not stop.is_set():
+                self.keep(trial, FAILED, reason_of(trial))
+
+        def keep(self, trial: Any, state: str, reason: str) -> None:
+            number, rows = numbers[trial.trial_id], self.rows.get(trial.trial_id, [])
+            first = rows[0]["parameters"] if rows else trial.config["parameters"]
+            shown = search.config_of(rows[-1]["parameters"] if rows else first)
+            ended = Trial(
+                number=number,
+                state=state,
+                parameters=first,
+                views=list(shown.augment.views or ()),
+                changes=search.space.changes(first),
+                score=rows[-1][SCORE] if rows and not reason else None,
+                scores=rows[-1]["scores"] if rows else {},
+                curve=[(row["step"], row[SCORE]) for row in rows],
+                began=round(self.began[trial.trial_id], 3),
+                seconds=round(time.monotonic() - clock - self.began[trial.trial_id], 3),
+                reason=reason,
+                schedule=schedule_of(rows),
+            )
+            save_trial(search.out, ended)
+            standing.ended.append(ended)
+            standing.running.pop(number, None)
+
+    return Keeper()
+
+
+def schedule_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parameters at every report where they have changed on the way."""
+    if all(row["parameters"] == rows[0]["parameters"] for row in rows):
+        return []
+    return [{"step": row["step"], "parameters": row["parameters"]} for row in rows]
+
+
+def reason_of(trial: Any) -> str:
+    """The last line of what a failed trial said."""
+    try:
+        lines = Path(trial.error_file).read_text().strip().splitlines()
+    except (OSError, TypeError):
+        return "the trial's process died"
+    if any("ActorDiedError" in line or "ActorUnavailable" in line for line in lines):
+        return "the trial's process died"
+    return lines[-1][:300] if lines else "unknown"
+
+
+# Inside a trial's process
+
+
+def try_candidate(parameters: dict[str, Any], settings: dict[str, Any]) -> None:
+    """What Tune runs: train a candidate and report its score."""
+    from ray import tune
+
+    candidate: Candidate = parameters["parameters"]
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    with gathered(settings, candidate):
+        try:
+            with resumed(tune.get_checkpoint()) as checkpoints:
+                for report in reports_of(settings, candidate, checkpoints if settings["checkpoints"] else None):
+                    row = {
+                        SCORE: report.scores[settings["objective"]],
+                        "scores": report.scores,
+                        "step": report.step,
+                        "steps": report.steps,
+                        "parameters": candidate,
+                    }
+                    kept = tune.Checkpoint.from_directory(checkpoints) if settings["checkpoints"] else None
+                    tune.report(row, checkpoint=kept)
+        except UserError as error:  # a loss that is not finite, for one: the candidate has lost
+            tune.report({SCORE: WORST[settings["objective"]], "reason": str(error)})
+
+
+@contextmanager
+def resumed(checkpoint: Any) -> Iterator[Path]:
+    """A folder with the checkpoint that Tune hands over, or an empty one."""
+    with tempfile.TemporaryDirectory(prefix="trial-") as folder:
+        if checkpoint is not None:
+            checkpoint.to_directory(folder)
+        yield Path(folder)
+
+
+def reports_of(settings: dict[str, Any], candidate: Candidate, checkpoints: Path | None) -> Iterator[Any]:
+    """The reports of one worker of a trial."""
+    import torch
+
+    from pipeline.tune.trial import Course, run_trial
+
+    if not settings["gpus"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
+    torch.set_num_threads(max(1, int(settings["cpus"])))
+    config = candidate_config(configuration.from_dict(settings["config"]), settings["space"], candidate)
+    course = Course(settings["objective"], settings["reports"], settings["images"])
+    yield from run_trial(config, course, checkpoints)
+
+
+@contextmanager
+def gathered(settings: dict[str, Any], candidate: Candidate) -> Iterator[None]:
+    """The other workers of this trial, each a task in its placement group, joined to this process as rank 0."""
+    world = settings["workers"]
+    if world == 1:
+        yield
+        return
+    import ray
+    import torch.distributed as dist
+    from ray.util import get_current_placement_group, get_node_ip_address
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    place = f"tcp://{get_node_ip_address()}:{free_port()}"  # type: ignore[no-untyped-call]
+    group = get_current_placement_group()
+    assert group is not None  # Tune puts every trial into one
+    others = [
+        ray.remote(follow)
+        .options(
+            num_cpus=settings["cpus"],
+            num_gpus=settings["gpus"],
+            max_retries=0,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
+        )
+        .remote(settings, candidate, place, rank)
+        for rank in range(1, world)
+    ]
+    dist.init_process_group("nccl" if settings["gpus"] else "gloo", init_method=place, rank=0, world_size=world)
+    try:
+        yield
+        ray.get(others)
+    finally:
+        dist.destroy_process_group()
+
+
+def follow(settings: dict[str, Any], candidate: Candidate, place: str, rank: int) -> None:
+    """A worker of a trial that is not rank 0: takes part, and reports nothing."""
+    import torch.distributed as dist
+
+    backend = "nccl" if settings["gpus"] else "gloo"
+    dist.init_process_group(backend, init_method=place, rank=rank, world_size=settings["workers"])
+    try:
+        for _ in reports_of(settings, candidate, None):
+            pass
+    except UserError:  # rank 0 finds it as well, and says so
+        pass
+    finally:
+        dist.destroy_process_group()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port: int = probe.getsockname()[1]
+        return port

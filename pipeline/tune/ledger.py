@@ -1,0 +1,85 @@
+"""The trials of a search that have ended: a file each, which are all there is to continue from."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.files import replacing, write_json
+
+FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One candidate and what became of it."""
+
+    number: int
+    state: str  # FINISHED, STOPPED or FAILED
+    parameters: dict[str, Any]  # by name, see pipeline.tune.space
+    views: list[dict[str, Any]]  # specs, one a view
+    changes: dict[str, Any]  # of the config, by path
+    score: float | None  # of the objective, higher is better; None where it never got one
+    scores: dict[str, float]  # of every objective that could be measured, higher is better
+    curve: list[tuple[int, float]]  # (steps, score) at every report
+    began: float  # seconds since the search began, of all its sessions together
+    seconds: float
+    reason: str = ""  # of a failure
+    schedule: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # population-based training: parameters at every report
+
+
+def save_trial(folder: Path, trial: Trial) -> None:
+    """trials/<number>.json, whole or not at all."""
+    write_json(folder / "trials" / f"{trial.number:04d}.json", dataclasses.asdict(trial))
+
+
+def load_trials(folder: Path) -> list[Trial]:
+    """The trials that have ended, by number; raises UserError where a file is damaged."""
+    trials = []
+    for path in sorted((folder / "trials").glob("[0-9]*.json")):
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            values["curve"] = [(int(step), float(score)) for step, score in values["curve"]]
+            trials.append(Trial(**values))
+        except (OSError, ValueError, TypeError, KeyError):
+            raise UserError(f"{path} is damaged: remove it, and its trial is done again") from None
+    return trials
+
+
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """The finished trial with the highest score; of those stopped early only where none has finished."""
+    for state in (FINISHED, STOPPED):
+        scored = [trial for trial in trials if trial.state == state and trial.score is not None]
+        if scored:
+            return max(scored, key=lambda trial: (trial.score, -trial.number))
+    return None
+
+
+def save_table(folder: Path, trials: Sequence[Trial]) -> None:
+    """trials.parquet: a row a trial, with a column for every parameter and every objective."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [
+        {
+            "number": trial.number,
+            "state": trial.state,
+            "score": trial.score,
+            "began": trial.began,
+            "seconds": trial.seconds,
+            "steps": trial.curve[-1][0] if trial.curve else 0,
+            "reason": trial.reason,
+            "views": json.dumps(trial.views),
+            **{f"objective/{name}": value for name, value in trial.scores.items()},
+            **{f"parameter/{name}": value for name, value in trial.parameters.items()},
+        }
+        for trial in trials
+    ]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with replacing(folder / "trials.parquet") as temporary:
+        pq.write_table(pa.table({name: [row.get(name) for row in rows] for name in names}), temporary)

@@ -1,0 +1,324 @@
+"""A search: its settings, what is checked before it starts, and the folder that it leaves."""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Le
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from pipeline import config as configuration
+from pipeline.augment import view_to_dict
+from pipeline.config import Config
+from pipeline.data import Dataset
+from pipeline.errors import UserError, nearest
+from pipeline.files import write_json
+from pipeline.prepare import count_steps, flatten, open_and_resolve
+from pipeline.runfolder import describe_software
+from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
+from pipeline.tune.objectives import check_objective, measurable
+from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
+
+SCHEMA = 1
+REPORTS = 4  # how often a trial is measured where a scheduler decides by it
+GRID_LIMIT = 10_000
+
+Positive = Annotated[int, Gt(0)]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `--tune.…` sets."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    space: str = ",".join(DEFAULT)  # names of operations, or a file
+    parameters: str | None = None  # values of the config that are searched too, e.g. temperature,learning-rate
+    order: bool = False  # whether the order of the operations is searched
+    one_branch: bool | None = None  # augment one view, leave the others plain; None: for `pairs` only
+    objective: Literal["auto", "knn", "probe", "rotation", "rankme", "alignment-uniformity"] = "auto"
+    search: Literal["optuna", "random", "grid", "pairs"] = "optuna"
+    scheduler: Literal["none", "asha", "median", "pbt"] = "none"
+    trials: Positive | None = None  # None: 20; grid and pairs: all
+    concurrent: Positive | None = None  # trials at a time; None: what the machine or cluster has room for
+    share: Annotated[float, Gt(0), Le(1)] = 0.25  # of the recipe's steps that a trial takes
+    levels: Positive = 3  # values of every parameter in a grid
+    images: Positive = 10_000  # at most so many of train, and of held-out train, are looked at by an objective
+    seed: Annotated[int, Gt(-1)] = 0  # of the search; the trials' own is train.seed
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that can start."""
+
+    out: Path
+    config: Config  # resolved; what every candidate changes
+    settings: Settings
+    space: Space
+    objective: str
+    trials: int
+    labels: bool
+
+    @property
+    def reports(self) -> int:
+        """How often a trial is measured."""
+        return 1 if self.settings.scheduler == "none" else REPORTS
+
+    def candidates(self) -> list[Candidate] | None:
+        """The candidates by number where they are known beforehand; None: a searcher makes them."""
+        if self.settings.search == "random":
+            return [self.space.draw(self.settings.seed, number) for number in range(self.trials)]
+        if self.settings.search == "grid":
+            return list(itertools.islice(self.space.grid(self.settings.levels), self.trials))
+        return self.space.pairs()[: self.trials] if self.settings.search == "pairs" else None
+
+    def config_of(self, candidate: Candidate) -> Config:
+        """The config of a trial; raises UserError where a value is out of range."""
+        return candidate_config(self.config, self.space, candidate)
+
+
+def candidate_config(config: Config, space: Space, candidate: Candidate) -> Config:
+    """A resolved config with a candidate's views and values."""
+    config = configuration.override(config, space.changes(candidate))
+    views = space.views(candidate, len(config.augment.views or ()))
+    return replace(config, augment=replace(config.augment, views=tuple(map(view_to_dict, views))))
+
+
+def parse_settings(changes: Mapping[str, str]) -> Settings:
+    """Settings from text by name; raises UserError for an unknown name or a wrong value."""
+    known = [field.replace("_", "-") for field in Settings.__dataclass_fields__]
+    values = {}
+    for name, text in changes.items():
+        if name.replace("_", "-") not in known:
+            raise UserError(f"unknown option --tune.{name}{nearest(name, known)}: known are {', '.join(known)}")
+        values[name.replace("-", "_")] = text
+    try:
+        return TypeAdapter(Settings).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]).replace("_", "-")
+        message = first["msg"][0].lower() + first["msg"][1:]
+        raise UserError(f"--tune.{name} is {first['input']!r}: {message}") from None
+
+
+def plan_search(
+    config: Config,
+    settings: Settings,
+    out: Path,
+    *,
+    command: str,
+    warn: Callable[[str], None],
+    progress: Callable[[int, int], None],
+) -> tuple[Search, Dataset]:
+    """Resolve everything, check it against a search that is there already, and write search.json.
+
+    Raises UserError before anything is written.
+    """
+    if "://" in str(out):
+        raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
+    if config.augment.spec is not None:
+        raise UserError(f"--augment.spec {config.augment.spec}: the search makes the augmentation itself: leave it out")
+    if config.train.minutes is not None:
+        raise UserError(f"--train.minutes is {config.train.minutes:g}: trials are alike in steps: use --train.epochs")
+    config, dataset = open_and_resolve(config, warn, progress)
+    method = configuration.method_name(config)
+    if method is None or not config.augment.views:
+        raise UserError("this recipe trains nothing: name one that does, see rayssl recipes")
+    _, steps = count_steps(config, len(dataset.train))
+    steps = max(1, round(settings.share * steps))
+    config = replace(config, train=replace(config.train, steps=steps))
+    labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
+    objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
+    check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)
+    space = space_of(settings, config)
+    idle = set(space.operations) - set(space.for_channels(config.data.channels or 3).operations)
+    if idle:
+        warn(f"{', '.join(sorted(idle))} would change nothing about images with {config.data.channels} channel")
+    space = space.for_channels(config.data.channels or 3)
+    search = Search(out, config, settings, space, objective, count_trials(settings, space), labels)
+    check_candidates(search)
+    continue_search(search, dataset, command)
+    return search, dataset
+
+
+def space_of(settings: Settings, config: Config) -> Space:
+    """The space of --tune.space and --tune.parameters."""
+    names, further = read_space(settings.space)
+    others = {**further.get("others", {}), **named_parameters(settings.parameters, config)}
+    known = flatten(configuration.to_dict(config))
+    for path in others:
+        if path not in known or not path.startswith(("method.", "train.")) or path == "method.name":
+            allowed = [name for name in known if name.startswith(("method.", "train.")) and name != "method.name"]
+            raise UserError(
+                f"--tune.parameters has an unknown '{path}'{nearest(path, allowed)}: known are method.* and train.*"
+            )
+    one_branch = settings.one_branch
+    if one_branch is None:
+        one_branch = further.get("one_branch", settings.search == "pairs")
+    if one_branch and len(config.augment.views or ()) < 2:
+        one_branch = False
+    order = settings.order or further.get("order", False)
+    return build_space(names, ranges=further.get("ranges"), others=others, order=order, one_branch=one_branch)
+
+
+def named_parameters(text: str | None, config: Config) -> dict[str, Parameter]:
+    """Parameters of `temperature,learning-rate,method.noise=0.1..0.6`: known names have ranges of their own."""
+    usual = {
+        "temperature": ("method.temperature", Parameter(0.05, 1.0, log=True)),
+        "corruption": ("method.corruption", Parameter(values=("none", "gaussian", "salt-and-pepper", "masking"))),
+        "learning-rate": ("train.learning_rate", _around(config.train.learning_rate)),
+        "weight-decay": ("train.weight_decay", Parameter(1e-6, 1e-2, log=True)),
+    }
+    found = {}
+    for word in filter(None, (part.strip() for part in (text or "").split(","))):
+        name, equals, limits = word.partition("=")
+        if not equals and name not in usual:
+            raise UserError(
+                f"--tune.parameters has an unknown '{name}'{nearest(name, usual)}: known are {', '.join(usual)}, "
+                "others with a range: method.noise=0.1..0.6"
+            )
+        path, parameter = usual.get(name, (name.replace("-", "_"), Parameter()))
+        found[path] = parameter_from(name, _ends(name, limits)) if equals else parameter
+    return found
+
+
+def _around(value: float) -> Parameter:
+    return Parameter(value / 4, value * 4, log=True)
+
+
+def _ends(name: str, limits: str) -> list[float]:
+    try:
+        low, high = map(float, limits.split(".."))
+    except ValueError:
+        raise UserError(f"--tune.parameters {name}={limits}: the range must be LOW..HIGH, e.g. 0.1..0.6") from None
+    return [low, high]
+
+
+def count_trials(settings: Settings, space: Space) -> int:
+    """How many trials there will be; raises UserError where a grid is too large or PBT is alone."""
+    if settings.scheduler == "pbt" and settings.search != "random":
+        raise UserError(f"--tune.search {settings.search} with --tune.scheduler pbt: a population starts from random")
+    if settings.search == "pairs":
+        return min(settings.trials or 10**9, len(space.pairs()))
+    if settings.search == "grid":
+        size = space.grid_size(settings.levels)
+        if size > GRID_LIMIT:
+            raise UserError(
+                f"--tune.search grid has {size:,} candidates, more than {GRID_LIMIT:,}: name fewer operations, "
+                "or lower --tune.levels"
+            )
+        return min(settings.trials or 10**9, sum(1 for _ in space.grid(settings.levels)))
+    trials = settings.trials or 20
+    if settings.scheduler == "pbt" and trials < 4:
+        raise UserError(f"--tune.trials is {trials}: a population needs at least 4")
+    return trials
+
+
+def check_candidates(search: Search) -> None:
+    """Both ends of every range must be values that the config takes."""
+    for end in (0, -1):
+        ends = {name: parameter.levels(2)[end] for name, parameter in search.space.parameters.items()}
+        search.config_of(ends)
+
+
+def continue_search(search: Search, dataset: Dataset, command: str) -> None:
+    """Write search.json, or check that the search in the folder is this one; more trials may be asked for."""
+    path = search.out / "search.json"
+    now = describe(search, dataset)
+    if path.exists():
+        before = load_search(search.out)
+        old, new = flatten({"": before["identity"]}), flatten({"": json.loads(json.dumps(now["identity"]))})
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise UserError(
+                    f"{search.out} holds another search: {key.lstrip('.')} is {old.get(key)!r} there and "
+                    f"{new.get(key)!r} here: use another --out, or the same value"
+                )
+    elif search.out.exists() and (not search.out.is_dir() or any(search.out.iterdir())):
+        raise UserError(f"--out {search.out} is not empty and is no search: give a new or empty folder")
+    write_json(path, {**now, "command": command, **describe_software()})
+
+
+def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
+    """search.json but for what differs from start to start."""
+    settings, config = asdict(search.settings), configuration.to_dict(search.config)
+    for free in ("trials", "concurrent"):
+        settings.pop(free)
+    free_groups = ("cluster", "probe", "finetune", "evaluate", "index", "wandb", "recipe")
+    return {
+        "schema": SCHEMA,
+        "recipe": search.config.recipe,
+        "objective": search.objective,
+        "searcher": search.settings.search,
+        "scheduler": search.settings.scheduler,
+        "trials": search.trials,
+        "seed": search.settings.seed,
+        "steps": search.config.train.steps,
+        "space": search.space.to_dict(),
+        "data": {
+            "name": dataset.name,
+            "path": dataset.path,
+            "fingerprint": dataset.fingerprint,
+            "train": len(dataset.train),
+            "val": len(dataset.val),
+            "image_size": dataset.image_size,
+            "channels": dataset.channels,
+            "labelled": search.labels,
+        },
+        "config": config,
+        # What has to be the same where a search is continued.
+        "identity": {
+            "tune": settings,
+            "space": search.space.to_dict(),
+            "data": dataset.fingerprint,
+            "config": {key: value for key, value in config.items() if key not in free_groups},
+        },
+    }
+
+
+def load_search(out: Path) -> dict[str, Any]:
+    """search.json; raises UserError where it is missing, damaged or of another schema version."""
+    path = out / "search.json"
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("not an object")
+    except FileNotFoundError:
+        raise UserError(f"{out} is no search (no search.json): `rayssl tune` writes one") from None
+    except (OSError, ValueError):
+        raise UserError(f"{path} is damaged (not JSON): start the search again in a new --out") from None
+    if values.get("schema") != SCHEMA:
+        raise UserError(f"{path} has schema {values.get('schema')!r}: this version reads schema {SCHEMA}")
+    return values
+
+
+def write_results(search: Search, dataset: Dataset) -> Trial | None:
+    """trials.parquet, best.json and tune-report.html from the trials that have ended; returns the best of them."""
+    from pipeline.tune.report import write_tune_report
+
+    trials = load_trials(search.out)
+    best = best_trial(trials)
+    if trials:
+        save_table(search.out, trials)
+    if best is not None:
+        # One view does for any number of them, so that the file fits other methods too.
+        alike = all(view == best.views[0] for view in best.views)
+        write_json(search.out / "best.json", {"views": best.views[:1] if alike else best.views})
+    shown = [dataset.val[row] for row in range(min(6, len(dataset.val)))]
+    write_tune_report(search.out, shown, size=dataset.image_size)
+    return best
+
+
+def use_of(out: Path, config: Config, best: Trial) -> str:
+    """The command that trains with what was found."""
+    import shlex
+
+    data = f"--data.path {shlex.quote(config.data.path)} --encoder.name {config.encoder.name}"
+    changes = "".join(f" --{name.replace('_', '-')} {_short(value)}" for name, value in best.changes.items())
+    return f"rayssl run {config.recipe} {data} --augment.spec {shlex.quote(str(out / 'best.json'))}{changes}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

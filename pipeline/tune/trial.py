@@ -1,0 +1,131 @@
+"""One trial: a candidate is trained by the same loop as `pretrain`, and measured as it goes."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pipeline import config as configuration
+from pipeline import distributed
+from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.config import Config
+from pipeline.data import Dataset
+from pipeline.methods.base import Method
+from pipeline.prepare import count_steps, open_data
+from pipeline.reporter import Silent
+from pipeline.stages import Work, batches_of, check_finite, choose_backend, new_method, new_optimizer, schedule_of
+from pipeline.train import Hooks, plain_precision, train
+from pipeline.tune.objectives import Material, at_most, measurable, measure
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trial has reached."""
+
+    step: int
+    steps: int  # in all
+    scores: dict[str, float]  # the search's objective; at the end all that can be measured
+
+
+@dataclass(frozen=True)
+class Course:
+    """How a trial goes."""
+
+    objective: str
+    reports: int  # how often it is measured
+    images: int  # at most so many of train and of held-out train are looked at
+
+
+def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -> Iterator[Report]:
+    """Train `config`, which is resolved, and measure it at equal distances; goes on from `checkpoints`, if any.
+
+    Writes a checkpoint there before every report. Every worker must go through all reports. Raises UserError where the
+    loss or a weight is not finite.
+    """
+    work = Work.begin(Path(), Silent(), config, _opened(_data_key(config)))  # which writes nothing
+    work.config = _settled(work)
+    per_epoch, steps = count_steps(work.config, len(work.dataset.train))
+    method = new_method(work.config, work)
+    optimizer = new_optimizer(method, work.config.train)
+    start = 0
+    if checkpoints is not None:
+        start, _ = load_checkpoint(checkpoints, model=method, optimizer=optimizer)
+    for stop in report_steps(steps, course.reports):
+        if stop <= start:
+            continue
+        train(
+            method,
+            batches_of(work, work.dataset.train, work.config, start, stop),
+            resident=work.resident(),
+            optimizer=optimizer,
+            learning_rate=schedule_of(work.config.train, steps, per_epoch),
+            start=start,
+            stop=stop,
+            steps_per_epoch=per_epoch,
+            seed=work.config.train.seed,
+            device=work.device,
+            precision=work.precision,
+            clip_grad=work.config.train.clip_grad,
+            stage="trial",
+            hooks=_SILENT,
+        )
+        check_finite(method, stop)
+        start = stop
+        if checkpoints is not None and distributed.rank() == 0:
+            save_checkpoint(checkpoints, step=stop, model=method, optimizer=optimizer, keep=1, facts=None)
+        yield Report(stop, steps, _scores(work, method, course, last=stop == steps))
+
+
+def report_steps(steps: int, reports: int) -> list[int]:
+    """The steps after which a trial is measured: the last one, and others at equal distances."""
+    return sorted({max(1, steps * number // reports) for number in range(1, reports + 1)})
+
+
+_SILENT = Hooks(
+    log=lambda rows: None,
+    progress=lambda row: None,
+    checkpoint=lambda step: None,
+    checkpoint_due=lambda step: False,
+    should_stop=lambda: False,
+)
+
+
+def _scores(work: Work, method: Method[Any], course: Course, *, last: bool) -> dict[str, float]:
+    data, seed = work.dataset, work.config.train.seed
+    classes = len(data.class_names or ())
+    material = Material(
+        method.encoder,
+        at_most(data.train, course.images, seed),
+        at_most(data.val, course.images, seed),
+        classes,
+        seed,
+        work.device,
+        plain_precision(work.precision),
+    )
+    # The probe takes long, so it is measured only where it is asked for.
+    names = {name for name in measurable(classes, data.val) if name != "probe" and last}
+    found = measure(material, sorted({course.objective, *names}))
+    method.train()
+    return found
+
+
+def _settled(work: Work) -> Config:
+    """What would be chosen at a run's start, chosen here without a run folder."""
+    config = replace(work.config, train=replace(work.config.train, precision=work.precision))  # type: ignore[arg-type]
+    if config.augment.backend in ("auto", "fastest"):
+        config = replace(config, augment=replace(config.augment, backend=choose_backend(work)[0]))
+    return config
+
+
+@lru_cache(maxsize=1)
+def _opened(key: str) -> Dataset:
+    """The images: decoded once into the cache that all trials of a machine map, and opened once a process."""
+    return open_data(configuration.from_dict(json.loads(key)))
+
+
+def _data_key(config: Config) -> str:
+    """All that the images depend on: the rest of the config is that of a plain run."""
+    plain = Config(data=config.data, train=configuration.TrainConfig(seed=config.train.seed))
+    return json.dumps(configuration.to_dict(plain), sort_keys=True)
