@@ -1,0 +1,116 @@
+"""Is a searched augmentation worth it? Several searches, each beside random search, then all trained alike and tested.
+
+    python benchmarks/tune_search.py --data.path CIFAR10 --encoder.name resnet-tiny --seeds 0,1,2 --trials 16
+
+For every seed `rayssl tune` searches twice with the same budget, by Optuna and at random; the default augmentation is
+not among what it starts from. The best of each, the recipe's default and a crop alone are then trained alike (--epochs),
+each on one thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07) is read once.
+Also says how well the objectives that need no labels agreed with kNN over all trials. Further --a.b options go to all.
+"""
+
+import argparse
+import multiprocessing
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from backend_accuracy import knn
+from runs import facts, train
+from scipy import stats
+
+from jobs.cli import take_config_paths
+from pipeline.augment.spec import RandomResizedCrop, Spec
+from pipeline.files import write_json
+from pipeline.tune.ledger import load_trials
+from pipeline.tune.report import rank_correlations
+
+SPACE = "crop,flip,rotation,color,grey,solarize,blur,cutout"
+SEARCHERS = ("optuna", "random")
+VARIANTS = (*SEARCHERS, "default", "crop alone")
+FINAL_SEED = 100  # of the last training: another network and order than any trial's
+
+
+def main() -> int:
+    """Search, train, test."""
+    rest, changes = take_config_paths(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="simclr-cifar10")
+    parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(word) for word in text.split(",")])
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--share", type=float, default=0.1, help="of the recipe's steps, for a trial")
+    parser.add_argument("--epochs", type=int, default=6, help="of the training that is tested")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tune-search"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tune_search.json")
+    options = parser.parse_args(rest)
+    for seed in options.seeds:
+        for searcher in SEARCHERS:
+            search(options, changes, searcher, seed)
+    write_json(options.runs / "crop.json", Spec((RandomResizedCrop(scale=(0.2, 1.0)),)).to_dict())
+    jobs = [(options, changes, variant, seed) for seed in options.seeds for variant in VARIANTS]
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        tested = dict(zip([job[2:] for job in jobs], pool.starmap(train_and_test, jobs, chunksize=1)))
+    found = {variant: [tested[variant, seed] for seed in options.seeds] for variant in VARIANTS}
+    result = {"knn": found, **summary(found), "agreement": agreement(options)}
+    write_json(options.out, {**facts("tune_search", changes.get("data.path", "")), **result})
+    for variant, figures in result["summary"].items():
+        print(f"{variant:<12} {100 * figures['mean']:.2f} ± {100 * figures['std']:.2f}")
+    for name, difference in result["differences"].items():
+        print(
+            f"{name:<28} {100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
+        )
+    return 0
+
+
+def folder(options: argparse.Namespace, searcher: str, seed: int) -> Path:
+    """Of a search."""
+    path: Path = options.runs / f"{searcher}-{seed}"
+    return path
+
+
+def search(options: argparse.Namespace, changes: dict[str, Any], searcher: str, seed: int) -> None:
+    """`rayssl tune`; one that has ended returns at once."""
+    values = {**changes, "tune.space": SPACE, "tune.search": searcher, "tune.trials": options.trials}
+    values |= {"tune.share": options.share, "tune.images": 5000, "tune.seed": seed, "train.seed": seed}
+    flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
+    out = ["--out", str(folder(options, searcher, seed)), "--wandb", "disabled"]
+    subprocess.run([sys.executable, "-m", "jobs.main", "tune", options.recipe, *flags, *out], check=True)
+
+
+def train_and_test(options: argparse.Namespace, changes: dict[str, Any], variant: str, seed: int) -> float:
+    """Test accuracy by kNN after training with a variant's augmentation."""
+    own = {**changes, "train.seed": FINAL_SEED + seed, "train.threads": 1, "train.epochs": options.epochs}
+    if variant in SEARCHERS:
+        own["augment.spec"] = str(folder(options, variant, seed) / "best.json")
+    elif variant == "crop alone":
+        own["augment.spec"] = str(options.runs / "crop.json")
+    run = options.runs / f"final-{variant.replace(' ', '-')}-{seed}"
+    return knn(run, train(options.recipe, run, own).dataset)
+
+
+def summary(found: dict[str, list[float]]) -> dict[str, Any]:
+    """Mean and standard deviation of every variant, and the differences seed by seed with 95 % intervals (t)."""
+    middle = {name: {"mean": statistics.mean(v), "std": statistics.stdev(v)} for name, v in found.items()}
+    pairs = [("optuna", other) for other in ("crop alone", "random", "default")] + [("default", "crop alone")]
+    return {"summary": middle, "differences": {f"{a} - {b}": difference(found[a], found[b]) for a, b in pairs}}
+
+
+def difference(first: list[float], second: list[float]) -> dict[str, float]:
+    """Mean of the differences of pairs and its 95 % interval by Student's t."""
+    gaps = [a - b for a, b in zip(first, second)]
+    mean, half = statistics.mean(gaps), stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    return {"mean": mean, "low": mean - half, "high": mean + half}
+
+
+def agreement(options: argparse.Namespace) -> dict[str, Any]:
+    """Rank correlation of every objective without labels with kNN, search by search."""
+    return {
+        f"{searcher}-{seed}": rank_correlations(load_trials(folder(options, searcher, seed)))
+        for searcher in SEARCHERS
+        for seed in options.seeds
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
