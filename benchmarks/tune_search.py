@@ -3,9 +3,10 @@
     python benchmarks/tune_search.py --data.path CIFAR10 --encoder.name resnet-tiny --seeds 0,1,2 --trials 16
 
 For every seed `rayssl tune` searches twice with the same budget, by Optuna and at random; the default augmentation is
-not among what it starts from. The best of each, the recipe's default and a crop alone are then trained alike (--epochs),
-each on one thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07) is read once.
-Also says how well the objectives that need no labels agreed with kNN over all trials. Further --a.b options go to all.
+not among what it starts from. The best of each, the recipe's default and a crop alone are then trained alike
+(--epochs), each on one thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07)
+is read once. Also says how well the objectives that need no labels agreed with kNN over all trials. Further --a.b
+options go to all.
 """
 
 import argparse
@@ -57,9 +58,8 @@ def main() -> int:
     for variant, figures in result["summary"].items():
         print(f"{variant:<12} {100 * figures['mean']:.2f} ± {100 * figures['std']:.2f}")
     for name, difference in result["differences"].items():
-        print(
-            f"{name:<28} {100 * difference['mean']:+.2f} [{100 * difference['low']:+.2f}, {100 * difference['high']:+.2f}]"
-        )
+        mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+        print(f"{name:<28} {mean:+.2f} [{low:+.2f}, {high:+.2f}]")
     return 0
 
 

@@ -67,7 +67,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except Exception as error:
         number = getattr(error, "number", None)
         if type(error).__name__ == "Interrupted" and number is not None:
-            print("rayssl: stopped; the same command continues from the checkpoint", file=sys.stderr)
+            goes_on = "goes on with the trials that are left" if verb == "tune" else "continues from the checkpoint"
+            print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
             return 128 + int(number)
         traceback.print_exc()
         print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import FLAGS, parse
+from jobs.cli import RUN_FLAGS, parse
 from jobs.main import run_verb
 from pipeline.errors import UserError
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     """Parse, measure, print the table."""
     steps = click.Option(["--steps"], type=click.IntRange(min=1), default=20, metavar="N", help="steps to measure [20]")
     trace = click.Option(["--trace"], default="trace.json", metavar="FILE", help="for a trace viewer [trace.json]")
-    flags = [name for name in FLAGS if name not in UNUSED and not name.startswith("--cluster.")]
+    flags = [name for name in RUN_FLAGS if name not in UNUSED and not name.startswith("--cluster.")]
     parsed = parse("profile", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE"), steps, trace], flags)
     path = Path(parsed.values["trace"])
     if not path.absolute().parent.is_dir():

@@ -53,10 +53,12 @@ def main(argv: list[str]) -> int:
     shown = board.console.print
     shown(f"\nreport   {search.out / 'tune-report.html'}", soft_wrap=True)
     if best is not None:
-        from pipeline.tune.search import use_of
+        from pipeline.tune.search import command_to_use
 
         shown(f"best     trial {best.number}: {search.objective} {best.score:.4f}", soft_wrap=True)
-        shown(f"use it   {use_of(search.out, search.config, best)}", soft_wrap=True, markup=False)
+        config = search.config
+        command = command_to_use(search.out, config.recipe, config.data.path, config.encoder.name, best)
+        shown(f"use it   {command}", soft_wrap=True, markup=False)
     if parsed.values["json"]:
         found = {"trial": best.number, "score": best.score, "spec": str(search.out / "best.json")} if best else None
         print(json.dumps({"search": str(search.out), "objective": search.objective, "best": found}))

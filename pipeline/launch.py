@@ -307,19 +307,36 @@ def run_tuning(
 ) -> "tuple[Search, Trial | None]":
     """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
     from pipeline.cluster.tune import run_search
-    from pipeline.tune.search import plan_search, write_results
+    from pipeline.tune.search import plan_search, write_results, write_search
 
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
 
-    search, dataset = plan_search(config, settings, out, command=command, warn=warn, progress=lambda done, total: None)
-    with writer_lock(out):
+    search, dataset = plan_search(config, settings, out, warn=warn, progress=lambda done, total: None)
+    with new_folder(out), writer_lock(out):
         try:
-            run_search(search, board, board.say)
-        finally:
-            best = write_results(search, dataset)
+            run_search(search, lambda: write_search(search, dataset, command), board, board.say)
+        except UserError:  # found before the first trial
+            raise
+        except BaseException:
+            write_results(search, dataset)
+            raise
+        best = write_results(search, dataset)
     track_search(search, best, warn)
     return search, best
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Wrong input leaves no folder behind that was not there before."""
+    there = out.exists()
+    try:
+        yield
+    except UserError:
+        if not there and {path.name for path in out.iterdir()} <= {".lock"}:
+            (out / ".lock").unlink()
+            out.rmdir()
+        raise
 
 
 def track_search(search: "Search", best: "Trial | None", warn: Callable[[str], None]) -> None:

@@ -26,7 +26,7 @@ PACKAGES = ("pipeline", "jobs", "rayssl")
 FILES = ("pyproject.toml",)
 CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js"})
 
-NEW_RUN_VERBS = frozenset({"run", "pretrain"})  # take a recipe and write a run folder: --out
+NEW_RUN_VERBS = frozenset({"run", "pretrain", "tune"})  # take a recipe and write a run folder: --out
 NO_JOB = frozenset({"__init__", "main", "submit"})  # modules of jobs/ that are no verb of a job
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 

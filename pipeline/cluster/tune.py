@@ -48,8 +48,10 @@ class Standing:
     running: dict[int, tuple[int, int, float | None]] = field(default_factory=dict)  # number → step, steps, score
 
 
-def run_search(search: Search, show: Callable[[Standing], None], say: Callable[[str], None]) -> None:
-    """Run the trials that have not ended yet; `show` is called again and again.
+def run_search(
+    search: Search, begin: Callable[[], None], show: Callable[[Standing], None], say: Callable[[str], None]
+) -> None:
+    """Run the trials that have not ended yet: first `begin` is called, when nothing more can be wrong, then `show`.
 
     Raises UserError where more trials are asked for at a time than there is room for, Interrupted after Ctrl-C or
     SIGTERM, RuntimeError where Ray itself failed.
@@ -71,6 +73,7 @@ def run_search(search: Search, show: Callable[[Standing], None], say: Callable[[
     try:
         with connected(Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, address, 0)):
             room = find_room(search)
+            begin()
             say(
                 f"{len(pending(search, standing))} trials of {search.config.train.steps} steps, {room.concurrent} at a "
                 f"time, {room.text} each; objective: {search.objective}"
@@ -176,7 +179,8 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
     from ray import tune
 
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    searcher = new_searcher(search, standing)
+    evolves = search.settings.scheduler == "pbt"
+    numbers: dict[str, int] = {}  # of trials, by Ray's name of them
     settings = {
         "config": configuration.to_dict(search.config),
         "objective": search.objective,
@@ -185,20 +189,21 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
         "workers": room.workers,
         "cpus": room.cpus,
         "gpus": room.gpus,
-        "checkpoints": search.settings.scheduler == "pbt",
+        "checkpoints": evolves,
         "space": search.space,
     }
     bundle = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
     trainable = tune.with_parameters(try_candidate, settings=settings)
     tuner = tune.Tuner(
         tune.with_resources(trainable, tune.PlacementGroupFactory([bundle] * room.workers)),
+        param_space=first_population(search, pending(search, standing)) if evolves else None,
         tune_config=tune.TuneConfig(
             metric=SCORE,
             mode="max",
-            search_alg=searcher,
+            search_alg=None if evolves else new_searcher(search, standing, numbers),
             scheduler=new_scheduler(search, standing),
-            num_samples=len(pending(search, standing)),
-            max_concurrent_trials=None if search.settings.scheduler == "pbt" else room.concurrent,
+            num_samples=1 if evolves else len(pending(search, standing)),
+            max_concurrent_trials=None if evolves else room.concurrent,
             reuse_actors=room.workers == 1,  # the next trial finds torch and the images there
         ),
         run_config=tune.RunConfig(
@@ -207,7 +212,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
             stop=stopper(stop),
-            callbacks=[keeper(search, standing, searcher.numbers, stop)],
+            callbacks=[keeper(search, standing, numbers, stop)],
         ),
     )
     tuner.fit()
@@ -240,8 +245,8 @@ def stopper(stop: threading.Event) -> Any:
 # What is tried
 
 
-def new_searcher(search: Search, standing: Standing) -> Any:
-    """Hands out the candidates that are left, each under its number."""
+def new_searcher(search: Search, standing: Standing, numbers: dict[str, int]) -> Any:
+    """Hands out the candidates that are left, and notes the number of each in `numbers`."""
     from ray.tune.search import Searcher
 
     left, inner = pending(search, standing), optuna_search(search, standing)
@@ -252,13 +257,12 @@ def new_searcher(search: Search, standing: Standing) -> Any:
 
         def __init__(self) -> None:
             super().__init__(metric=SCORE, mode="max")
-            self.numbers: dict[str, int] = {}
 
         def suggest(self, trial_id: str) -> Any:
-            if len(self.numbers) == len(left):
+            if len(numbers) == len(left):
                 return Searcher.FINISHED
-            number = left[len(self.numbers)]
-            self.numbers[trial_id] = number
+            number = left[len(numbers)]
+            numbers[trial_id] = number
             return {"parameters": known[number] if known is not None else inner.suggest(trial_id)}
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -354,6 +358,17 @@ def remember_rungs(scheduler: Any, ended: list[Trial]) -> None:
                     recorded[f"before-{trial.number}"] = score
 
 
+def first_population(search: Search, left: list[int]) -> dict[str, Any]:
+    """The candidates that a population starts from. Ray lets no searcher work together with one."""
+    from ray import tune
+
+    known = search.candidates() or []
+    return {
+        "number": tune.grid_search(left),
+        "parameters": tune.sample_from(lambda config: known[config["number"]]),
+    }
+
+
 def population(space: Space, seed: int, scheduler: Any) -> Any:
     """Population-based training (Jaderberg et al., 2017) over all parameters: factors of 0.8 and 1.2, within ranges."""
     import random
@@ -395,6 +410,8 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
             self.rows: dict[str, list[dict[str, Any]]] = {}
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
+            if "number" in trial.config:  # before anything of another member is copied over it
+                numbers.setdefault(trial.trial_id, trial.config["number"])
             self.began.setdefault(trial.trial_id, time.monotonic() - clock)
             standing.running.setdefault(numbers[trial.trial_id], (0, search.config.train.steps or 0, None))
 
@@ -419,13 +436,13 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
         def keep(self, trial: Any, state: str, reason: str) -> None:
             number, rows = numbers[trial.trial_id], self.rows.get(trial.trial_id, [])
             first = rows[0]["parameters"] if rows else trial.config["parameters"]
-            shown = search.config_of(rows[-1]["parameters"] if rows else first)
+            last = rows[-1]["parameters"] if rows else first
             ended = Trial(
                 number=number,
                 state=state,
                 parameters=first,
-                views=list(shown.augment.views or ()),
-                changes=search.space.changes(first),
+                views=list(search.config_of(last).augment.views or ()),
+                changes=search.space.changes(last),
                 score=rows[-1][SCORE] if rows and not reason else None,
                 scores=rows[-1]["scores"] if rows else {},
                 curve=[(row["step"], row[SCORE]) for row in rows],

@@ -32,6 +32,7 @@ LOW, HIGH = PALETTE[0], PALETTE[1]  # colours of the lowest and the highest scor
 LEAST_FOR_IMPORTANCE = 8  # finished trials
 LEAST_FOR_CORRELATION = 5
 REPEATS, TREES = 10, 100  # of the forest
+LITTLE = 0.1  # R² below which a forest has learned next to nothing
 MOST_LINES = 200  # of the parallel coordinates
 DEEPEST = 0.6  # opacity of the highest cell's colour: text stays readable on light and on dark
 
@@ -52,7 +53,7 @@ def time_section(trials: Sequence[Trial]) -> str:
     figure, axes = _chart()
     for state, colour in STATE_COLOURS.items():
         own = [trial for trial in scored if trial.state == state]
-        axes.plot([_end(trial) for trial in own], [trial.score for trial in own], "o", color=colour, markersize=4)
+        axes.plot([_end(trial) for trial in own], _scores(own), "o", color=colour, markersize=4)
     axes.step(*best_so_far(trials), where="post", color=BEST_COLOUR, linewidth=1.6)
     legend = _legend({**STATE_COLOURS, "best so far": BEST_COLOUR})
     return grid([_svg(figure) + legend]) + paragraph("x: minutes since the search began; y: score.", "quiet")
@@ -65,8 +66,7 @@ def best_so_far(trials: Sequence[Trial]) -> tuple[Floats, Floats]:
     """
     scored = finished(trials) or [trial for trial in trials if trial.score is not None]
     scored.sort(key=_end)
-    scores = np.array([trial.score for trial in scored], dtype=np.float64)
-    return np.array([_end(trial) for trial in scored]), np.maximum.accumulate(scores)
+    return np.array([_end(trial) for trial in scored]), np.maximum.accumulate(_scores(scored))
 
 
 def _end(trial: Trial) -> float:
@@ -100,10 +100,9 @@ def importance_section(trials: Sequence[Trial], space: Space) -> str:
         "influence. All this is correlation among the candidates that were tried, not cause and effect, and a searcher "
         "that prefers some candidates shifts it."
     )
-    doubt = "The forest explains next to nothing, so the bars are mostly noise." if explained < 0.1 else ""
-    return f'<div class="bars">{"".join(bars)}</div>' + paragraph(words, "quiet") + paragraph(doubt) * bool(doubt) + (
-        _on_and_off_table(trials, space)
-    )  # fmt: skip
+    doubts = ["The forest explains next to nothing, so the bars are mostly noise."] if explained < LITTLE else []
+    figure = f'<div class="bars">{"".join(bars)}</div>{paragraph(words, "quiet")}{bullets(doubts, "remarks")}'
+    return figure + _on_and_off_table(trials, space)
 
 
 def importances(trials: Sequence[Trial], space: Space) -> tuple[float, list[Importance]]:
@@ -126,11 +125,12 @@ def importances(trials: Sequence[Trial], space: Space) -> tuple[float, list[Impo
     explained, losses = np.empty(REPEATS), np.empty((REPEATS, len(groups)))
     for repeat in range(REPEATS):
         forest = RandomForestRegressor(TREES, random_state=repeat, n_jobs=1).fit(places, scores)
-        explained[repeat] = _explained(forest, places, scores)
+        unseen = _unseen(forest, len(places))
+        explained[repeat] = _explained(forest, unseen, places, scores)
         for i, (group, columns) in enumerate(groups.items()):
             shuffled = places.copy()
             shuffled[:, columns] = places[permutation(len(places), repeat, "importance", group)][:, columns]
-            losses[repeat, i] = explained[repeat] - _explained(forest, shuffled, scores)
+            losses[repeat, i] = explained[repeat] - _explained(forest, unseen, shuffled, scores)
     spreads = losses.std(axis=0, ddof=1)
     found = [Importance(name, float(losses[:, i].mean()), float(spreads[i])) for i, name in enumerate(groups)]
     return float(explained.mean()), sorted(found, key=lambda one: -one.value)
@@ -145,14 +145,19 @@ def _groups(names: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
-def _explained(forest: Any, places: NDArray[np.float32], scores: Floats) -> float:
-    """R² of the mean, for every row of `places`, over the trees that have not learned from that row."""
-    total, count = np.zeros(len(places)), np.zeros(len(places))
-    for tree, seen in zip(forest.estimators_, forest.estimators_samples_, strict=True):
-        unseen = ~np.isin(np.arange(len(places)), seen)
-        total += unseen * tree.predict(places, check_input=False)
-        count += unseen
-    return 1 - float(((total / count - scores) ** 2).mean() / scores.var())
+def _unseen(forest: Any, rows: int) -> NDArray[np.bool_]:
+    """(trees, rows): whether a tree has not learned from a row."""
+    seen = np.zeros((len(forest.estimators_), rows), dtype=bool)
+    for tree, drawn in enumerate(forest.estimators_samples_):
+        seen[tree, drawn] = True
+    return ~seen
+
+
+def _explained(forest: Any, unseen: NDArray[np.bool_], places: NDArray[np.float32], scores: Floats) -> float:
+    """R² of the mean, for every row of `places`, over the trees that have not learned from it."""
+    answers = np.stack([tree.predict(places, check_input=False) for tree in forest.estimators_])
+    means = (answers * unseen).sum(axis=0) / unseen.sum(axis=0)
+    return 1 - float(((means - scores) ** 2).mean() / scores.var())
 
 
 def positions(trials: Sequence[Trial], space: Space) -> tuple[list[str], NDArray[np.float32]]:
@@ -176,9 +181,7 @@ def _position(parameter: Parameter, value: float | str) -> float:
 
 
 def _on_and_off_table(trials: Sequence[Trial], space: Space) -> str:
-    rows = [
-        [escape(name), *(_mean_text(scores) for scores in on_and_off(trials, name))] for name in space.operations
-    ]  # fmt: skip
+    rows = [[escape(name), *map(_mean_text, on_and_off(trials, name))] for name in space.operations]
     words = (
         "Mean score of the finished trials that apply an operation, and of those that do not, with its 95 % interval "
         "(Student's t); in brackets the number of trials."
@@ -227,9 +230,8 @@ def parallel_section(trials: Sequence[Trial], space: Space) -> str:
         "bottom. The best trial is thick."
     )
     ends = _legend({f"lowest score, {ended[0].score:.4f}": LOW, f"highest, {ended[-1].score:.4f}": HIGH})
-    return grid([_parallel_chart(places, _scores(shown)) + ends, bullets(axes_texts, "quiet")]) + paragraph(
-        words, "quiet"
-    )
+    blocks = [_parallel_chart(places, _scores(shown)) + ends, bullets(axes_texts, "quiet")]
+    return grid(blocks) + paragraph(words, "quiet")
 
 
 def _parallel_chart(places: NDArray[np.float32], scores: Floats) -> str:
@@ -254,7 +256,7 @@ def _blends(scores: Floats) -> list[tuple[float, ...]]:
 def range_text(parameter: Parameter) -> str:
     """E.g. 0.08 to 0.9, or none, gaussian."""
     if parameter.values:
-        return ", ".join(map(str, parameter.values))
+        return ", ".join(value if isinstance(value, str) else f"{value:g}" for value in parameter.values)
     step = f" in steps of {parameter.step:g}" if parameter.step is not None else ""
     return f"{parameter.low:g} to {parameter.high:g}{step}{', logarithmic' * parameter.log}"
 
@@ -331,9 +333,8 @@ def agreement_section(trials: Sequence[Trial], *, labelled: bool) -> str:
         "searcher that comes back to good candidates, or a scheduler that lets only those finish, makes it too narrow "
         "and lowers the correlation. Charts: x, the score by labels; y, the one without."
     )
-    return data_table(["without labels", "by labels", "ρ", "95 % interval", "trials"], rows) + grid(charts) + paragraph(
-        words, "quiet"
-    )  # fmt: skip
+    table = data_table(["without labels", "by labels", "ρ", "95 % interval", "trials"], rows)
+    return table + grid(charts) + paragraph(words, "quiet")
 
 
 def rank_correlations(trials: Sequence[Trial]) -> list[dict[str, Any]]:
@@ -417,11 +418,8 @@ def _chart(height: float = 2.2) -> "tuple[Figure, Axes]":
 
 
 def _legend(colours: Mapping[str, str]) -> str:
-    items = (
-        f'<span><i class="dot" style="background:{colour}"></i>{escape(name)}</span>'
-        for name, colour in colours.items()
-    )
-    return f'<p class="legend">{"".join(items)}</p>'
+    dots = {name: f'<i class="dot" style="background:{colour}"></i>' for name, colour in colours.items()}
+    return f'<p class="legend">{"".join(f"<span>{dot}{escape(name)}</span>" for name, dot in dots.items())}</p>'
 
 
 def _scores(trials: Sequence[Trial]) -> Floats:

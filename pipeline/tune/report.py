@@ -1,6 +1,5 @@
 """What a search has found, as one HTML file that needs nothing from anywhere else."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from pipeline.report.page import _anchor, _asset
 from pipeline.tune import charts
 from pipeline.tune.charts import rank_correlations
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
-from pipeline.tune.search import load_search
+from pipeline.tune.search import command_to_use, load_search
 from pipeline.tune.space import FAMILIES, Space
 
 __all__ = ["rank_correlations", "write_tune_report"]
@@ -50,6 +49,20 @@ class SearchedData:
 
 
 @dataclass(frozen=True)
+class SearchedEncoder:
+    """The network of every trial."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class SearchedConfig:
+    """What the report needs of the trials' config."""
+
+    encoder: SearchedEncoder
+
+
+@dataclass(frozen=True)
 class Searched:
     """What the report shows of search.json."""
 
@@ -62,6 +75,7 @@ class Searched:
     steps: int
     space: Space
     data: SearchedData
+    config: SearchedConfig
     command: str
     commit: str | None
     versions: dict[str, str]
@@ -227,6 +241,7 @@ def facts_section(found: Findings) -> str:
     search, data = found.search, found.search.data
     facts = {
         "recipe": search.recipe,
+        "encoder": search.config.encoder.name,
         "objective": search.objective,
         "searcher": search.searcher,
         "scheduler": search.scheduler,
@@ -235,7 +250,7 @@ def facts_section(found: Findings) -> str:
         "augmented": "the first view only" if search.space.one_branch else "every view",
         "data": f"{data.name}, {data.path}",
         "images": f"{data.train:,} train, {data.val:,} held out, {'with' if data.labelled else 'without'} labels",
-        "image size": f"{data.image_size} × {data.image_size} pixels, {data.channels} channel{'s' * (data.channels > 1)}",
+        "image size": f"{data.image_size} × {data.image_size} pixels, channels: {data.channels}",
         "fingerprint": data.fingerprint[:12],
         "machine": search.machine,
         "commit": search.commit or "–",
@@ -312,11 +327,8 @@ def _setting(value: Any) -> str:
 
 
 def _command(found: Findings, trial: Trial) -> str:
-    words = ["rayssl", "run", found.search.recipe, "--data.path", found.search.data.path]
-    words += ["--augment.spec", str(found.folder / "best.json")]
-    for name, value in trial.changes.items():
-        words += [f"--{name.replace('_', '-')}", f"{value:.6g}" if isinstance(value, float) else str(value)]
-    return shlex.join(words)
+    search = found.search
+    return command_to_use(found.folder, search.recipe, search.data.path, search.config.encoder.name, trial)
 
 
 def _counts(trials: Sequence[Trial]) -> str:
@@ -338,4 +350,4 @@ def _looks(found: Findings, rank: str, trial: Trial) -> str:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, int | float) else str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

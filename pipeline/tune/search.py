@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,13 +109,12 @@ def plan_search(
     settings: Settings,
     out: Path,
     *,
-    command: str,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> tuple[Search, Dataset]:
-    """Resolve everything, check it against a search that is there already, and write search.json.
+    """Resolve everything, and check it against a search that is there already; nothing is written.
 
-    Raises UserError before anything is written.
+    Raises UserError for what cannot work.
     """
     if "://" in str(out):
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
@@ -139,7 +139,7 @@ def plan_search(
     space = space.for_channels(config.data.channels or 3)
     search = Search(out, config, settings, space, objective, count_trials(settings, space), labels)
     check_candidates(search)
-    continue_search(search, dataset, command)
+    check_same_search(search, dataset)
     return search, dataset
 
 
@@ -223,22 +223,25 @@ def check_candidates(search: Search) -> None:
         search.config_of(ends)
 
 
-def continue_search(search: Search, dataset: Dataset, command: str) -> None:
-    """Write search.json, or check that the search in the folder is this one; more trials may be asked for."""
-    path = search.out / "search.json"
-    now = describe(search, dataset)
-    if path.exists():
+def check_same_search(search: Search, dataset: Dataset) -> None:
+    """Raises UserError where the folder holds another search, or something else; more trials may be asked for."""
+    if (search.out / "search.json").exists():
         before = load_search(search.out)
-        old, new = flatten({"": before["identity"]}), flatten({"": json.loads(json.dumps(now["identity"]))})
-        for key in sorted(old.keys() | new.keys()):
+        now = json.loads(json.dumps(describe(search, dataset)["identity"]))
+        old, new = flatten(before["identity"]), flatten(now)
+        for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.startswith("tune."), key)):
             if old.get(key) != new.get(key):
                 raise UserError(
-                    f"{search.out} holds another search: {key.lstrip('.')} is {old.get(key)!r} there and "
-                    f"{new.get(key)!r} here: use another --out, or the same value"
+                    f"{search.out} holds another search: {key} is {old.get(key)!r} there and {new.get(key)!r} here: "
+                    "use another --out, or the same value"
                 )
     elif search.out.exists() and (not search.out.is_dir() or any(search.out.iterdir())):
         raise UserError(f"--out {search.out} is not empty and is no search: give a new or empty folder")
-    write_json(path, {**now, "command": command, **describe_software()})
+
+
+def write_search(search: Search, dataset: Dataset, command: str) -> None:
+    """search.json: all that the report and a later start need to know."""
+    write_json(search.out / "search.json", {**describe(search, dataset), "command": command, **describe_software()})
 
 
 def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
@@ -311,14 +314,9 @@ def write_results(search: Search, dataset: Dataset) -> Trial | None:
     return best
 
 
-def use_of(out: Path, config: Config, best: Trial) -> str:
+def command_to_use(out: Path, recipe: str, data_path: str, encoder: str, best: Trial) -> str:
     """The command that trains with what was found."""
-    import shlex
-
-    data = f"--data.path {shlex.quote(config.data.path)} --encoder.name {config.encoder.name}"
-    changes = "".join(f" --{name.replace('_', '-')} {_short(value)}" for name, value in best.changes.items())
-    return f"rayssl run {config.recipe} {data} --augment.spec {shlex.quote(str(out / 'best.json'))}{changes}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    flags = {"data.path": data_path, "encoder.name": encoder, "augment.spec": out / "best.json", **best.changes}
+    told = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in flags.items()}
+    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["rayssl", "run", recipe, *words])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jobs.cli import FLAGS, command_line, take_config_paths
+from jobs.cli import FLAGS, RUN_FLAGS, command_line, take_config_paths
 from jobs.main import VERBS, main, run_verb
 from pipeline.config import Config
 from pipeline.errors import UserError
@@ -82,15 +82,16 @@ def test_the_flags_that_people_need_are_shown(capsys: Capture) -> None:
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     out = capsys.readouterr().out
-    for flag in FLAGS:
+    for flag in RUN_FLAGS:
         assert f"  {flag} " in out
 
 
 def test_every_flag_is_a_path_of_the_config(tiny_config: Callable[..., Config]) -> None:
     from pipeline.config import to_dict
     from pipeline.prepare import flatten
+    from pipeline.tune.search import Settings
 
-    known = flatten(to_dict(tiny_config()))
+    known = {*flatten(to_dict(tiny_config())), *(f"tune.{name}" for name in Settings.__dataclass_fields__)}
     for flag in FLAGS:
         path = flag.removeprefix("--").replace("-", "_")
         assert path in known or path == "out"

@@ -24,6 +24,7 @@ from pipeline.data import open_dataset, sources
 from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
 from pipeline.recipes import RECIPES, build_recipe
+from pipeline.tune.search import parse_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,11 +52,13 @@ def test_commands_name_verbs_recipes_and_options_that_exist(document: Path) -> N
         rest, changes = take_config_paths(words)
         assert verb in VERBS
         first = next((word for word in rest if not word.startswith("-")), None)
-        if verb in ("run", "pretrain", "recipes") and first not in (None, "RECIPE"):
+        if verb in ("run", "pretrain", "tune", "recipes") and first not in (None, "RECIPE"):
             assert first in RECIPES
         options = {word.split("=")[0] for word in rest if word.startswith("-")}
         assert options <= OWN_OPTIONS | set(FLAGS), f"{document.name}: {verb} {words}"
         values = {path: value for path, value in changes.items() if value not in ("DIR", "N", "M")}
+        parse_settings({path[5:]: value for path, value in values.items() if path.startswith("tune.")})
+        values = {path: value for path, value in values.items() if not path.startswith("tune.")}
         override(build_recipe(first) if first in RECIPES else Config(method=method_config("simclr")), values)
 
 

@@ -1,0 +1,144 @@
+"""A search on Ray Tune: killed and continued, with a trial that dies and one that diverges; on several nodes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_run import wait_for
+
+from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials
+
+pytestmark = pytest.mark.ray
+
+SMALL = {"encoder.name": "cnn-small", "data.limit": 256, "train.batch-size": 64, "wandb": "disabled"}
+
+
+def command(out: Path, **settings: Any) -> list[str]:
+    """`rayssl tune simclr-digits …`; `train__steps` stands for --train.steps, others for --tune.…"""
+    named = {name.replace("__", ".") if "__" in name else f"tune.{name}": value for name, value in settings.items()}
+    flags = [word for name, value in {**SMALL, **named}.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, "-m", "jobs.main", "tune", "simclr-digits", "--out", str(out), *flags]
+
+
+def tune(out: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(out, **settings), capture_output=True, text=True, timeout=300)
+
+
+def ended(out: Path) -> dict[int, Trial]:
+    return {trial.number: trial for trial in load_trials(out)}
+
+
+def trial_processes(driver: int) -> list[int]:
+    """The processes in which trials of a driver run."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 2) for line in listed.stdout.splitlines() if len(line.split(None, 2)) == 3]
+    parents = {int(pid): int(parent) for pid, parent, _ in rows}
+
+    def belongs(pid: int) -> bool:
+        while pid in parents:
+            if pid == driver:
+                return True
+            pid = parents[pid]
+        return False
+
+    return [int(pid) for pid, _, words in rows if words.startswith("ray::") and "Func" in words and belongs(int(pid))]
+
+
+def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
+    settings["train__steps"] = 400
+    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: driver.poll() is not None or trial_processes(driver.pid), "a trial", seconds=120)
+    [victim, *_] = trial_processes(driver.pid)
+    os.kill(victim, signal.SIGKILL)
+    wait_for(lambda: driver.poll() is not None or len(ended(out)) >= 2, "two trials that have ended", seconds=200)
+    before = ended(out)
+    assert driver.poll() is None, driver.communicate()
+    assert len(before) < 4
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+
+    [died] = [trial for trial in before.values() if trial.state == FAILED]
+    assert died.reason == "the trial's process died"
+    again = tune(out, **settings)
+    assert again.returncode == 0, again.stderr
+    after = ended(out)
+    assert sorted(after) == [0, 1, 2, 3]
+    assert {number: after[number] for number in before} == before
+    assert f"{4 - len(before)} trials of 400 steps, " in again.stderr
+    assert not list(out.glob(".control*"))
+    best = max((trial for trial in after.values() if trial.state == FINISHED), key=lambda trial: trial.score or 0)
+    assert json.loads((out / "best.json").read_text())["views"] == best.views[:1]
+    assert f"best     trial {best.number}: knn {best.score:.4f}" in again.stderr
+    once_more = tune(out, **settings)
+    assert once_more.returncode == 0
+    assert "starting Ray" not in once_more.stderr
+
+
+def test_what_diverges_loses_and_four_trials_share_two_cores(tmp_path: Path) -> None:
+    space = tmp_path / "space.json"
+    config = {"train.learning_rate": {"values": [0.1, 1e30]}}
+    space.write_text(
+        json.dumps({"operations": {"crop": {"p": {"values": [0.0, 1.0]}, "scale": 0.3}}, "config": config})
+    )
+    out = tmp_path / "tuned"
+    done = tune(out, space=space, search="grid", objective="rotation", images=200, share=0.2, scheduler="asha")
+    assert done.returncode == 0, done.stderr
+    trials = ended(out)
+    assert len(trials) == 4
+    for trial in trials.values():
+        diverges = trial.changes["train.learning_rate"] > 1
+        assert (trial.state == FAILED) == diverges
+        if diverges:
+            assert "finite" in trial.reason or "the loss is" in trial.reason
+            assert trial.score is None
+    assert {trial.state for trial in trials.values()} <= {FAILED, FINISHED, STOPPED}
+
+
+def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    settings = {"space": "crop,color", "search": "random", "trials": 40, "share": 0.5, "images": 200, "concurrent": 1}
+    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: driver.poll() is not None or ended(out), "a trial that has ended", seconds=200)
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=120)
+    assert driver.returncode == 130, told
+    assert told.splitlines()[-1] == "rayssl: stopped; the same command goes on with the trials that are left"
+    trials = ended(out)
+    assert 1 <= len(trials) < 40
+    assert all(trial.state == FINISHED for trial in trials.values())
+    assert (out / "best.json").exists()
+
+
+@pytest.fixture
+def cluster() -> Any:
+    """Three nodes of one core on this machine."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
+    yield nodes
+    nodes.shutdown()
+
+
+def test_trials_of_two_workers_on_three_nodes_score_as_those_of_one(cluster: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"space": "crop,color,rotation", "search": "random", "share": 0.2, "images": 200}
+    settings |= {"train__precision": "fp32", "cluster__address": cluster.address}
+    alone = tune(tmp_path / "one", trials=3, **settings)
+    assert alone.returncode == 0, alone.stderr
+    assert "3 trials of 32 steps, 3 at a time" in alone.stderr
+    together = tune(tmp_path / "two", trials=1, cluster__workers=2, **settings)
+    assert together.returncode == 0, together.stderr
+    assert re.search("1 at a time, 2 workers with 1 core each", together.stderr)
+    one, two = ended(tmp_path / "one")[0], ended(tmp_path / "two")[0]
+    assert one.parameters == two.parameters
+    assert two.scores["rankme"] == pytest.approx(one.scores["rankme"], rel=1e-3)
+    assert two.score == pytest.approx(one.score, abs=0.03)

@@ -1,0 +1,311 @@
+"""A search before it starts, a trial in this process, and what is left when trials have ended."""
+
+import json
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from rich.console import Console
+
+from pipeline.augment import load_views, view_to_dict
+from pipeline.cluster.tune import cores_a_worker, find_room, fitted, remember_rungs
+from pipeline.config import override, to_dict
+from pipeline.errors import UserError
+from pipeline.recipes import build_recipe
+from pipeline.tune.board import Board
+from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials, save_table, save_trial
+from pipeline.tune.search import (
+    Search,
+    check_same_search,
+    command_to_use,
+    parse_settings,
+    plan_search,
+    write_results,
+    write_search,
+)
+from pipeline.tune.space import build_space
+from pipeline.tune.trial import Course, report_steps, run_trial
+
+CHANGES = {
+    "encoder.name": "cnn-small",
+    "data.limit": 256,
+    "train.batch-size": 64,
+    "train.threads": 1,
+    "train.steps": 160,
+}
+SETTINGS = {"space": "crop,color,rotation", "share": "0.1", "images": "200"}
+
+
+def plan(out: Path, recipe: str = "simclr-digits", changes: dict[str, Any] | None = None, **settings: str) -> Any:
+    config = replace(override(build_recipe(recipe), {**CHANGES, **(changes or {})}), recipe=recipe)
+    own = parse_settings({**SETTINGS, **settings})
+    return plan_search(config, own, out, warn=lambda _: None, progress=lambda *_: None)
+
+
+def trial(number: int, score: float | None, state: str = FINISHED, **values: Any) -> Trial:
+    space = build_space(["crop", "color", "rotation"])
+    parameters = space.draw(0, number)
+    views = [view_to_dict(space.spec(parameters))] * 2
+    curve = [(16, score)] if score is not None else []
+    scores = {"knn": score} if score is not None else {}
+    return Trial(number, state, parameters, views, {}, score, scores, curve, 0.0, 1.0, **values)
+
+
+def test_a_trial_takes_its_share_of_the_recipes_steps(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "tuned")
+    assert search.config.train.steps == 16  # a tenth of 160
+    assert search.objective == "knn"
+    assert not (tmp_path / "tuned").exists()  # planning writes nothing
+
+
+def test_a_trial_trains_and_is_measured_as_it_goes(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "tuned")
+    config = search.config_of(search.space.draw(0, 1))
+    reports = list(run_trial(config, Course("rotation", 4, 200)))
+    assert [report.step for report in reports] == report_steps(16, 4) == [4, 8, 12, 16]
+    assert [set(report.scores) for report in reports[:3]] == [{"rotation"}] * 3
+    assert set(reports[-1].scores) == {"knn", "rotation", "rankme", "alignment-uniformity"}
+    again = list(run_trial(config, Course("rotation", 1, 200)))
+    assert again[-1].scores == reports[-1].scores  # looking on the way changes nothing
+
+
+def test_a_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "tuned")
+    config = search.config_of(search.space.draw(0, 1))
+    whole = list(run_trial(config, Course("knn", 4, 200)))
+    first = run_trial(config, Course("knn", 4, 200), tmp_path / "checkpoints")
+    assert next(first).step == 4
+    first.close()
+    rest = list(run_trial(config, Course("knn", 4, 200), tmp_path / "checkpoints"))
+    assert [report.step for report in rest] == [8, 12, 16]
+    assert rest[-1].scores == whole[-1].scores
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "tuned", changes={"train.learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"not finite|the loss is"):
+        list(run_trial(search.config_of(search.space.draw(0, 1)), Course("knn", 1, 200)))
+
+
+def test_candidates_are_the_seeds_and_leave_out_nothing_when_more_are_asked_for(tmp_path: Path) -> None:
+    few, _ = plan(tmp_path / "a", search="random", trials="3")
+    more, _ = plan(tmp_path / "a", search="random", trials="5")
+    other, _ = plan(tmp_path / "a", search="random", trials="5", seed="1")
+    assert more.candidates()[:3] == few.candidates()
+    assert not [one for one in other.candidates() if one in more.candidates()]
+    assert plan(tmp_path / "a", search="optuna")[0].candidates() is None
+
+
+def test_the_default_augmentation_is_not_among_the_candidates(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "a", search="random", trials="50")
+    default = build_recipe("simclr-digits")
+    views = [search.config_of(one).augment.views for one in search.candidates()]
+    resolved, _ = plan(tmp_path / "b")
+    assert resolved.config.augment.views not in views
+    assert default.augment.views is None
+
+
+def test_values_of_the_config_are_searched_on_request(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "a", parameters="temperature,train.weight-decay=0..0.01")
+    config = search.config_of(search.space.draw(0, 0))
+    assert config.method.temperature != search.config.method.temperature
+    assert 0 <= config.train.weight_decay <= 0.01
+    assert 0.05 <= config.method.temperature <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"objective": "best"}, r"--tune\.objective is 'best'"),
+        ({"trials": "0"}, r"--tune\.trials is '0'"),
+        ({"share": "1.5"}, r"--tune\.share is '1\.5'"),
+        ({"spaces": "crop"}, r"unknown option --tune\.spaces \(did you mean 'space'\?\)"),
+        ({"parameters": "temprature"}, r"unknown 'temprature' \(did you mean 'temperature'\?\)"),
+        (
+            {"parameters": "method.temperatur=1..2"},
+            r"unknown 'method\.temperatur' \(did you mean 'method\.temperature'\?\)",
+        ),
+        ({"parameters": "method.temperature=1-2"}, r"the range must be LOW\.\.HIGH"),
+        ({"parameters": "method.temperature=-1..1"}, r"--method\.temperature is -1\.0"),
+        ({"parameters": "corruption"}, r"unknown 'method\.corruption'"),
+        ({"search": "grid", "levels": "9", "space": "crop,color,blur,noise"}, r"more than 10,000"),
+        ({"scheduler": "pbt"}, r"a population starts from random"),
+        ({"scheduler": "pbt", "search": "random", "trials": "2"}, r"at least 4"),
+    ],
+)
+def test_wrong_settings_are_one_line(settings: dict[str, str], told: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        plan(tmp_path / "tuned", **settings)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_what_a_search_makes_itself_is_not_taken(tmp_path: Path) -> None:
+    for changes in ({"augment.spec": "views.json"}, {"train.minutes": 1}):
+        with pytest.raises(UserError, match=r"leave it out|alike in steps"):
+            plan(tmp_path, changes=changes)
+
+
+def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    search, dataset = plan(out, trials="4")
+    write_search(search, dataset, "rayssl tune …")
+    plan(out, trials="9", concurrent="1")  # may differ
+    for settings, told in (
+        ({"space": "crop,color"}, r"another search: tune\.space is 'crop,color,rotation' there and 'crop,color' here"),
+        ({"seed": "3"}, r"another search: tune\.seed"),
+        ({"objective": "rotation"}, r"another search: tune\.objective"),
+    ):
+        with pytest.raises(UserError, match=told):
+            plan(out, **settings)
+    with pytest.raises(UserError, match=r"another search: .*temperature"):
+        plan(out, changes={"method.temperature": 0.4})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "photo.jpg").touch()
+    with pytest.raises(UserError, match="not empty and is no search"):
+        check_same_search(replace(search, out=tmp_path / "full"), dataset)
+
+
+def test_results_are_those_of_the_best_finished_trial(tmp_path: Path) -> None:
+    search, dataset = plan(tmp_path / "tuned", trials="4")
+    write_search(search, dataset, "rayssl tune …")
+    trials = [trial(0, 0.5), trial(1, 0.8), trial(2, 0.9, STOPPED), trial(3, None, FAILED, reason="it died")]
+    for one in reversed(trials):
+        save_trial(search.out, one)
+    best = write_results(search, dataset)
+    assert best is not None
+    assert best.number == 1
+    assert load_trials(search.out) == trials
+    assert [view_to_dict(view) for view in load_views(str(search.out / "best.json"), 3)] == [trials[1].views[0]] * 3
+    table = pq.read_table(search.out / "trials.parquet").to_pylist()
+    assert [row["state"] for row in table] == [FINISHED, FINISHED, STOPPED, FAILED]
+    assert [row["objective/knn"] for row in table] == [0.5, 0.8, 0.9, None]
+    assert table[1]["parameter/color.strength"] == trials[1].parameters["color.strength"]
+    assert (search.out / "tune-report.html").stat().st_size > 10_000
+    changed = replace(trials[1], changes={"method.temperature": 0.12345678})
+    assert command_to_use(search.out, "simclr-digits", "my photos", "cnn-small", changed) == (
+        "rayssl run simclr-digits --data.path 'my photos' --encoder.name cnn-small "
+        f"--augment.spec {search.out}/best.json --method.temperature 0.123457"
+    )
+
+
+def test_a_search_in_which_all_trials_failed_has_no_best(tmp_path: Path) -> None:
+    search, dataset = plan(tmp_path / "tuned")
+    write_search(search, dataset, "rayssl tune …")
+    save_trial(search.out, trial(0, None, FAILED, reason="it died"))
+    assert write_results(search, dataset) is None
+    assert not (search.out / "best.json").exists()
+    assert "it died" in (search.out / "tune-report.html").read_text()
+
+
+def test_a_damaged_trial_is_one_line(tmp_path: Path) -> None:
+    save_trial(tmp_path, trial(0, 0.5))
+    path = tmp_path / "trials" / "0000.json"
+    for text in ("{", "{}", json.dumps({**json.loads(path.read_text()), "surplus": 1})):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"0000\.json is damaged: remove it"):
+            load_trials(tmp_path)
+
+
+def test_a_table_of_trials_with_different_objectives(tmp_path: Path) -> None:
+    save_table(tmp_path, [trial(0, None, FAILED), replace(trial(1, 0.5), scores={"rankme": 3.0})])
+    rows = pq.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [row["objective/rankme"] for row in rows] == [None, 3.0]
+    assert best_trial([]) is None
+
+
+# What Ray is told
+
+
+def room(monkeypatch: pytest.MonkeyPatch, search: Search, *nodes: dict[str, float]) -> Any:
+    import ray
+
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
+    return find_room(search)
+
+
+def with_cluster(search: Search, trials: int, concurrent: int | None = None, **cluster: Any) -> Search:
+    config = replace(search.config, cluster=replace(search.config.cluster, **cluster))
+    return replace(search, config=config, trials=trials, settings=replace(search.settings, concurrent=concurrent))
+
+
+def test_room_is_made_from_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, _ = plan(tmp_path)
+    small, gpu = {"CPU": 2.0}, {"CPU": 16.0, "GPU": 4.0}
+    found = room(monkeypatch, with_cluster(search, 9), small)
+    assert (found.concurrent, found.cpus, found.gpus) == (2, 1.0, 0.0)
+    assert room(monkeypatch, with_cluster(search, 1), small).cpus == 2  # one trial gets it all
+    found = room(monkeypatch, with_cluster(search, 9), small, small, small)
+    assert (found.concurrent, found.cpus) == (6, 1.0)
+    found = room(monkeypatch, with_cluster(search, 9), gpu)
+    assert (found.concurrent, found.cpus, found.gpus) == (4, 4.0, 1.0)
+    found = room(monkeypatch, with_cluster(search, 20, gpu_per_worker=0.25), gpu)
+    assert (found.concurrent, found.gpus) == (16, 0.25)
+    found = room(monkeypatch, with_cluster(search, 9, workers=2), gpu)
+    assert (found.concurrent, found.workers, found.text) == (2, 2, "2 workers with 4 cores and 1 GPU")
+    for wrong, nodes in (
+        (with_cluster(search, 9, concurrent=3), [small]),
+        (with_cluster(search, 9, workers=4), [small]),
+        (with_cluster(search, 9, gpu_per_worker=1.0), [small]),
+        (with_cluster(search, 9, concurrent=5), [gpu]),
+    ):
+        with pytest.raises(UserError, match=r"there is room for|there are 0 GPUs"):
+            room(monkeypatch, wrong, *nodes)
+
+
+def test_no_worker_is_spread_over_two_nodes() -> None:
+    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 2) == 3
+    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 3) == 1  # twice 2 would fit, not three times
+    assert cores_a_worker([{"CPU": 4}, {"CPU": 4}], 4) == 2
+
+
+def test_rungs_of_an_earlier_session_count() -> None:
+    from ray.tune.schedulers import ASHAScheduler
+
+    scheduler = ASHAScheduler(metric="score", mode="max", max_t=4, grace_period=1, reduction_factor=2)
+    remember_rungs(scheduler, [replace(trial(n, 0.5), curve=[(4, 0.5 + n / 10), (8, 0.9)]) for n in range(4)])
+    scheduler.on_trial_add(None, SimpleNamespace(trial_id="new"))
+    answer = scheduler.on_trial_result(None, SimpleNamespace(trial_id="new"), {"training_iteration": 1, "score": 0.55})
+    assert answer == "STOP"  # below the median of the four
+    scheduler.on_trial_add(None, SimpleNamespace(trial_id="good"))
+    answer = scheduler.on_trial_result(None, SimpleNamespace(trial_id="good"), {"training_iteration": 1, "score": 0.85})
+    assert answer == "CONTINUE"
+
+
+def test_values_that_were_written_down_are_within_the_ranges() -> None:
+    space = build_space(["crop", "flip"])
+    near = {"crop.p": 0.30000000004, "crop.scale": 0.9000000001, "flip.p": 0.5}
+    assert fitted(space, near) == {"crop.p": 0.3, "crop.scale": 0.9, "flip.p": 0.5}
+
+
+# What a person sees
+
+
+def test_the_board_tells_of_every_trial_once() -> None:
+    text = StringIO()
+    ended = [trial(0, 0.5)]
+    with Board(Console(file=text, width=200)) as board:
+        standing = SimpleNamespace(total=3, ended=ended, running={})
+        board(standing)  # which an earlier session has done
+        ended += [trial(1, 0.75), trial(2, None, FAILED, reason="[red]out of memory")]
+        board(standing)
+        board(standing)
+    lines = text.getvalue().splitlines()
+    assert len(lines) == 2
+    assert "trial 1 finished: 0.7500 with " in lines[0]
+    assert "3/3, best 0.7500 of trial 1" in lines[0]
+    assert "trial 2 failed after 1 s: [red]out of memory" in lines[1]
+
+
+def test_a_search_is_told_by_plain_json(tmp_path: Path) -> None:
+    search, dataset = plan(tmp_path / "tuned", parameters="temperature", order="true")
+    write_search(search, dataset, "rayssl tune …")
+    told = json.loads((tmp_path / "tuned" / "search.json").read_text())
+    assert told["space"]["parameters"]["method.temperature"] == {"low": 0.05, "high": 1.0, "log": True}
+    assert "color.place" in told["space"]["parameters"]
+    assert told["config"] == json.loads(json.dumps(to_dict(search.config)))
+    assert told["data"]["labelled"] is True
