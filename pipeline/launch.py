@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from pipeline.trained import Trained
     from pipeline.tune.board import Board
     from pipeline.tune.ledger import Trial
-    from pipeline.tune.search import Search, Settings
+    from pipeline.tune.search import Search, TuneSettings
+    from pipeline.tune.space import Space
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -302,8 +303,23 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     return Watched(encoder.to(device), trained, own.train, images, names, classes, device, precision)
 
 
+def tune(
+    config: Config, out: Path, settings: "TuneSettings | None" = None, space: "Space | None" = None
+) -> "Trial | None":
+    """Search for an augmentation from Python, as `rayssl tune` does: start or continue it in `out`; the best trial.
+
+    `space` (see pipeline.tune.space.build_space) takes the place of the settings' own. Raises UserError.
+    """
+    from pipeline.tune.board import Board
+    from pipeline.tune.search import TuneSettings
+
+    with Board() as board:
+        command = f"rayssl.tune(config, {str(out)!r})"
+        return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space)[1]
+
+
 def run_tuning(
-    config: Config, settings: "Settings", out: Path, command: str, board: "Board"
+    config: Config, settings: "TuneSettings", out: Path, command: str, board: "Board", space: "Space | None" = None
 ) -> "tuple[Search, Trial | None]":
     """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
     from pipeline.cluster.tune import run_search
@@ -312,7 +328,7 @@ def run_tuning(
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
 
-    search, dataset = plan_search(config, settings, out, warn=warn, progress=lambda done, total: None)
+    search, dataset = plan_search(config, settings, out, space=space, warn=warn, progress=lambda done, total: None)
     with new_folder(out), writer_lock(out):
         try:
             run_search(search, lambda: write_search(search, dataset, command), board, board.say)

@@ -8,6 +8,7 @@
     found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
 
     config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
+    best = rayssl.tune(config, Path("runs/tuned"), space=rayssl.build_space(["crop", "color", "blur"]))
     rayssl.run(config, Path("runs/photos"))                     # in a script: below `if __name__ == "__main__":`
 
 Folders and files may be given as text or as pathlib.Path where a signature says Path. Wrong input raises
@@ -29,10 +30,12 @@ if TYPE_CHECKING:
     from pipeline.evaluate import evaluate_embeddings, read_evaluation
     from pipeline.export import export_encoder, load_encoder
     from pipeline.index import build_index, load_index, search
-    from pipeline.launch import run
+    from pipeline.launch import run, tune
     from pipeline.query import query
     from pipeline.recipes import build_recipe
     from pipeline.report import write_comparison, write_report
+    from pipeline.tune.search import TuneSettings
+    from pipeline.tune.space import Parameter, Space, build_space
 
 # Public name → the module that it comes from.
 _NAMES = {
@@ -40,11 +43,15 @@ _NAMES = {
     "Dataset": "pipeline.data",
     "Embeddings": "pipeline.embeddings",
     "Encoder": "pipeline.encoders",
+    "Parameter": "pipeline.tune.space",
+    "Space": "pipeline.tune.space",
     "Spec": "pipeline.augment",
+    "TuneSettings": "pipeline.tune.search",
     "UserError": "pipeline.errors",
     "build_encoder": "pipeline.encoders",
     "build_index": "pipeline.index",
     "build_recipe": "pipeline.recipes",
+    "build_space": "pipeline.tune.space",
     "evaluate_embeddings": "pipeline.evaluate",
     "export_encoder": "pipeline.export",
     "load_embeddings": "pipeline.embeddings",
@@ -58,6 +65,7 @@ _NAMES = {
     "run": "pipeline.launch",
     "save_embeddings": "pipeline.embeddings",
     "search": "pipeline.index",
+    "tune": "pipeline.launch",
     "write_comparison": "pipeline.report",
     "write_report": "pipeline.report",
 }
@@ -67,12 +75,16 @@ __all__ = [
     "Dataset",
     "Embeddings",
     "Encoder",
+    "Parameter",
+    "Space",
     "Spec",
+    "TuneSettings",
     "UserError",
     "__version__",
     "build_encoder",
     "build_index",
     "build_recipe",
+    "build_space",
     "evaluate_embeddings",
     "export_encoder",
     "load_embeddings",
@@ -86,6 +98,7 @@ __all__ = [
     "run",
     "save_embeddings",
     "search",
+    "tune",
     "write_comparison",
     "write_report",
 ]

@@ -465,15 +465,18 @@ def schedule_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"step": row["step"], "parameters": row["parameters"]} for row in rows]
 
 
+DIED = "the trial's process died: it was killed, or out of memory"
+
+
 def reason_of(trial: Any) -> str:
-    """The last line of what a failed trial said."""
+    """What a failed trial said, in a line."""
     try:
         lines = Path(trial.error_file).read_text().strip().splitlines()
     except (OSError, TypeError):
-        return "the trial's process died"
-    if any("ActorDiedError" in line or "ActorUnavailable" in line for line in lines):
-        return "the trial's process died"
-    return lines[-1][:300] if lines else "unknown"
+        return DIED
+    if any("worker process has died" in line or "ActorDiedError" in line for line in lines):
+        return DIED
+    return lines[-1][:300] if lines else DIED
 
 
 # Inside a trial's process

@@ -31,7 +31,7 @@ Positive = Annotated[int, Gt(0)]
 
 
 @dataclass(frozen=True)
-class Settings:
+class TuneSettings:
     """What `--tune.…` sets."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -56,7 +56,7 @@ class Search:
 
     out: Path
     config: Config  # resolved; what every candidate changes
-    settings: Settings
+    settings: TuneSettings
     space: Space
     objective: str
     trials: int
@@ -87,16 +87,16 @@ def candidate_config(config: Config, space: Space, candidate: Candidate) -> Conf
     return replace(config, augment=replace(config.augment, views=tuple(map(view_to_dict, views))))
 
 
-def parse_settings(changes: Mapping[str, str]) -> Settings:
-    """Settings from text by name; raises UserError for an unknown name or a wrong value."""
-    known = [field.replace("_", "-") for field in Settings.__dataclass_fields__]
+def parse_settings(changes: Mapping[str, str]) -> TuneSettings:
+    """TuneSettings from text by name; raises UserError for an unknown name or a wrong value."""
+    known = [field.replace("_", "-") for field in TuneSettings.__dataclass_fields__]
     values = {}
     for name, text in changes.items():
         if name.replace("_", "-") not in known:
             raise UserError(f"unknown option --tune.{name}{nearest(name, known)}: known are {', '.join(known)}")
         values[name.replace("-", "_")] = text
     try:
-        return TypeAdapter(Settings).validate_python(values)
+        return TypeAdapter(TuneSettings).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0]).replace("_", "-")
@@ -106,15 +106,16 @@ def parse_settings(changes: Mapping[str, str]) -> Settings:
 
 def plan_search(
     config: Config,
-    settings: Settings,
+    settings: TuneSettings,
     out: Path,
     *,
+    space: Space | None = None,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> tuple[Search, Dataset]:
     """Resolve everything, and check it against a search that is there already; nothing is written.
 
-    Raises UserError for what cannot work.
+    `space` takes the place of what the settings say of it. Raises UserError for what cannot work.
     """
     if "://" in str(out):
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
@@ -132,7 +133,8 @@ def plan_search(
     labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
     objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
     check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)
-    space = space_of(settings, config)
+    space = space or space_of(settings, config)
+    check_paths(space, config)
     idle = set(space.operations) - set(space.for_channels(config.data.channels or 3).operations)
     if idle:
         warn(f"{', '.join(sorted(idle))} would change nothing about images with {config.data.channels} channel")
@@ -143,17 +145,10 @@ def plan_search(
     return search, dataset
 
 
-def space_of(settings: Settings, config: Config) -> Space:
+def space_of(settings: TuneSettings, config: Config) -> Space:
     """The space of --tune.space and --tune.parameters."""
     names, further = read_space(settings.space)
     others = {**further.get("others", {}), **named_parameters(settings.parameters, config)}
-    known = flatten(configuration.to_dict(config))
-    for path in others:
-        if path not in known or not path.startswith(("method.", "train.")) or path == "method.name":
-            allowed = [name for name in known if name.startswith(("method.", "train.")) and name != "method.name"]
-            raise UserError(
-                f"--tune.parameters has an unknown '{path}'{nearest(path, allowed)}: known are method.* and train.*"
-            )
     one_branch = settings.one_branch
     if one_branch is None:
         one_branch = further.get("one_branch", settings.search == "pairs")
@@ -161,6 +156,16 @@ def space_of(settings: Settings, config: Config) -> Space:
         one_branch = False
     order = settings.order or further.get("order", False)
     return build_space(names, ranges=further.get("ranges"), others=others, order=order, one_branch=one_branch)
+
+
+def check_paths(space: Space, config: Config) -> None:
+    """Raises UserError for a parameter that is no value of the method or of training."""
+    known = [path for path in flatten(configuration.to_dict(config)) if path.startswith(("method.", "train."))]
+    for path in space.config_paths:
+        if path not in known or path == "method.name":
+            raise UserError(
+                f"--tune.parameters has an unknown '{path}'{nearest(path, known)}: known are method.* and train.*"
+            )
 
 
 def named_parameters(text: str | None, config: Config) -> dict[str, Parameter]:
@@ -196,7 +201,7 @@ def _ends(name: str, limits: str) -> list[float]:
     return [low, high]
 
 
-def count_trials(settings: Settings, space: Space) -> int:
+def count_trials(settings: TuneSettings, space: Space) -> int:
     """How many trials there will be; raises UserError where a grid is too large or PBT is alone."""
     if settings.scheduler == "pbt" and settings.search != "random":
         raise UserError(f"--tune.search {settings.search} with --tune.scheduler pbt: a population starts from random")

@@ -89,9 +89,9 @@ def test_the_flags_that_people_need_are_shown(capsys: Capture) -> None:
 def test_every_flag_is_a_path_of_the_config(tiny_config: Callable[..., Config]) -> None:
     from pipeline.config import to_dict
     from pipeline.prepare import flatten
-    from pipeline.tune.search import Settings
+    from pipeline.tune.search import TuneSettings
 
-    known = {*flatten(to_dict(tiny_config())), *(f"tune.{name}" for name in Settings.__dataclass_fields__)}
+    known = {*flatten(to_dict(tiny_config())), *(f"tune.{name}" for name in TuneSettings.__dataclass_fields__)}
     for flag in FLAGS:
         path = flag.removeprefix("--").replace("-", "_")
         assert path in known or path == "out"

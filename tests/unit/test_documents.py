@@ -25,6 +25,7 @@ from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
 from pipeline.recipes import RECIPES, build_recipe
 from pipeline.tune.search import parse_settings
+from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -173,3 +174,34 @@ def test_constraints_pin_every_dependency_and_name_no_address() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     wanted = set(re.findall(r'^    "([A-Za-z0-9-]+)[\[<>=;"]', project, re.MULTILINE))
     assert {name.lower() for name in wanted} <= pinned
+
+
+def test_the_table_of_searched_operations_is_that_of_the_code() -> None:
+    text = (ROOT / "docs/tuning.md").read_text()
+    table = text.partition("<!-- families -->")[2].partition("<!-- end of families -->")[0]
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table.strip().splitlines()[2:]]
+    assert rows == [
+        [
+            f"`{name}`",
+            family.build(family.usual).name,
+            ", ".join(searched(key, p) for key, p in family.parameters.items()),
+        ]
+        for name, family in FAMILIES.items()
+    ]
+
+
+def searched(key: str, parameter: Parameter) -> str:
+    """A parameter's range or values, as the table writes them."""
+    if parameter.values:
+        return f"`{key}` {' or '.join(f'{value:g}' for value in parameter.values)}"
+    return f"`{key}` {parameter.low:g} to {parameter.high:g}"
+
+
+def test_the_json_of_the_tuning_page_is_a_space(tmp_path: Path) -> None:
+    [text] = re.findall(r"```json\n(.*?)```", (ROOT / "docs/tuning.md").read_text(), re.DOTALL)
+    (tmp_path / "space.json").write_text(text)
+    names, settings = read_space(str(tmp_path / "space.json"))
+    space = build_space(names, **settings)
+    assert space.parameters["crop.scale"] == Parameter(0.1, 0.5)
+    assert "blur.place" in space.parameters
+    assert space.config_paths == ["method.temperature"]

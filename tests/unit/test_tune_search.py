@@ -20,6 +20,7 @@ from pipeline.tune.board import Board
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials, save_table, save_trial
 from pipeline.tune.search import (
     Search,
+    TuneSettings,
     check_same_search,
     command_to_use,
     parse_settings,
@@ -27,7 +28,7 @@ from pipeline.tune.search import (
     write_results,
     write_search,
 )
-from pipeline.tune.space import build_space
+from pipeline.tune.space import Parameter, build_space
 from pipeline.tune.trial import Course, report_steps, run_trial
 
 CHANGES = {
@@ -309,3 +310,14 @@ def test_a_search_is_told_by_plain_json(tmp_path: Path) -> None:
     assert "color.place" in told["space"]["parameters"]
     assert told["config"] == json.loads(json.dumps(to_dict(search.config)))
     assert told["data"]["labelled"] is True
+
+
+def test_a_space_from_python_takes_the_place_of_the_settings(tmp_path: Path) -> None:
+    config = replace(override(build_recipe("simclr-digits"), CHANGES), recipe="simclr-digits")
+    own: dict[str, Any] = {"warn": lambda _: None, "progress": lambda *_: None}
+    space = build_space(["crop"], others={"method.temperature": Parameter(0.1, 0.2)})
+    search, _ = plan_search(config, TuneSettings(), tmp_path / "tuned", space=space, **own)
+    assert search.space == space
+    unknown = build_space(["crop"], others={"data.path": Parameter(values=("a", "b"))})
+    with pytest.raises(UserError, match=r"unknown 'data\.path'"):
+        plan_search(config, TuneSettings(), tmp_path / "tuned", space=unknown, **own)
