@@ -56,13 +56,14 @@ def main(argv: list[str]) -> int:
         from pipeline.tune.search import command_to_use
 
         shown(f"best     trial {best.number}: {search.objective} {best.score:.4f}", soft_wrap=True)
-        config = search.config
-        command = command_to_use(search.out, config.recipe, config.data.path, config.encoder.name, best)
+        command = command_to_use(search.out, search.config.recipe, search.changes, best)
         shown(f"use it   {command}", soft_wrap=True, markup=False)
+    else:
+        shown("no trial has a score: the report has the reasons", soft_wrap=True)
     if parsed.values["json"]:
         found = {"trial": best.number, "score": best.score, "spec": str(search.out / "best.json")} if best else None
         print(json.dumps({"search": str(search.out), "objective": search.objective, "best": found}))
-    return 0
+    return 0 if best is not None else 1
 
 
 def run(parsed: Parsed, board: "Board") -> "tuple[Search, Trial | None]":
@@ -82,7 +83,7 @@ def run(parsed: Parsed, board: "Board") -> "tuple[Search, Trial | None]":
         **{f"tune.{name}": value for name, value in own.items() if name not in ("trials", "concurrent")},
     }
     out = Path(parsed.values["out"] or Path("runs") / f"{run_name(config, named)}-tune")
-    return run_tuning(config, parse_settings(own), out, command_line(), board)
+    return run_tuning(config, parse_settings(own), out, command_line(), board, changes=changes)
 
 
 if __name__ == "__main__":

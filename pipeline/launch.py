@@ -315,30 +315,39 @@ def tune(
 
     with Board() as board:
         command = f"rayssl.tune(config, {str(out)!r})"
-        return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space)[1]
+        changes = {"data.path": config.data.path, "encoder.name": config.encoder.name}
+        return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space, changes)[1]
 
 
 def run_tuning(
-    config: Config, settings: "TuneSettings", out: Path, command: str, board: "Board", space: "Space | None" = None
+    config: Config,
+    settings: "TuneSettings",
+    out: Path,
+    command: str,
+    board: "Board",
+    space: "Space | None" = None,
+    changes: "dict[str, str] | None" = None,
 ) -> "tuple[Search, Trial | None]":
     """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
     from pipeline.cluster.tune import run_search
+    from pipeline.tune.ledger import load_trials
     from pipeline.tune.search import plan_search, write_results, write_search
 
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
 
-    search, dataset = plan_search(config, settings, out, space=space, warn=warn, progress=lambda done, total: None)
+    search, dataset = plan_search(
+        config, settings, out, space=space, changes=changes, warn=warn, progress=lambda done, total: None
+    )
+    best = None
     with new_folder(out), writer_lock(out):
+        before = {trial.number for trial in load_trials(out)}
         try:
             run_search(search, lambda: write_search(search, dataset, command), board, board.say)
-        except UserError:  # found before the first trial
-            raise
-        except BaseException:
-            write_results(search, dataset)
-            raise
-        best = write_results(search, dataset)
-    track_search(search, best, warn)
+        finally:
+            if (out / "search.json").exists():
+                best = write_results(search, dataset)
+                track_search(search, before, best, warn)
     return search, best
 
 
@@ -355,12 +364,15 @@ def new_folder(out: Path) -> Iterator[None]:
         raise
 
 
-def track_search(search: "Search", best: "Trial | None", warn: Callable[[str], None]) -> None:
-    """A row a trial to Weights & Biases, where it is wanted; the same run on it when a search is continued."""
+def track_search(search: "Search", before: set[int], best: "Trial | None", warn: Callable[[str], None]) -> None:
+    """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
     from pipeline.runfolder import stage_key
     from pipeline.tracking import start_tracker
     from pipeline.tune.ledger import load_trials
 
+    new = [trial for trial in load_trials(search.out) if trial.number not in before]
+    if not new:
+        return
     tracker = start_tracker(
         search.config.wandb,
         folder=search.out,
@@ -372,7 +384,7 @@ def track_search(search: "Search", best: "Trial | None", warn: Callable[[str], N
     rows = [
         {"stage": "tune", "step": trial.number, "score": trial.score, "seconds": trial.seconds, **trial.scores,
          **{f"parameter/{name}": value for name, value in trial.parameters.items()}}
-        for trial in load_trials(search.out)
+        for trial in new
     ]  # fmt: skip
     tracker.log(rows)
     tracker.finish({"best/trial": best.number, "best/score": best.score} if best is not None else {})

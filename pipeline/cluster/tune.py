@@ -4,6 +4,7 @@ A trial is a plain function over the same loop as pre-training. With one worker 
 actor is rank 0 and the others are tasks in its placement group, so no trial ever waits for what another one holds.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -13,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ from pipeline.tune.search import Search, candidate_config
 from pipeline.tune.space import Candidate, Parameter, Space
 
 SCORE = "score"
-TRIAL_MEMORY = 256 * 1024**2  # Ray's object store: trials exchange nothing but numbers
+DIED = "the trial's process died: it was killed, or out of memory"
+JOIN_MINUTES = 10  # that the workers of a trial wait for each other
 
 
 @dataclass
@@ -64,6 +67,7 @@ def run_search(
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # that a busy machine may need to end a trial
     remove_left_behind(search.out)
     control = Path(
         tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=search.out.absolute())
@@ -113,36 +117,40 @@ def find_room(search: Search) -> Room:
     import ray
 
     found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes: list[dict[str, float]] = [node["Resources"] for node in found if node["Alive"]]
+    nodes = [node["Resources"] for node in found if node["Alive"]]
     workers, asked = search.config.cluster.workers, search.config.cluster
-    cores = int(sum(node.get("CPU", 0) for node in nodes))
-    gpus = sum(node.get("GPU", 0.0) for node in nodes)
+    cores, gpus = sum(node.get("CPU", 0) for node in nodes), sum(node.get("GPU", 0) for node in nodes)
     per_gpu = asked.gpu_per_worker if asked.gpu_per_worker is not None else (1.0 if gpus else 0.0)
     if per_gpu > gpus:
         raise UserError(f"--cluster.gpu-per-worker is {per_gpu:g}: there are {gpus:g} GPUs")
-    # A share of a GPU must lie on one of them, a worker's cores on one node.
-    slots = int(sum(node.get("GPU", 0.0) // per_gpu for node in nodes)) if per_gpu else cores
-    slots = min(slots, cores)
-    most = slots // workers
-    if asked.cpu_per_worker is not None:
-        most = min(most, int(sum(node.get("CPU", 0) // asked.cpu_per_worker for node in nodes)) // workers)
+    most = count_workers(nodes, asked.cpu_per_worker or 1, per_gpu) // workers
     wanted = search.settings.concurrent
     if most < 1 or (wanted or 1) > most:
         what = f"--tune.concurrent is {wanted or 1}" + (f" with {workers} workers a trial" if workers > 1 else "")
         raise UserError(
-            f"{what}: there is room for {most} at a time ({cores} cores and {gpus:g} GPUs): use {max(most, 1)} or "
+            f"{what}: there is room for {most} at a time ({cores:g} cores and {gpus:g} GPUs): use {max(most, 1)} or "
             f"fewer{', or fewer --cluster.workers' if workers > 1 else ''}"
         )
     concurrent = min(wanted or most, search.trials)
-    cpus = asked.cpu_per_worker or float(cores_a_worker(nodes, concurrent * workers))
+    cpus = asked.cpu_per_worker or float(cores_a_worker(nodes, concurrent * workers, per_gpu))
     return Room(concurrent, workers, cpus, per_gpu)
 
 
-def cores_a_worker(nodes: list[dict[str, float]], workers: int) -> int:
-    """The most cores that so many workers can have each, when no worker is spread over two nodes."""
+def count_workers(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
+    """How many workers with so many cores and GPUs there is room for: none is spread over two nodes."""
+    return sum(
+        min(_times(node.get("CPU", 0), cpus), _times(node.get("GPU", 0), gpus) if gpus else 10**9) for node in nodes
+    )
+
+
+def _times(there: float, each: float) -> int:
+    return int(there / each + 1e-9)  # 1 / 0.2 is 5, which 1 // 0.2 is not
+
+
+def cores_a_worker(nodes: list[dict[str, float]], workers: int, gpus: float) -> int:
+    """The most cores that so many workers, with so many GPUs each, can have."""
     most = int(max(node.get("CPU", 0) for node in nodes))
-    fits = [n for n in range(1, most + 1) if sum(int(node.get("CPU", 0)) // n for node in nodes) >= workers]
-    return max(fits, default=1)
+    return max((n for n in range(1, most + 1) if count_workers(nodes, n, gpus) >= workers), default=1)
 
 
 def fit_and_show(
@@ -172,13 +180,15 @@ def fit_and_show(
         raise Interrupted(caught[0])
     if failure:
         raise RuntimeError(f"Ray Tune failed: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
+    if left := pending(search, standing):
+        raise RuntimeError(f"Ray Tune lost {len(left)} trials: the same command goes on with them")
 
 
 def fit(search: Search, room: Room, standing: Standing, control: Path, stop: threading.Event) -> None:
     """One Tuner over the trials that are left; its storage is temporary."""
     from ray import tune
 
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     evolves = search.settings.scheduler == "pbt"
     numbers: dict[str, int] = {}  # of trials, by Ray's name of them
     settings = {
@@ -211,6 +221,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
             storage_path=str(control / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
             stop=stopper(stop),
             callbacks=[keeper(search, standing, numbers, stop)],
         ),
@@ -291,11 +302,12 @@ def optuna_search(search: Search, standing: Standing) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     worst = WORST[search.objective]
-    ended = [trial for trial in standing.ended if trial.state != STOPPED]
+    # A candidate whose process was killed may be as good as any other.
+    ended = [trial for trial in standing.ended if trial.reason != DIED]
     with quiet():
         # Parameters are drawn together, and trials that run at the same time keep off each other (constant liar).
         sampler = optuna.samplers.TPESampler(
-            seed=search.settings.seed + len(ended),
+            seed=search.settings.seed + len(standing.ended),  # else the same candidates would come again
             n_startup_trials=max(5, search.trials // 4),
             multivariate=True,
             constant_liar=True,
@@ -343,7 +355,10 @@ def new_scheduler(search: Search, standing: Standing) -> Any:
         remember_rungs(scheduler, standing.ended)
         return scheduler
     if search.settings.scheduler == "median":
-        return MedianStoppingRule(grace_period=1, min_samples_required=3)
+        # By reports and not by the clock, and without its pauses: a trial that is paused would begin anew.
+        return MedianStoppingRule(
+            time_attr="training_iteration", grace_period=1, min_samples_required=3, min_time_slice=10**9
+        )
     if search.settings.scheduler == "pbt":
         return population(search.space, search.settings.seed, PopulationBasedTraining)
     return FIFOScheduler()  # type: ignore[no-untyped-call]
@@ -437,19 +452,20 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
             number, rows = numbers[trial.trial_id], self.rows.get(trial.trial_id, [])
             first = rows[0]["parameters"] if rows else trial.config["parameters"]
             last = rows[-1]["parameters"] if rows else first
+            began = self.began.get(trial.trial_id, time.monotonic() - clock)
             ended = Trial(
                 number=number,
                 state=state,
                 parameters=first,
-                views=list(search.config_of(last).augment.views or ()),
+                views=search.views_of(last),
                 changes=search.space.changes(last),
                 score=rows[-1][SCORE] if rows and not reason else None,
                 scores=rows[-1]["scores"] if rows else {},
                 curve=[(row["step"], row[SCORE]) for row in rows],
-                began=round(self.began[trial.trial_id], 3),
-                seconds=round(time.monotonic() - clock - self.began[trial.trial_id], 3),
+                began=round(began, 3),
+                seconds=round(time.monotonic() - clock - began, 3),
                 reason=reason,
-                schedule=schedule_of(rows),
+                schedule=changed_schedule(rows),
             )
             save_trial(search.out, ended)
             standing.ended.append(ended)
@@ -458,14 +474,10 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
     return Keeper()
 
 
-def schedule_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parameters at every report where they have changed on the way."""
-    if all(row["parameters"] == rows[0]["parameters"] for row in rows):
-        return []
-    return [{"step": row["step"], "parameters": row["parameters"]} for row in rows]
-
-
-DIED = "the trial's process died: it was killed, or out of memory"
+def changed_schedule(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parameters by step of the network that was reported last, where they changed on the way."""
+    schedule: list[dict[str, Any]] = rows[-1]["schedule"] if rows else []
+    return [] if all(row["parameters"] == schedule[0]["parameters"] for row in schedule) else schedule
 
 
 def reason_of(trial: Any) -> str:
@@ -498,6 +510,7 @@ def try_candidate(parameters: dict[str, Any], settings: dict[str, Any]) -> None:
                         "step": report.step,
                         "steps": report.steps,
                         "parameters": candidate,
+                        "schedule": extended(checkpoints / "schedule.json", report.step, candidate),
                     }
                     kept = tune.Checkpoint.from_directory(checkpoints) if settings["checkpoints"] else None
                     tune.report(row, checkpoint=kept)
@@ -514,6 +527,14 @@ def resumed(checkpoint: Any) -> Iterator[Path]:
         yield Path(folder)
 
 
+def extended(path: Path, step: int, candidate: Candidate) -> list[dict[str, Any]]:
+    """The parameters that the network was trained with up to a step: a copied network brings its history along."""
+    before = json.loads(path.read_text()) if path.exists() else []
+    rows = [*before, {"step": step, "parameters": candidate}]
+    path.write_text(json.dumps(rows))
+    return rows
+
+
 def reports_of(settings: dict[str, Any], candidate: Candidate, checkpoints: Path | None) -> Iterator[Any]:
     """The reports of one worker of a trial."""
     import torch
@@ -524,6 +545,8 @@ def reports_of(settings: dict[str, Any], candidate: Candidate, checkpoints: Path
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     torch.set_num_threads(max(1, int(settings["cpus"])))
     config = candidate_config(configuration.from_dict(settings["config"]), settings["space"], candidate)
+    if settings["gpus"] and config.data.processes is None:  # of the trial's own share of the cores
+        config = replace(config, data=replace(config.data, processes=max(1, int(settings["cpus"]) - 1)))
     course = Course(settings["objective"], settings["reports"], settings["images"])
     yield from run_trial(config, course, checkpoints)
 
@@ -554,25 +577,43 @@ def gathered(settings: dict[str, Any], candidate: Candidate) -> Iterator[None]:
         .remote(settings, candidate, place, rank)
         for rank in range(1, world)
     ]
-    dist.init_process_group("nccl" if settings["gpus"] else "gloo", init_method=place, rank=0, world_size=world)
     try:
+        join(settings, place, 0)
         yield
         ray.get(others)
+    except UserError:
+        raise
+    except Exception:
+        # What ended another worker says more than that it is gone.
+        for other in ray.wait(others, num_returns=len(others), timeout=5)[0]:
+            ray.get(other)
+        raise
     finally:
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join(settings: dict[str, Any], place: str, rank: int) -> None:
+    """Become a worker of a trial."""
+    import torch.distributed as dist
+
+    dist.init_process_group(
+        "nccl" if settings["gpus"] else "gloo",
+        init_method=place,
+        rank=rank,
+        world_size=settings["workers"],
+        timeout=timedelta(minutes=JOIN_MINUTES),
+    )
 
 
 def follow(settings: dict[str, Any], candidate: Candidate, place: str, rank: int) -> None:
     """A worker of a trial that is not rank 0: takes part, and reports nothing."""
     import torch.distributed as dist
 
-    backend = "nccl" if settings["gpus"] else "gloo"
-    dist.init_process_group(backend, init_method=place, rank=rank, world_size=settings["workers"])
+    join(settings, place, rank)
     try:
         for _ in reports_of(settings, candidate, None):
             pass
-    except UserError:  # rank 0 finds it as well, and says so
-        pass
     finally:
         dist.destroy_process_group()
 

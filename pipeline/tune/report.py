@@ -76,6 +76,7 @@ class Searched:
     space: Space
     data: SearchedData
     config: SearchedConfig
+    changes: dict[str, str]  # of the recipe, by path
     command: str
     commit: str | None
     versions: dict[str, str]
@@ -328,7 +329,7 @@ def _setting(value: Any) -> str:
 
 def _command(found: Findings, trial: Trial) -> str:
     search = found.search
-    return command_to_use(found.folder, search.recipe, search.data.path, search.config.encoder.name, trial)
+    return command_to_use(found.folder, search.recipe, search.changes, trial)
 
 
 def _counts(trials: Sequence[Trial]) -> str:

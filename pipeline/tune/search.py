@@ -4,7 +4,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_json
-from pipeline.prepare import count_steps, flatten, open_and_resolve
+from pipeline.prepare import check_disk, count_steps, flatten, open_and_resolve
 from pipeline.runfolder import describe_software
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
@@ -26,6 +26,8 @@ from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_spac
 SCHEMA = 1
 REPORTS = 4  # how often a trial is measured where a scheduler decides by it
 GRID_LIMIT = 10_000
+CHECKED = 16  # draws that are looked at before a search starts
+ALIKE = ("epochs", "steps", "minutes", "seed", "threads", "small_views")  # training values that all trials share
 
 Positive = Annotated[int, Gt(0)]
 
@@ -61,6 +63,7 @@ class Search:
     objective: str
     trials: int
     labels: bool
+    changes: dict[str, str] = field(default_factory=dict)  # what was set of the recipe on the command line, by path
 
     @property
     def reports(self) -> int:
@@ -78,6 +81,10 @@ class Search:
     def config_of(self, candidate: Candidate) -> Config:
         """The config of a trial; raises UserError where a value is out of range."""
         return candidate_config(self.config, self.space, candidate)
+
+    def views_of(self, candidate: Candidate) -> list[dict[str, Any]]:
+        """The specs of a candidate's views, as JSON."""
+        return [view_to_dict(view) for view in self.space.views(candidate, len(self.config.augment.views or ()))]
 
 
 def candidate_config(config: Config, space: Space, candidate: Candidate) -> Config:
@@ -110,12 +117,14 @@ def plan_search(
     out: Path,
     *,
     space: Space | None = None,
+    changes: Mapping[str, str] | None = None,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None],
 ) -> tuple[Search, Dataset]:
     """Resolve everything, and check it against a search that is there already; nothing is written.
 
-    `space` takes the place of what the settings say of it. Raises UserError for what cannot work.
+    `space` takes the place of what the settings say of it; `changes` are shown in the command that uses the result.
+    Raises UserError for what cannot work.
     """
     if "://" in str(out):
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
@@ -132,6 +141,9 @@ def plan_search(
     config = replace(config, train=replace(config.train, steps=steps))
     labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
     objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
+    if settings.scheduler == "pbt" and config.cluster.workers > 1:
+        raise UserError(f"--cluster.workers is {config.cluster.workers}: a population's trials have one worker each")
+    check_disk(config, dataset, out)
     check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)
     space = space or space_of(settings, config)
     check_paths(space, config)
@@ -139,7 +151,10 @@ def plan_search(
     if idle:
         warn(f"{', '.join(sorted(idle))} would change nothing about images with {config.data.channels} channel")
     space = space.for_channels(config.data.channels or 3)
-    search = Search(out, config, settings, space, objective, count_trials(settings, space), labels)
+    if objective == "rotation" and (method in ("rotnet", "essl") or "turns" in space.operations):
+        warn("--tune.objective rotation tells little of an encoder that is trained to tell turns, or to ignore them")
+    trials = count_trials(settings, space)
+    search = Search(out, config, settings, space, objective, trials, labels, dict(changes or {}))
     check_candidates(search)
     check_same_search(search, dataset)
     return search, dataset
@@ -161,10 +176,12 @@ def space_of(settings: TuneSettings, config: Config) -> Space:
 def check_paths(space: Space, config: Config) -> None:
     """Raises UserError for a parameter that is no value of the method or of training."""
     known = [path for path in flatten(configuration.to_dict(config)) if path.startswith(("method.", "train."))]
+    known = [path for path in known if path not in {"method.name", *(f"train.{name}" for name in ALIKE)}]
     for path in space.config_paths:
-        if path not in known or path == "method.name":
+        if path not in known:
             raise UserError(
-                f"--tune.parameters has an unknown '{path}'{nearest(path, known)}: known are method.* and train.*"
+                f"--tune.parameters has '{path}'{nearest(path, known)}: it must be a value of method.* or train.* that "
+                "may differ from trial to trial"
             )
 
 
@@ -205,27 +222,37 @@ def count_trials(settings: TuneSettings, space: Space) -> int:
     """How many trials there will be; raises UserError where a grid is too large or PBT is alone."""
     if settings.scheduler == "pbt" and settings.search != "random":
         raise UserError(f"--tune.search {settings.search} with --tune.scheduler pbt: a population starts from random")
-    if settings.search == "pairs":
-        return min(settings.trials or 10**9, len(space.pairs()))
-    if settings.search == "grid":
-        size = space.grid_size(settings.levels)
-        if size > GRID_LIMIT:
+    if settings.search in ("grid", "pairs"):
+        there = len(space.pairs()) if settings.search == "pairs" else count_grid(settings, space)
+        if there < 2:
             raise UserError(
-                f"--tune.search grid has {size:,} candidates, more than {GRID_LIMIT:,}: name fewer operations, "
-                "or lower --tune.levels"
+                f"--tune.search {settings.search} has one candidate only: name more operations"
+                f"{', or raise --tune.levels' if settings.search == 'grid' else ''}"
             )
-        return min(settings.trials or 10**9, sum(1 for _ in space.grid(settings.levels)))
+        return min(settings.trials or there, there)
     trials = settings.trials or 20
     if settings.scheduler == "pbt" and trials < 4:
         raise UserError(f"--tune.trials is {trials}: a population needs at least 4")
     return trials
 
 
+def count_grid(settings: TuneSettings, space: Space) -> int:
+    """The candidates of a grid."""
+    size = space.grid_size(settings.levels)
+    if size > GRID_LIMIT:
+        raise UserError(
+            f"--tune.search grid has {size:,} candidates, more than {GRID_LIMIT:,}: name fewer operations, "
+            "or lower --tune.levels"
+        )
+    return sum(1 for _ in space.grid(settings.levels))
+
+
 def check_candidates(search: Search) -> None:
-    """Both ends of every range must be values that the config takes."""
+    """Both ends of every range, and some draws, must be values that the config takes."""
     for end in (0, -1):
-        ends = {name: parameter.levels(2)[end] for name, parameter in search.space.parameters.items()}
-        search.config_of(ends)
+        search.config_of({name: parameter.levels(2)[end] for name, parameter in search.space.parameters.items()})
+    for number in range(CHECKED):
+        search.config_of(search.space.draw(search.settings.seed, number))
 
 
 def check_same_search(search: Search, dataset: Dataset) -> None:
@@ -276,6 +303,7 @@ def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
             "labelled": search.labels,
         },
         "config": config,
+        "changes": search.changes,
         # What has to be the same where a search is continued.
         "identity": {
             "tune": settings,
@@ -319,9 +347,9 @@ def write_results(search: Search, dataset: Dataset) -> Trial | None:
     return best
 
 
-def command_to_use(out: Path, recipe: str, data_path: str, encoder: str, best: Trial) -> str:
-    """The command that trains with what was found."""
-    flags = {"data.path": data_path, "encoder.name": encoder, "augment.spec": out / "best.json", **best.changes}
-    told = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in flags.items()}
-    words = [word for name, value in told.items() for word in (f"--{name.replace('_', '-')}", value)]
-    return shlex.join(["rayssl", "run", recipe, *words])
+def command_to_use(out: Path, recipe: str, changes: Mapping[str, str], best: Trial) -> str:
+    """The command that trains with what was found, and with what was set of the recipe for the search."""
+    told = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in best.changes.items()}
+    flags = {**{name.replace("-", "_"): str(value) for name, value in changes.items()}, **told}
+    words = [word for name, value in flags.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return shlex.join(["rayssl", "run", recipe, "--augment.spec", str(out / "best.json"), *words])

@@ -1,6 +1,7 @@
 """One trial: a candidate is trained by the same loop as `pretrain`, and measured as it goes."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,6 +13,7 @@ from pipeline import distributed
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.config import Config
 from pipeline.data import Dataset
+from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.prepare import count_steps, open_data
 from pipeline.reporter import Silent
@@ -108,6 +110,9 @@ def _scores(work: Work, method: Method[Any], course: Course, *, last: bool) -> d
     names = {name for name in measurable(classes, data.val) if name != "probe" and last}
     found = measure(material, sorted({course.objective, *names}))
     method.train()
+    for name, value in found.items():
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}: the features are not finite")
     return found
 
 

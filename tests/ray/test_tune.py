@@ -102,6 +102,22 @@ def test_what_diverges_loses_and_four_trials_share_two_cores(tmp_path: Path) -> 
     assert {trial.state for trial in trials.values()} <= {FAILED, FINISHED, STOPPED}
 
 
+def test_a_population_copies_its_best(tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    settings = {"space": "crop,rotation", "parameters": "train.learning-rate=0.0001..1", "images": 200, "share": 0.4}
+    done = tune(out, search="random", scheduler="pbt", trials=4, **settings)
+    assert done.returncode == 0, done.stderr
+    trials = ended(out)
+    assert [trial.state for trial in trials.values()] == [FINISHED] * 4
+    copied = [trial for trial in trials.values() if trial.schedule]
+    assert copied
+    for trial in copied:
+        steps = [row["step"] for row in trial.schedule]
+        assert steps == sorted(set(steps))  # the history of one network, not of a place in the population
+        assert steps[-1] == trial.curve[-1][0] == 48
+        assert trial.changes["train.learning_rate"] == trial.schedule[-1]["parameters"]["train.learning_rate"]
+
+
 def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color", "search": "random", "trials": 40, "share": 0.5, "images": 200, "concurrent": 1}

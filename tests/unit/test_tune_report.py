@@ -64,6 +64,7 @@ def make_search(folder: Path, trials: Sequence[Trial] = (), *, space: Space = SP
         "space": space.to_dict(),
         "data": {**data, "image_size": 32, "channels": 3, "labelled": True},
         "config": {"encoder": {"name": "cnn-small", "dim": None}, "train": {"seed": 0}},
+        "changes": {"data.path": "my photos", "train.batch-size": "64"},
         "command": "rayssl tune simclr-folder --data.path DIR",
         "commit": "abc123",
         "versions": {"torch": "2.15.0"},
@@ -331,7 +332,7 @@ def test_the_result_is_the_best_trial_with_its_operations_and_its_command(tmp_pa
         ["color", "80 %", "brightness 0.4, contrast 0.4, saturation 0.4, hue 0.1"],
     ]
     assert (
-        f"rayssl run simclr-folder --data.path 'my photos' --encoder.name cnn-small --augment.spec {folder}/best.json "
+        f"rayssl run simclr-folder --augment.spec {folder}/best.json --data.path 'my photos' --train.batch-size 64 "
         "--method.noise-scale 0.123457" in result
     )
 

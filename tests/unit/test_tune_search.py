@@ -12,7 +12,17 @@ import pytest
 from rich.console import Console
 
 from pipeline.augment import load_views, view_to_dict
-from pipeline.cluster.tune import cores_a_worker, find_room, fitted, remember_rungs
+from pipeline.cluster.tune import (
+    DIED,
+    cores_a_worker,
+    extended,
+    find_room,
+    fitted,
+    new_scheduler,
+    optuna_search,
+    remember_rungs,
+)
+from pipeline.cluster.tune import Standing as RayStanding
 from pipeline.config import override, to_dict
 from pipeline.errors import UserError
 from pipeline.recipes import build_recipe
@@ -101,15 +111,6 @@ def test_candidates_are_the_seeds_and_leave_out_nothing_when_more_are_asked_for(
     assert plan(tmp_path / "a", search="optuna")[0].candidates() is None
 
 
-def test_the_default_augmentation_is_not_among_the_candidates(tmp_path: Path) -> None:
-    search, _ = plan(tmp_path / "a", search="random", trials="50")
-    default = build_recipe("simclr-digits")
-    views = [search.config_of(one).augment.views for one in search.candidates()]
-    resolved, _ = plan(tmp_path / "b")
-    assert resolved.config.augment.views not in views
-    assert default.augment.views is None
-
-
 def test_values_of_the_config_are_searched_on_request(tmp_path: Path) -> None:
     search, _ = plan(tmp_path / "a", parameters="temperature,train.weight-decay=0..0.01")
     config = search.config_of(search.space.draw(0, 0))
@@ -128,11 +129,11 @@ def test_values_of_the_config_are_searched_on_request(tmp_path: Path) -> None:
         ({"parameters": "temprature"}, r"unknown 'temprature' \(did you mean 'temperature'\?\)"),
         (
             {"parameters": "method.temperatur=1..2"},
-            r"unknown 'method\.temperatur' \(did you mean 'method\.temperature'\?\)",
+            r"has 'method\.temperatur' \(did you mean 'method\.temperature'\?\)",
         ),
         ({"parameters": "method.temperature=1-2"}, r"the range must be LOW\.\.HIGH"),
         ({"parameters": "method.temperature=-1..1"}, r"--method\.temperature is -1\.0"),
-        ({"parameters": "corruption"}, r"unknown 'method\.corruption'"),
+        ({"parameters": "corruption"}, r"has 'method\.corruption'"),
         ({"search": "grid", "levels": "9", "space": "crop,color,blur,noise"}, r"more than 10,000"),
         ({"scheduler": "pbt"}, r"a population starts from random"),
         ({"scheduler": "pbt", "search": "random", "trials": "2"}, r"at least 4"),
@@ -146,9 +147,16 @@ def test_wrong_settings_are_one_line(settings: dict[str, str], told: str, tmp_pa
 
 
 def test_what_a_search_makes_itself_is_not_taken(tmp_path: Path) -> None:
-    for changes in ({"augment.spec": "views.json"}, {"train.minutes": 1}):
-        with pytest.raises(UserError, match=r"leave it out|alike in steps"):
+    for changes in (
+        {"augment.spec": "views.json"},
+        {"train.minutes": 1},
+        {"encoder.name": "resnet19"},
+        {"encoder.weights": "nonsense"},
+    ):
+        with pytest.raises(UserError, match=r"leave it out|alike in steps|resnet19|nonsense"):
             plan(tmp_path, changes=changes)
+    with pytest.raises(UserError, match=r"--cluster\.workers is 2"):
+        plan(tmp_path, changes={"cluster.workers": 2}, scheduler="pbt", search="random")
 
 
 def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
@@ -188,9 +196,11 @@ def test_results_are_those_of_the_best_finished_trial(tmp_path: Path) -> None:
     assert table[1]["parameter/color.strength"] == trials[1].parameters["color.strength"]
     assert (search.out / "tune-report.html").stat().st_size > 10_000
     changed = replace(trials[1], changes={"method.temperature": 0.12345678})
-    assert command_to_use(search.out, "simclr-digits", "my photos", "cnn-small", changed) == (
-        "rayssl run simclr-digits --data.path 'my photos' --encoder.name cnn-small "
-        f"--augment.spec {search.out}/best.json --method.temperature 0.123457"
+    assert command_to_use(
+        search.out, "simclr-digits", {"data.path": "my photos", "train.batch-size": "64"}, changed
+    ) == (
+        f"rayssl run simclr-digits --augment.spec {search.out}/best.json --data.path 'my photos' --train.batch-size 64 "
+        "--method.temperature 0.123457"
     )
 
 
@@ -258,10 +268,65 @@ def test_room_is_made_from_what_there_is(tmp_path: Path, monkeypatch: pytest.Mon
             room(monkeypatch, wrong, *nodes)
 
 
-def test_no_worker_is_spread_over_two_nodes() -> None:
-    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 2) == 3
-    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 3) == 1  # twice 2 would fit, not three times
-    assert cores_a_worker([{"CPU": 4}, {"CPU": 4}], 4) == 2
+def test_gpus_and_cores_of_a_worker_are_on_one_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search, _ = plan(tmp_path)
+    head, gpus = {"CPU": 64.0}, {"CPU": 8.0, "GPU": 4.0}
+    found = room(monkeypatch, with_cluster(search, 9), head, gpus)
+    assert (found.concurrent, found.cpus, found.gpus) == (4, 2.0, 1.0)
+    found = room(monkeypatch, with_cluster(search, 9, gpu_per_worker=0.2), {"CPU": 8.0, "GPU": 1.0})
+    assert found.concurrent == 5
+    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 2, 0) == 3
+    assert cores_a_worker([{"CPU": 3}, {"CPU": 3}], 3, 0) == 1  # twice 2 would fit, not three times
+    assert cores_a_worker([{"CPU": 4}, {"CPU": 4}], 4, 0) == 2
+
+
+def test_a_continued_search_by_optuna_is_told_what_has_ended(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path)
+    assert search.space == build_space(["crop", "color", "rotation"])
+    ended = [
+        trial(0, 0.5),
+        trial(1, 0.7, STOPPED),
+        trial(2, None, FAILED, reason="nan"),
+        trial(3, None, FAILED, reason=DIED),
+    ]
+    study = optuna_search(search, RayStanding(20, ended))._ot_study
+    assert [known.value for known in study.trials] == [0.5, 0.7, 0.0]  # one that was killed may be as good as any
+    fresh = [optuna_search(search, RayStanding(20, ended[:n])).suggest("a") for n in (0, 1, 2)]
+    assert len({json.dumps(one) for one in fresh}) == 3
+
+
+class RayTrial:
+    """What a scheduler asks of a trial."""
+
+    status = "RUNNING"
+
+    def __init__(self, trial_id: str) -> None:
+        self.trial_id = trial_id
+
+
+def test_a_slow_trial_is_not_stopped_for_being_slow(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path, scheduler="median")
+    scheduler = new_scheduler(search, RayStanding(9))
+    scheduler.set_search_properties("score", "max")
+    controller = SimpleNamespace(get_live_trials=lambda: [], _live_trials=[])
+    for number, seconds in enumerate((1.0, 1.0, 1.0, 50.0)):
+        one = RayTrial(str(number))
+        for report in (1, 2, 3):
+            row = {"training_iteration": report, "time_total_s": seconds * report, "score": 0.1 * report}
+            assert scheduler.on_trial_result(controller, one, row) == "CONTINUE"
+    bad = RayTrial("bad")
+    answers = [
+        scheduler.on_trial_result(controller, bad, {"training_iteration": n, "time_total_s": n, "score": 0.01})
+        for n in (1, 2)
+    ]
+    assert "STOP" in answers
+
+
+def test_a_copied_network_brings_its_history_along(tmp_path: Path) -> None:
+    path = tmp_path / "schedule.json"
+    extended(path, 10, {"crop.p": 1.0})
+    rows = extended(path, 20, {"crop.p": 0.5})
+    assert rows == [{"step": 10, "parameters": {"crop.p": 1.0}}, {"step": 20, "parameters": {"crop.p": 0.5}}]
 
 
 def test_rungs_of_an_earlier_session_count() -> None:
@@ -319,5 +384,5 @@ def test_a_space_from_python_takes_the_place_of_the_settings(tmp_path: Path) -> 
     search, _ = plan_search(config, TuneSettings(), tmp_path / "tuned", space=space, **own)
     assert search.space == space
     unknown = build_space(["crop"], others={"data.path": Parameter(values=("a", "b"))})
-    with pytest.raises(UserError, match=r"unknown 'data\.path'"):
+    with pytest.raises(UserError, match=r"has 'data\.path'"):
         plan_search(config, TuneSettings(), tmp_path / "tuned", space=unknown, **own)
