@@ -314,12 +314,8 @@ def test_a_slow_trial_is_not_stopped_for_being_slow(tmp_path: Path) -> None:
         for report in (1, 2, 3):
             row = {"training_iteration": report, "time_total_s": seconds * report, "score": 0.1 * report}
             assert scheduler.on_trial_result(controller, one, row) == "CONTINUE"
-    bad = RayTrial("bad")
-    answers = [
-        scheduler.on_trial_result(controller, bad, {"training_iteration": n, "time_total_s": n, "score": 0.01})
-        for n in (1, 2)
-    ]
-    assert "STOP" in answers
+    row = {"training_iteration": 2, "time_total_s": 1.0, "score": 0.01}
+    assert scheduler.on_trial_result(controller, RayTrial("bad"), row) == "STOP"
 
 
 def test_a_copied_network_brings_its_history_along(tmp_path: Path) -> None:
