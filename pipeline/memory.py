@@ -1,6 +1,8 @@
 """How this process takes memory from the system, for training on a CPU."""
 
+import contextlib
 import ctypes
+import gc
 import os
 import sys
 
@@ -23,3 +25,10 @@ def keep_freed_memory() -> None:
         return
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, _INT_MAX)
+
+
+def give_back_memory() -> None:
+    """Hand what is free back to the system: for a process that goes on to something else."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

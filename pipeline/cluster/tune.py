@@ -31,6 +31,7 @@ from pipeline.cluster.train import (
     remove_left_behind,
 )
 from pipeline.errors import UserError
+from pipeline.memory import give_back_memory
 from pipeline.reporter import handle_signals
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials, save_trial
 from pipeline.tune.objectives import WORST
@@ -548,7 +549,10 @@ def reports_of(settings: dict[str, Any], candidate: Candidate, checkpoints: Path
     if settings["gpus"] and config.data.processes is None:  # of the trial's own share of the cores
         config = replace(config, data=replace(config.data, processes=max(1, int(settings["cpus"]) - 1)))
     course = Course(settings["objective"], settings["reports"], settings["images"])
-    yield from run_trial(config, course, checkpoints)
+    try:
+        yield from run_trial(config, course, checkpoints)
+    finally:
+        give_back_memory()  # this process goes on with another trial
 
 
 @contextmanager

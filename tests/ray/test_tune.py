@@ -134,10 +134,11 @@ def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def cluster() -> Any:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Three nodes of one core on this machine."""
     from ray.cluster_utils import Cluster
 
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they stand still while anything else runs here
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
     for _ in range(2):
         nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
@@ -147,7 +148,7 @@ def cluster() -> Any:
 
 def test_trials_of_two_workers_on_three_nodes_score_as_those_of_one(cluster: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"space": "crop,color,rotation", "search": "random", "share": 0.2, "images": 200}
-    settings |= {"train__precision": "fp32", "cluster__address": cluster.address}
+    settings |= {"train__precision": "fp64", "cluster__address": cluster.address}
     alone = tune(tmp_path / "one", trials=3, **settings)
     assert alone.returncode == 0, alone.stderr
     assert "3 trials of 24 steps, 3 at a time" in alone.stderr
@@ -156,5 +157,4 @@ def test_trials_of_two_workers_on_three_nodes_score_as_those_of_one(cluster: Any
     assert re.search("1 at a time, 2 workers with 1 core each", together.stderr)
     one, two = ended(tmp_path / "one")[0], ended(tmp_path / "two")[0]
     assert one.parameters == two.parameters
-    assert two.scores["rankme"] == pytest.approx(one.scores["rankme"], rel=1e-3)
-    assert two.score == pytest.approx(one.score, abs=0.03)
+    assert two.scores == pytest.approx(one.scores, rel=1e-4)
