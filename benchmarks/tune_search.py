@@ -99,17 +99,20 @@ def summary(found: dict[str, list[float]]) -> dict[str, Any]:
 def difference(first: list[float], second: list[float]) -> dict[str, float]:
     """Mean of the differences of pairs and its 95 % interval by Student's t."""
     gaps = [a - b for a, b in zip(first, second)]
-    mean, half = statistics.mean(gaps), stats.t.ppf(0.975, len(gaps) - 1) * statistics.stdev(gaps) / len(gaps) ** 0.5
+    mean, width = statistics.mean(gaps), float(stats.t.ppf(0.975, len(gaps) - 1))
+    half = width * statistics.stdev(gaps) / len(gaps) ** 0.5
     return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def agreement(options: argparse.Namespace) -> dict[str, Any]:
-    """Rank correlation of every objective without labels with kNN, search by search."""
-    return {
-        f"{searcher}-{seed}": rank_correlations(load_trials(folder(options, searcher, seed)))
+    """Rank correlation of every objective without labels with kNN, in each search and over all trials of all."""
+    trials = {
+        f"{searcher}-{seed}": load_trials(folder(options, searcher, seed))
         for searcher in SEARCHERS
         for seed in options.seeds
     }
+    together = [trial for found in trials.values() for trial in found]
+    return {name: rank_correlations(found) for name, found in {**trials, "all": together}.items()}
 
 
 if __name__ == "__main__":
