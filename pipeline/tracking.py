@@ -32,7 +32,7 @@ class Tracker:
             return
         try:
             self._run.summary.update(summary)
-            self._run.finish(quiet=True)
+            self._run.finish()
         except Exception as error:
             self._fail(error)
 

@@ -1,5 +1,6 @@
 """Whatever goes wrong with wandb, the run goes on."""
 
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -24,7 +25,7 @@ class FakeRun:
             raise ConnectionError("no network\nand a second line")
         self.logged.append(values)
 
-    def finish(self, quiet: bool) -> None:
+    def finish(self) -> None:
         if self.fails == "finish":
             raise OSError("disk full")
         self.ended = True
@@ -132,3 +133,15 @@ def test_a_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     assert has_key()
+
+
+def test_the_package_itself_takes_what_it_is_given(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from pipeline.tracking import start_tracker;"
+        "t = start_tracker('offline', folder=Path('.'), name='n', run_id='abc', config={}, warn=print);"
+        "t.log([{'stage': 'pretrain', 'step': 0, 'train/loss': 1.0}]); t.finish({'knn/top1': 0.5})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == ""  # no warning
+    [record] = tmp_path.glob("wandb/offline-run-*/run-abc.wandb")
+    assert b"knn/top1" in record.read_bytes()
