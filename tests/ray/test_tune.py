@@ -53,7 +53,7 @@ def trial_processes(driver: int) -> list[int]:
 def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
-    settings["train__steps"] = 250
+    settings["train__steps"] = 160
     driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: driver.poll() is not None or trial_processes(driver.pid), "a trial", seconds=120)
     [victim, *_] = trial_processes(driver.pid)
@@ -72,7 +72,7 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     after = ended(out)
     assert sorted(after) == [0, 1, 2, 3]
     assert {number: after[number] for number in before} == before
-    assert f"{4 - len(before)} trials of 250 steps, " in again.stderr
+    assert f"{4 - len(before)} trials of 160 steps, " in again.stderr
     assert not list(out.glob(".control*"))
     best = max((trial for trial in after.values() if trial.state == FINISHED), key=lambda trial: trial.score or 0)
     assert json.loads((out / "best.json").read_text())["views"] == best.views[:1]
