@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Ten hues of similar weight which stand out on white and on near-black (Observable's categorical palette).
@@ -36,18 +37,24 @@ def colours(n: int) -> list[str]:
 
 def line_chart(curves: Sequence[tuple[NDArray[np.float64], NDArray[np.float64], str]]) -> str:
     """SVG of curves (x, y, colour) over one axis of steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.0, 2.2), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = plain_chart()
     for x, y, colour in curves:
         axes.plot(*_thinned(x, y), color=colour, linewidth=1.6, solid_joinstyle="round")
     axes.margins(x=0.02)
+    return svg_of(figure)
+
+
+def plain_chart(height: float = 2.2) -> "tuple[Figure, Axes]":
+    """A figure, 4 × `height` inches, and its axes: a faint grid without a frame."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.0, height), layout="constrained")
+    axes = figure.add_subplot()
     axes.locator_params(nbins=5)
     axes.grid(color=INK, alpha=0.12, linewidth=0.8)
     axes.spines[:].set_visible(False)
     axes.tick_params(colors=INK, labelsize=9, length=0)
-    return _svg(figure)
+    return figure, axes
 
 
 def scatter_chart(points: NDArray[np.float64], groups: NDArray[np.int64], palette: Sequence[str]) -> str:
@@ -60,7 +67,7 @@ def scatter_chart(points: NDArray[np.float64], groups: NDArray[np.int64], palett
     for group in np.unique(groups):
         chosen = points[groups == group]
         axes.scatter(chosen[:, 0], chosen[:, 1], s=14, color=palette[group % len(palette)], alpha=0.8, linewidths=0)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def project(vectors: NDArray[np.float32], seed: int) -> NDArray[np.float64]:
@@ -91,7 +98,7 @@ def _thinned(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[NDArray[np
     return np.array([x[part].mean() for part in parts]), np.array([y[part].mean() for part in parts])
 
 
-def _svg(figure: "Figure") -> str:
+def svg_of(figure: "Figure") -> str:
     """The figure as an <svg> element without names of its own, addresses or a fixed size."""
     from matplotlib import rc_context
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
+from typing import TypeVar
 
 from pipeline.errors import UserError
 from pipeline.files import write_text
@@ -12,7 +13,9 @@ from pipeline.report.figures import colours
 from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
 from pipeline.report.results import load_runs
 
+T = TypeVar("T")
 Draw = Callable[[Sequence[Material]], str]
+Parts = Sequence[tuple[str, str]]  # title and HTML of every section
 
 SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Result", summary.result_section),
@@ -40,26 +43,32 @@ def write_report(runs: list[Path], out: Path) -> None:
     """
     loaded = load_runs(runs)
     materials = load_material(loaded, colours(len(loaded)))
+    parts, left_out = draw_sections(SECTIONS, materials)
+    write_text(out, render_page(_title(materials), _subtitle(materials), parts, left_out))
+
+
+def draw_sections(sections: Sequence[tuple[str, Callable[[T], str]]], subject: T) -> tuple[Parts, list[str]]:
+    """(title, HTML) of every section, and `title: reason` of those that have nothing to show."""
     parts, left_out = [], []
-    for title, draw in SECTIONS:
+    for title, draw in sections:
         try:
-            parts.append((title, draw(materials)))
+            parts.append((title, draw(subject)))
         except (NothingToShowError, UserError) as reason:
             left_out.append(f"{title}: {reason}")
-    write_text(out, _page(materials, parts, left_out))
+    return parts, left_out
 
 
-def _page(materials: Sequence[Material], parts: Sequence[tuple[str, str]], left_out: Sequence[str]) -> str:
-    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
+def render_page(title: str, subtitle: str, parts: Parts, left_out: Sequence[str]) -> str:
+    """The page of sections that are HTML already; titles and reasons are escaped here."""
+    links = "".join(f'<a href="#{_anchor(name)}">{escape(name)}</a>' for name, _ in parts)
     body = "".join(
-        f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{content}</section>' for title, content in parts
+        f'<section id="{_anchor(name)}"><h2>{escape(name)}</h2>{content}</section>' for name, content in parts
     )
     if left_out:
         body += f"<section><h2>Not shown</h2>{bullets(left_out, 'quiet')}</section>"
     return Template(_asset("template.html")).substitute(
-        title=escape(_title(materials)), subtitle=escape(_subtitle(materials)), style=_asset("style.css"),
-        links=links, body=body,
-    )  # fmt: skip
+        title=escape(title), subtitle=escape(subtitle), style=_asset("style.css"), links=links, body=body
+    )
 
 
 def _asset(name: str) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipeline.metrics import interval_of_mean
 from pipeline.randomness import permutation
-from pipeline.report.figures import INK, PALETTE, _svg, line_chart
+from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
 from pipeline.report.material import NothingToShowError, bar, bullets, data_table, escape, grid, paragraph
 from pipeline.tune.ledger import FINISHED, STOPPED, Trial
 from pipeline.tune.objectives import NEED_LABELS, WITHOUT_LABELS
@@ -56,7 +56,7 @@ def time_section(trials: Sequence[Trial]) -> str:
         axes.plot([_end(trial) for trial in own], _scores(own), "o", color=colour, markersize=4)
     axes.step(*best_so_far(trials), where="post", color=BEST_COLOUR, linewidth=1.6)
     legend = _legend({**STATE_COLOURS, "best so far": BEST_COLOUR})
-    return grid([_svg(figure) + legend]) + paragraph("x: minutes since the search began; y: score.", "quiet")
+    return grid([svg_of(figure) + legend]) + paragraph("x: minutes since the search began; y: score.", "quiet")
 
 
 def best_so_far(trials: Sequence[Trial]) -> tuple[Floats, Floats]:
@@ -242,7 +242,7 @@ def _parallel_chart(places: NDArray[np.float32], scores: Floats) -> str:
     axes.set_xticks(x)
     axes.set_yticks([])
     axes.grid(axis="x", color=INK, alpha=0.3, linewidth=0.8)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 def _blends(scores: Floats) -> list[tuple[float, ...]]:
@@ -378,7 +378,7 @@ def _both(trials: Sequence[Trial], objective: str, against: str) -> tuple[Floats
 def _scatter_chart(x: Floats, y: Floats) -> str:
     figure, axes = _chart()
     axes.plot(x, y, "o", color=PALETTE[0], markersize=4)
-    return _svg(figure)
+    return svg_of(figure)
 
 
 # Population
@@ -405,15 +405,8 @@ def population_section(best: Trial | None, space: Space) -> str:
 
 
 def _chart(height: float = 2.2) -> "tuple[Figure, Axes]":
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(4.0, height), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = plain_chart(height)
     axes.margins(0.04)
-    axes.locator_params(nbins=5)
-    axes.grid(color=INK, alpha=0.12, linewidth=0.8)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(colors=INK, labelsize=9, length=0)
     return figure, axes
 
 

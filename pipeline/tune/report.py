@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from pipeline.files import write_text
 from pipeline.progress import format_duration
 from pipeline.report.galleries import SHEET, image_address
 from pipeline.report.material import NothingToShowError, bullets, data_table, escape, grid, paragraph
-from pipeline.report.page import _anchor, _asset
+from pipeline.report.page import draw_sections, render_page
 from pipeline.tune import charts
 from pipeline.tune.charts import rank_correlations
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
@@ -109,14 +108,11 @@ def write_tune_report(folder: Path, images: Sequence[NDArray[np.uint8]] = (), *,
     search = read_search(folder)
     trials = [_as_it_ended(trial, search.space, folder) for trial in load_trials(folder)]
     found = Findings(folder, search, trials, images[:IMAGES], size)
-    parts, left_out = [], []
-    for title, draw in SECTIONS:
-        try:
-            parts.append((title, draw(found)))
-        except (NothingToShowError, UserError) as reason:
-            left_out.append(f"{title}: {reason}")
+    parts, left_out = draw_sections(SECTIONS, found)
+    title = f"Augmentation for {search.recipe} on {search.data.name}"
+    subtitle = f"{len(trials)} of {search.trials} trials, {search.steps:,} steps each, by {search.objective}"
     path = folder / "tune-report.html"
-    write_text(path, _page(found, parts, left_out))
+    write_text(path, render_page(title, subtitle, parts, left_out))
     return path
 
 
@@ -149,24 +145,6 @@ def _as_it_ended(trial: Trial, space: Space, folder: Path) -> Trial:
             f"trial {trial.number} in {folder / 'trials'} is damaged (no {missing[0]}): remove it, and it is done again"
         )
     return replace(trial, parameters=parameters, changes=space.changes(parameters))
-
-
-# The page
-
-
-def _page(found: Findings, parts: Sequence[tuple[str, str]], left_out: Sequence[str]) -> str:
-    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title, _ in parts)
-    body = "".join(
-        f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{content}</section>' for title, content in parts
-    )
-    if left_out:
-        body += f"<section><h2>Not shown</h2>{bullets(left_out, 'quiet')}</section>"
-    search = found.search
-    title = f"Augmentation for {search.recipe} on {search.data.name}"
-    subtitle = f"{len(found.trials)} of {search.trials} trials, {search.steps:,} steps each, by {search.objective}"
-    return Template(_asset("template.html")).substitute(
-        title=escape(title), subtitle=escape(subtitle), style=_asset("style.css"), links=links, body=body
-    )
 
 
 # Sections
