@@ -20,7 +20,7 @@ from tune_search import difference
 from jobs.cli import take_config_paths
 from pipeline.files import write_json
 from pipeline.tune.ledger import load_trials
-from pipeline.tune.space import FAMILIES, LEAST_P
+from pipeline.tune.space import FAMILIES, applies
 
 SPACE = "crop,cutout,color,noise,blur,rotation"
 
@@ -68,7 +68,7 @@ def search(options: argparse.Namespace, changes: dict[str, Any], seed: int) -> d
 
 def operations(parameters: dict[str, Any]) -> str:
     """The names of the operations that a candidate applies."""
-    return "+".join(name for name in FAMILIES if parameters.get(f"{name}.p", 0.0) >= LEAST_P)
+    return "+".join(name for name in FAMILIES if f"{name}.p" in parameters and applies(parameters, name))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import math
 import time
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
@@ -12,18 +12,14 @@ PLAIN_SECONDS = 10.0  # a plain line so often
 RATE_MEMORY = 0.9  # of the moving average that the remaining time is made from
 
 
-class Display:
-    """Shows the rows that stages report (see pipeline.reporter)."""
+class LiveConsole:
+    """The terminal, with a part that is drawn again and again while the block lasts, where it is one."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
         self._live: Live | None = None
-        self._stage = ""
-        self._last_plain = 0.0
-        self._clock: tuple[int, float] | None = None
-        self._rate = 0.0
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=5, transient=True)
             self._live.start()
@@ -34,10 +30,25 @@ class Display:
             self._live.stop()
             self._live = None
 
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, soft_wrap=True, markup=False)
+
+
+class Display(LiveConsole):
+    """Shows the rows that stages report (see pipeline.reporter)."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(console)
+        self._stage = ""
+        self._last_plain = 0.0
+        self._clock: tuple[int, float] | None = None
+        self._rate = 0.0
+
     def __call__(self, row: dict[str, Any]) -> None:
         """Show one row."""
         if "message" in row:
-            self.console.print(row["message"], soft_wrap=True, markup=False)
+            self.say(row["message"])
             return
         title = f"{row.get('run', '')} {row['stage']}".strip()
         begins = title != self._stage
@@ -48,7 +59,7 @@ class Display:
             self._live.update(Text(text))
         elif begins or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = time.monotonic()
-            self.console.print(text, soft_wrap=True, markup=False)
+            self.say(text)
 
     def _training(self, row: dict[str, Any]) -> str:
         done, total, per_epoch = row["step"] + 1, row["stop"], row["steps_per_epoch"]

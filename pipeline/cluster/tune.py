@@ -48,6 +48,7 @@ class Standing:
     """How the search is going, for a person."""
 
     total: int
+    space: Space
     ended: list[Trial] = field(default_factory=list)
     running: dict[int, tuple[int, int, float | None]] = field(default_factory=dict)  # number → step, steps, score
 
@@ -60,7 +61,7 @@ def run_search(
     Raises UserError where more trials are asked for at a time than there is room for, Interrupted after Ctrl-C or
     SIGTERM, RuntimeError where Ray itself failed.
     """
-    standing = Standing(search.trials, load_trials(search.out))
+    standing = Standing(search.trials, search.space, load_trials(search.out))
     if not pending(search, standing):
         return
     address = cluster_address(search.config.cluster.address)
@@ -261,8 +262,8 @@ def new_searcher(search: Search, standing: Standing, numbers: dict[str, int]) ->
     """Hands out the candidates that are left, and notes the number of each in `numbers`."""
     from ray.tune.search import Searcher
 
-    left, inner = pending(search, standing), optuna_search(search, standing)
-    known = search.candidates()
+    left, known = pending(search, standing), search.candidates()
+    inner: Any = optuna_search(search, standing) if known is None else None
 
     class Numbered(Unsaved, Searcher):
         """The candidates that are known beforehand by number, or Optuna's."""
@@ -295,9 +296,7 @@ def new_searcher(search: Search, standing: Standing, numbers: dict[str, int]) ->
 
 
 def optuna_search(search: Search, standing: Standing) -> Any:
-    """Optuna's TPE, told of what has ended already; None where the candidates are known beforehand."""
-    if search.candidates() is not None:
-        return None
+    """Optuna's TPE, told of what has ended already."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 

@@ -1,17 +1,15 @@
 """How a search is going, on the terminal (stderr): a live table, or a line for every trial that has ended."""
 
 import time
-from collections.abc import Sequence
 from typing import Protocol
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.progress import format_duration
+from pipeline.progress import LiveConsole, format_duration
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial
-from pipeline.tune.space import FAMILIES, LEAST_P
+from pipeline.tune.space import Space, short
 
 SHOWN = 5  # of the best trials
 
@@ -20,34 +18,19 @@ class Standing(Protocol):
     """What the table is made of (see pipeline.cluster.tune)."""
 
     total: int
+    space: Space
     ended: list[Trial]
     running: dict[int, tuple[int, int, float | None]]
 
 
-class Board:
+class Board(LiveConsole):
     """Shows a search; also takes lines of text."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
-        self._live: Live | None = None
+        super().__init__(console)
         self._began = time.monotonic()
         self._told: set[int] | None = None
         self._before = 0
-
-    def __enter__(self) -> "Board":
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
 
     def __call__(self, standing: Standing) -> None:
         """Show how it stands."""
@@ -57,7 +40,7 @@ class Board:
             self._live.update(self._table(standing))
         for trial in [trial for trial in list(standing.ended) if trial.number not in self._told]:
             self._told.add(trial.number)
-            self.say(f"{line_of(trial)} ({self._outlook(standing)})")
+            self.say(f"{line_of(trial, standing.space)} ({self._outlook(standing)})")
 
     def _outlook(self, standing: Standing) -> str:
         done, new = len(standing.ended), len(standing.ended) - self._before
@@ -78,33 +61,23 @@ class Board:
         table = Table("trial", "state", "score", "augmentation", box=None, pad_edge=False)
         best = sorted((trial for trial in ended if trial.score is not None), key=lambda t: -(t.score or 0))[:SHOWN]
         for trial in best:
-            table.add_row(str(trial.number), trial.state, f"{trial.score:.4f}", Text(describe(trial.parameters)))
+            table.add_row(str(trial.number), trial.state, f"{trial.score:.4f}", Text(describe(trial, standing.space)))
         for number, (step, steps, score) in running:
             share = f"step {step}/{steps}" if step else "training"
             table.add_row(str(number), share, "" if score is None else f"{score:.4f}", "")
         return Group(head, table)
 
 
-def line_of(trial: Trial) -> str:
+def line_of(trial: Trial, space: Space) -> str:
     """A trial in one line."""
     if trial.state == FAILED:
         return f"trial {trial.number} failed after {format_duration(trial.seconds)}: {trial.reason}"
     score = "" if trial.score is None else f"{trial.score:.4f} "
-    return f"trial {trial.number} {trial.state}: {score}with {describe(trial.parameters)}"
+    return f"trial {trial.number} {trial.state}: {score}with {describe(trial, space)}"
 
 
-def describe(parameters: dict[str, float | str]) -> str:
-    """The operations of a candidate with their parameters: `crop 0.2 p 1 · color 0.5 p 0.8`."""
-    parts = [_operation(name, parameters) for name in FAMILIES if float(parameters.get(f"{name}.p", 0.0)) >= LEAST_P]
-    others = [f"{name} {_short(value)}" for name, value in parameters.items() if name.split(".")[0] not in FAMILIES]
-    return " · ".join([*parts, *others]) or "nothing"
-
-
-def _operation(name: str, parameters: dict[str, float | str]) -> str:
-    own: Sequence[str] = [key for key in FAMILIES[name].parameters if key != "p"]
-    strengths = "".join(f" {_short(parameters[f'{name}.{key}'])}" for key in own)
-    return f"{name}{strengths} p {_short(parameters[f'{name}.p'])}"
-
-
-def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.3g}"
+def describe(trial: Trial, space: Space) -> str:
+    """The operations of a trial, and what it changed of the config."""
+    return " · ".join(
+        [space.text(trial.parameters), *(f"{name} {short(value)}" for name, value in trial.changes.items())]
+    )

@@ -18,7 +18,7 @@ from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_o
 from pipeline.report.material import NothingToShowError, bar, bullets, data_table, escape, grid, paragraph
 from pipeline.tune.ledger import FINISHED, STOPPED, Trial
 from pipeline.tune.objectives import NEED_LABELS, WITHOUT_LABELS
-from pipeline.tune.space import FAMILIES, LEAST_P, Parameter, Space
+from pipeline.tune.space import FAMILIES, Parameter, Space, applies
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -199,7 +199,7 @@ def on_and_off(trials: Sequence[Trial], operation: str) -> tuple[Floats, Floats]
 
 def is_on(trial: Trial, operation: str) -> bool:
     """Whether a trial applies an operation."""
-    return float(trial.parameters[f"{operation}.p"]) >= LEAST_P
+    return applies(trial.parameters, operation)
 
 
 def _mean_text(scores: Floats) -> str:

@@ -20,7 +20,7 @@ from pipeline.tune import charts
 from pipeline.tune.charts import rank_correlations
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
 from pipeline.tune.search import command_to_use, load_search
-from pipeline.tune.space import FAMILIES, Space
+from pipeline.tune.space import FAMILIES, Space, short
 
 __all__ = ["rank_correlations", "write_tune_report"]
 
@@ -28,9 +28,6 @@ SHOWN = 15  # of the best trials
 ENDS = 2  # so many of the best and of the worst trials are shown on images
 IMAGES = 6
 DRAWS = 7  # of every image
-FAMILY_NAMES = {type(family.build(family.usual)): name for name, family in FAMILIES.items()}
-# How a strength is written beside the name of its operation; others are the number alone.
-STRENGTHS = {"crop": "{}–1", "rotation": "±{}°", "shift": "±{}"}
 
 
 @dataclass(frozen=True)
@@ -183,8 +180,8 @@ def best_section(found: Findings) -> str:
             trial.state,
             f"{trial.score:.4f}",
             *(f"{trial.scores[name]:.4f}" if name in trial.scores else "–" for name in others),
-            augmentation_text(found.search.space, trial),
-            *[", ".join(f"{name} {_short(value)}" for name, value in trial.changes.items())] * changed,
+            found.search.space.text(trial.parameters),
+            *[", ".join(f"{name} {short(value)}" for name, value in trial.changes.items())] * changed,
         ]
         for trial in ranked[:SHOWN]
     ]
@@ -275,34 +272,23 @@ SECTIONS: tuple[tuple[str, Callable[[Findings], str]], ...] = (
 # Pieces
 
 
-def augmentation_text(space: Space, trial: Trial) -> str:
-    """The operations of a trial in the order in which they are applied: `crop 0.2–1, p 1 · color 0.5, p 0.8`."""
-    names = [FAMILY_NAMES[type(operation)] for operation in space.spec(trial.parameters).operations]
-    return " · ".join(_operation_text(name, trial.parameters) for name in names) or "nothing"
-
-
-def _operation_text(name: str, parameters: dict[str, Any]) -> str:
-    strengths = [parameters[f"{name}.{key}"] for key in FAMILIES[name].parameters if key != "p"]
-    texts = [STRENGTHS.get(name, "{}").format(_short(strength)) for strength in strengths]
-    return f"{' '.join([name, *texts])}, p {_short(parameters[f'{name}.p'])}"
-
-
 def _operations_table(found: Findings, trial: Trial) -> str:
-    operations = found.search.space.spec(trial.parameters).operations
+    space = found.search.space
+    operations = space.spec(trial.parameters).operations
     if not operations:
         return paragraph("It leaves the images as they are.")
     rows = []
-    for operation in operations:
+    for name, operation in zip(space.on(trial.parameters), operations, strict=True):
         own = {key: value for key, value in operation.to_dict().items() if key not in ("name", "p")}
         strengths = ", ".join(f"{key} {_setting(value)}" for key, value in own.items()) or "–"
-        rows.append([escape(FAMILY_NAMES[type(operation)]), f"{100 * operation.p:.0f} %", escape(strengths)])
-    changes = [f"{name}: {_short(value)}" for name, value in trial.changes.items()]
-    branch = paragraph("The first view only; the others are the plain image.") * found.search.space.one_branch
+        rows.append([escape(name), f"{100 * operation.p:.0f} %", escape(strengths)])
+    changes = [f"{name}: {short(value)}" for name, value in trial.changes.items()]
+    branch = paragraph("The first view only; the others are the plain image.") * space.one_branch
     return data_table(["operation", "share of images", "settings"], rows) + branch + bullets(changes)
 
 
 def _setting(value: Any) -> str:
-    return " to ".join(map(_short, value)) if isinstance(value, list) else _short(value)
+    return " to ".join(map(short, value)) if isinstance(value, list) else short(value)
 
 
 def _command(found: Findings, trial: Trial) -> str:
@@ -323,10 +309,6 @@ def _looks(found: Findings, rank: str, trial: Trial) -> str:
     address = image_address(sheet, largest=SHEET, photograph=SHEET // 2)
     return (
         f"<h3>{rank}: trial {escape(trial.number)}, {trial.score:.4f}</h3>"
-        f"{paragraph(augmentation_text(found.search.space, trial), 'quiet')}"
+        f"{paragraph(found.search.space.text(trial.parameters), 'quiet')}"
         f'<figure class="picture"><img src="{address}" alt="augmented images"></figure>'
     )
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

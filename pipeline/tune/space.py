@@ -158,6 +158,8 @@ FAMILIES: dict[str, Family] = {
         {"p": 0.5, "size": 0.4},
     ),
 }
+# How a strength is written beside the name of its operation; others are the number alone.
+STRENGTHS = {"crop": "{}–1", "rotation": "±{}°", "shift": "±{}"}
 DEFAULT = ("crop", "flip", "rotation", "color", "grey", "solarize", "blur", "cutout")
 
 
@@ -207,7 +209,7 @@ class Space:
 
     def without_idle(self, candidate: Candidate) -> Candidate:
         """The candidate with the other parameters of operations that it does not apply at their lowest."""
-        idle = {name for name in self.operations if float(candidate[f"{name}.p"]) < LEAST_P}
+        idle = {name for name in self.operations if not applies(candidate, name)}
         return {
             name: self.parameters[name].levels(2)[0] if name.split(".")[0] in idle else value
             for name, value in candidate.items()
@@ -223,11 +225,18 @@ class Space:
             for pair in chosen
         ]
 
+    def on(self, candidate: Candidate) -> list[str]:
+        """The operations that a candidate applies, in their order."""
+        on = [name for name in self.operations if applies(candidate, name)]
+        return sorted(on, key=lambda name: (name != "crop", candidate.get(f"{name}.place", 0.0)))
+
     def spec(self, candidate: Candidate) -> Spec:
         """The augmentation of a candidate; raises UserError where a value is outside its range."""
-        on = [name for name in self.operations if float(candidate[f"{name}.p"]) >= LEAST_P]
-        on.sort(key=lambda name: (name != "crop", candidate.get(f"{name}.place", 0.0)))
-        return Spec(tuple(FAMILIES[name].build(_of(candidate, name)) for name in on))
+        return Spec(tuple(FAMILIES[name].build(_of(candidate, name)) for name in self.on(candidate)))
+
+    def text(self, candidate: Candidate) -> str:
+        """The operations of a candidate: `crop 0.2–1, p 1 · color 0.5, p 0.8`."""
+        return " · ".join(_operation_text(name, candidate) for name in self.on(candidate)) or "nothing"
 
     def views(self, candidate: Candidate, count: int) -> tuple[Spec, ...]:
         """The specs of all views."""
@@ -259,6 +268,22 @@ class Space:
             "parameters": {name: parameter.to_dict() for name, parameter in self.parameters.items()},
             "one_branch": self.one_branch,
         }
+
+
+def applies(candidate: Mapping[str, Any], operation: str) -> bool:
+    """Whether a candidate applies an operation."""
+    return float(candidate[f"{operation}.p"]) >= LEAST_P
+
+
+def short(value: Any) -> str:
+    """A value for people: three digits of a number."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _operation_text(name: str, candidate: Candidate) -> str:
+    strengths = [candidate[f"{name}.{key}"] for key in FAMILIES[name].parameters if key != "p"]
+    texts = [STRENGTHS.get(name, "{}").format(short(strength)) for strength in strengths]
+    return f"{' '.join([name, *texts])}, p {short(candidate[f'{name}.p'])}"
 
 
 def _is_off(parameter: str, pair: Sequence[str]) -> bool:

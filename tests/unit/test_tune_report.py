@@ -18,7 +18,7 @@ from pipeline.report.figures import INK
 from pipeline.report.material import NothingToShowError
 from pipeline.tune import charts
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, save_trial
-from pipeline.tune.report import augmentation_text, rank_correlations, write_tune_report
+from pipeline.tune.report import rank_correlations, write_tune_report
 from pipeline.tune.space import Candidate, Parameter, Space, build_space
 
 EVIL = "<script>alert('x')</script> & co"
@@ -355,9 +355,9 @@ def test_an_augmentation_is_told_in_the_order_in_which_it_is_applied() -> None:
     own = {"rotation.p": 0.5, "rotation.degrees": 30.0, "color.p": 0.8, "color.strength": 0.5, "flip.p": 0.0}
     own |= {"rotation.place": 0.9, "color.place": 0.1, "flip.place": 0.5}
     trial = make_trial(0, 0.5, space=space, parameters=own)
-    assert augmentation_text(space, trial) == "color 0.5, p 0.8 · rotation ±30°, p 0.5"
+    assert space.text(trial.parameters) == "color 0.5, p 0.8 · rotation ±30°, p 0.5"
     nothing = make_trial(0, 0.5, parameters={**OFF, **STRENGTHS})
-    assert augmentation_text(SPACE, nothing) == "nothing"
+    assert SPACE.text(nothing.parameters) == "nothing"
 
 
 def test_the_best_until_then_never_falls_and_is_of_finished_trials() -> None:

@@ -289,9 +289,9 @@ def test_a_continued_search_by_optuna_is_told_what_has_ended(tmp_path: Path) -> 
         trial(2, None, FAILED, reason="nan"),
         trial(3, None, FAILED, reason=DIED),
     ]
-    study = optuna_search(search, RayStanding(20, ended))._ot_study
+    study = optuna_search(search, RayStanding(20, search.space, ended))._ot_study
     assert [known.value for known in study.trials] == [0.5, 0.7, 0.0]  # one that was killed may be as good as any
-    fresh = [optuna_search(search, RayStanding(20, ended[:n])).suggest("a") for n in (0, 1, 2)]
+    fresh = [optuna_search(search, RayStanding(20, search.space, ended[:n])).suggest("a") for n in (0, 1, 2)]
     assert len({json.dumps(one) for one in fresh}) == 3
 
 
@@ -306,7 +306,7 @@ class RayTrial:
 
 def test_a_slow_trial_is_not_stopped_for_being_slow(tmp_path: Path) -> None:
     search, _ = plan(tmp_path, scheduler="median")
-    scheduler = new_scheduler(search, RayStanding(9))
+    scheduler = new_scheduler(search, RayStanding(9, search.space))
     scheduler.set_search_properties("score", "max")
     controller = SimpleNamespace(get_live_trials=lambda: [], _live_trials=[])
     for number, seconds in enumerate((1.0, 1.0, 1.0, 50.0)):
@@ -351,7 +351,7 @@ def test_the_board_tells_of_every_trial_once() -> None:
     text = StringIO()
     ended = [trial(0, 0.5)]
     with Board(Console(file=text, width=200)) as board:
-        standing = SimpleNamespace(total=3, ended=ended, running={})
+        standing = SimpleNamespace(total=3, space=build_space(["crop", "color", "rotation"]), ended=ended, running={})
         board(standing)  # which an earlier session has done
         ended += [trial(1, 0.75), trial(2, None, FAILED, reason="[red]out of memory")]
         board(standing)
