@@ -65,11 +65,17 @@ def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) ->
     if not any(job.stages for job in jobs):
         return
     quiet_ray(cluster_address(resources.address))
+    with control_folder(folder) as control, connected(resources):
+        fit_in_thread(jobs, control, scaling(resources), resources.max_failures, show)
+
+
+@contextmanager
+def control_folder(folder: Path) -> Iterator[Path]:
+    """A folder of this driver's in `folder`, for the time; those of drivers that were killed are removed."""
     remove_left_behind(folder)
     control = Path(tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=folder))
     try:
-        with connected(resources):
-            fit_in_thread(jobs, control, scaling(resources), resources.max_failures, show)
+        yield control
     finally:
         shutil.rmtree(control, ignore_errors=True)
 
@@ -192,36 +198,50 @@ def scaling(resources: Resources) -> Any:
 
 
 def fit_in_thread(jobs: list[Job], control: Path, scale: Any, max_failures: int, show: Show) -> None:
-    """Run Ray's fit beside this thread, which shows progress and hands signals on.
+    """Run Ray's fit beside this thread, which shows progress and hands signals on."""
+    rows = Tail(control / "progress.jsonl")
+
+    def on_signal() -> None:
+        (control / "stop").touch()
+        show({"message": "stopping: a checkpoint is written first (again to stop at once)"})
+
+    def tell() -> None:
+        for row in rows.read():
+            show(row)
+
+    failure, caught = run_beside(lambda: fit(jobs, control, scale, max_failures), tell, on_signal)
+    raise_outcome(control, failure, caught)
+
+
+def run_beside(
+    work: Callable[[], None], tell: Callable[[], None], on_signal: Callable[[], None]
+) -> tuple[list[BaseException], list[int]]:
+    """Run Ray's fit in another thread, and `tell` in this one again and again: (its failure, the signal that came).
 
     Ray replaces the Ctrl-C handler when fit runs on the main thread, and its workers die before they can write a
-    checkpoint; from another thread it leaves the handlers alone.
+    checkpoint; from another thread it leaves the handlers alone. `on_signal` is called at the first signal.
     """
     failure: list[BaseException] = []
     caught: list[int] = []
 
-    def on_signal(number: int) -> None:
+    def handle(number: int) -> None:
         caught.append(number)
-        (control / "stop").touch()
-        show({"message": "stopping: a checkpoint is written first (again to stop at once)"})
+        on_signal()
 
-    def work() -> None:
+    def fit_here() -> None:
         try:
-            fit(jobs, control, scale, max_failures)
+            work()
         except BaseException as error:
             failure.append(error)
 
-    thread = threading.Thread(target=work, name="fit", daemon=True)
-    rows = Tail(control / "progress.jsonl")
-    with handle_signals(on_signal):
+    thread = threading.Thread(target=fit_here, name="fit", daemon=True)
+    with handle_signals(handle):
         thread.start()
         while thread.is_alive():
             thread.join(POLL_SECONDS)
-            for row in rows.read():
-                show(row)
-    for row in rows.read():
-        show(row)
-    raise_outcome(control, failure, caught)
+            tell()
+    tell()
+    return failure, caught
 
 
 def raise_outcome(control: Path, failure: list[BaseException], caught: list[int]) -> None:

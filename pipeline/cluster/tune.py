@@ -7,7 +7,6 @@ actor is rank 0 and the others are tasks in its placement group, so no trial eve
 import json
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -21,18 +20,16 @@ from typing import Any
 
 from pipeline import config as configuration
 from pipeline.cluster.train import (
-    CONTROL,
-    POLL_SECONDS,
     Interrupted,
     Resources,
     cluster_address,
     connected,
+    control_folder,
     quiet_ray,
-    remove_left_behind,
+    run_beside,
 )
 from pipeline.errors import UserError
 from pipeline.memory import give_back_memory
-from pipeline.reporter import handle_signals
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials, save_trial
 from pipeline.tune.objectives import WORST
 from pipeline.tune.search import Search, candidate_config
@@ -70,23 +67,17 @@ def run_search(
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # that a busy machine may need to end a trial
-    remove_left_behind(search.out)
-    control = Path(
-        tempfile.mkdtemp(prefix=f"{CONTROL}-{socket.gethostname()}-{os.getpid()}-", dir=search.out.absolute())
-    )
     asked = search.config.cluster
+    resources = Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, address, 0)
     say("starting Ray …")
-    try:
-        with connected(Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, address, 0)):
-            room = find_room(search)
-            begin()
-            say(
-                f"{len(pending(search, standing))} trials of {search.config.train.steps} steps, {room.concurrent} at a "
-                f"time, {room.text} each; objective: {search.objective}"
-            )
-            fit_and_show(search, room, standing, control, show)
-    finally:
-        shutil.rmtree(control, ignore_errors=True)
+    with control_folder(search.out.absolute()) as control, connected(resources):
+        room = find_room(search)
+        begin()
+        say(
+            f"{len(pending(search, standing))} trials of {search.config.train.steps} steps, {room.concurrent} at a "
+            f"time, {room.text} each; objective: {search.objective}"
+        )
+        fit_and_show(search, room, standing, control, show)
 
 
 def pending(search: Search, standing: Standing) -> list[int]:
@@ -158,26 +149,9 @@ def cores_a_worker(nodes: list[dict[str, float]], workers: int, gpus: float) -> 
 def fit_and_show(
     search: Search, room: Room, standing: Standing, control: Path, show: Callable[[Standing], None]
 ) -> None:
-    """Run Ray's fit beside this thread, which shows how it goes and hands signals on (see pipeline.cluster.train)."""
-    stop, failure, caught = threading.Event(), [], []
-
-    def on_signal(number: int) -> None:
-        caught.append(number)
-        stop.set()
-
-    def work() -> None:
-        try:
-            fit(search, room, standing, control, stop)
-        except BaseException as error:
-            failure.append(error)
-
-    thread = threading.Thread(target=work, name="fit", daemon=True)
-    with handle_signals(on_signal):
-        thread.start()
-        while thread.is_alive():
-            thread.join(POLL_SECONDS)
-            show(standing)
-    show(standing)
+    """Run the trials, show how it goes, and raise what came of it."""
+    stop = threading.Event()
+    failure, caught = run_beside(lambda: fit(search, room, standing, control, stop), lambda: show(standing), stop.set)
     if caught:
         raise Interrupted(caught[0])
     if failure:

@@ -5,6 +5,7 @@ Shapes: N images, D features.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from pipeline.errors import UserError
 from pipeline.methods.parts import TURNS, all_turns
 from pipeline.probe import probe
 from pipeline.randomness import permutation
+from pipeline.train import autocast, to_float
 
 NEED_LABELS = ("knn", "probe")
 WITHOUT_LABELS = ("rotation", "rankme", "alignment-uniformity")
@@ -45,8 +47,17 @@ class Material:
     device: torch.device
     precision: str
 
-    def features(self, images: Images) -> NDArray[np.float32]:
-        """(N, D) of some images."""
+    @cached_property
+    def train_features(self) -> NDArray[np.float32]:
+        """(N, D) of `train`."""
+        return self._features(self.train)
+
+    @cached_property
+    def held_out_features(self) -> NDArray[np.float32]:
+        """(N, D) of `held_out`."""
+        return self._features(self.held_out)
+
+    def _features(self, images: Images) -> NDArray[np.float32]:
         return embed_images(self.encoder, images, device=self.device, precision=self.precision)
 
 
@@ -79,9 +90,9 @@ def knn(material: Material) -> float:
     """Accuracy by the 20 nearest training images (cosine, T = 0.07), of held-out images with a label."""
     (train, train_labels), (held_out, labels) = material.train.labelled(), material.held_out.labelled()
     found = metrics.knn_classify(
-        material.features(material.train.select(train)),
+        material.train_features[train],
         train_labels,
-        material.features(material.held_out.select(held_out)),
+        material.held_out_features[held_out],
         min(K, len(train)),
         TEMPERATURE,
         material.classes,
@@ -91,10 +102,9 @@ def knn(material: Material) -> float:
 
 def linear(material: Material) -> float:
     """Accuracy of a linear classifier on the frozen features, of held-out images with a label."""
-    sets = [(images.select(rows), labels) for images in (material.train, material.held_out)
-            for rows, labels in [images.labelled()]]  # fmt: skip
-    (train, train_labels), (held_out, labels) = ((material.features(images), known) for images, known in sets)
-    return _fit(material, (train, train_labels), (held_out, labels), material.classes)
+    (train, train_labels), (held_out, labels) = material.train.labelled(), material.held_out.labelled()
+    known = (material.train_features[train], train_labels)
+    return _fit(material, known, (material.held_out_features[held_out], labels), material.classes)
 
 
 def rotation(material: Material) -> float:
@@ -113,7 +123,7 @@ def rotation(material: Material) -> float:
 
 def rankme(material: Material) -> float:
     """Effective rank of the features of held-out images (Garrido et al., ICML 2023): 1 … D."""
-    return metrics.rankme(material.features(material.held_out))
+    return metrics.rankme(material.held_out_features)
 
 
 def alignment_uniformity(material: Material) -> float:
@@ -183,8 +193,6 @@ def _view_features(material: Material, images: Images, view: int) -> NDArray[np.
 
 
 def _embed_pixels(material: Material, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    from pipeline.train import autocast, to_float
-
     with torch.inference_mode(), autocast(material.device, material.precision):
         found = material.encoder.eval()(to_float(torch.from_numpy(pixels), material.device, material.precision))
     return np.asarray(found.float().cpu().numpy(), dtype=np.float32)
