@@ -126,38 +126,51 @@ def plan_search(
     `space` takes the place of what the settings say of it; `changes` are shown in the command that uses the result.
     Raises UserError for what cannot work.
     """
+    refuse_settings(config, out)
+    config, dataset = open_and_resolve(config, warn, progress)
+    config = with_share(config, dataset, settings.share)
+    check_disk(config, dataset, out)
+    labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
+    objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
+    check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)
+    space = fitting_space(space or space_of(settings, config), config, objective, warn)
+    trials = count_trials(settings, space, config.cluster.workers)
+    search = Search(out, config, settings, space, objective, trials, labels, dict(changes or {}))
+    check_candidates(search)
+    check_same_search(search, dataset)
+    return search, dataset
+
+
+def refuse_settings(config: Config, out: Path) -> None:
+    """Raises UserError for what a search makes itself, or cannot use."""
     if "://" in str(out):
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
     if config.augment.spec is not None:
         raise UserError(f"--augment.spec {config.augment.spec}: the search makes the augmentation itself: leave it out")
     if config.train.minutes is not None:
         raise UserError(f"--train.minutes is {config.train.minutes:g}: trials are alike in steps: use --train.epochs")
-    config, dataset = open_and_resolve(config, warn, progress)
-    method = configuration.method_name(config)
-    if method is None or not config.augment.views:
+
+
+def with_share(config: Config, dataset: Dataset, share: float) -> Config:
+    """A resolved config whose training takes a share of its steps; raises UserError where it trains nothing."""
+    if config.method is None or not config.augment.views:
         raise UserError("this recipe trains nothing: name one that does, see rayssl recipes")
     _, steps = count_steps(config, len(dataset.train))
-    steps = max(1, round(settings.share * steps))
-    config = replace(config, train=replace(config.train, steps=steps))
-    labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
-    objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
-    if settings.scheduler == "pbt" and config.cluster.workers > 1:
-        raise UserError(f"--cluster.workers is {config.cluster.workers}: a population's trials have one worker each")
-    check_disk(config, dataset, out)
-    check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)
-    space = space or space_of(settings, config)
+    return replace(config, train=replace(config.train, steps=max(1, round(share * steps))))
+
+
+def fitting_space(space: Space, config: Config, objective: str, warn: Callable[[str], None]) -> Space:
+    """The space without what means nothing for the images; warns of it, and of an objective that tells little."""
     check_paths(space, config)
-    idle = set(space.operations) - set(space.for_channels(config.data.channels or 3).operations)
-    if idle:
-        warn(f"{', '.join(sorted(idle))} would change nothing about images with {config.data.channels} channel")
-    space = space.for_channels(config.data.channels or 3)
-    if objective == "rotation" and (method in ("rotnet", "essl") or "turns" in space.operations):
+    channels = config.data.channels or 3
+    kept = space.for_channels(channels)
+    if idle := set(space.operations) - set(kept.operations):
+        warn(f"{', '.join(sorted(idle))} would change nothing about images with {channels} channel")
+    if objective == "rotation" and (
+        configuration.method_name(config) in ("rotnet", "essl") or "turns" in kept.operations
+    ):
         warn("--tune.objective rotation tells little of an encoder that is trained to tell turns, or to ignore them")
-    trials = count_trials(settings, space)
-    search = Search(out, config, settings, space, objective, trials, labels, dict(changes or {}))
-    check_candidates(search)
-    check_same_search(search, dataset)
-    return search, dataset
+    return kept
 
 
 def space_of(settings: TuneSettings, config: Config) -> Space:
@@ -218,8 +231,10 @@ def _ends(name: str, limits: str) -> list[float]:
     return [low, high]
 
 
-def count_trials(settings: TuneSettings, space: Space) -> int:
-    """How many trials there will be; raises UserError where a grid is too large or PBT is alone."""
+def count_trials(settings: TuneSettings, space: Space, workers: int) -> int:
+    """How many trials there will be, of so many workers each; raises UserError for a number that cannot work."""
+    if settings.scheduler == "pbt" and workers > 1:
+        raise UserError(f"--cluster.workers is {workers}: a population's trials have one worker each")
     if settings.scheduler == "pbt" and settings.search != "random":
         raise UserError(f"--tune.search {settings.search} with --tune.scheduler pbt: a population starts from random")
     if settings.search in ("grid", "pairs"):

@@ -82,15 +82,18 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     assert "starting Ray" not in once_more.stderr
 
 
-def test_what_diverges_loses_and_four_trials_share_two_cores(tmp_path: Path) -> None:
+def test_what_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
     space = tmp_path / "space.json"
     config = {"train.learning_rate": {"values": [0.1, 1e30]}}
     space.write_text(
         json.dumps({"operations": {"crop": {"p": {"values": [0.0, 1.0]}, "scale": 0.3}}, "config": config})
     )
     out = tmp_path / "tuned"
-    done = tune(out, space=space, search="grid", objective="rotation", images=200, share=0.2, scheduler="asha")
+    done = tune(
+        out, space=space, search="grid", objective="rotation", images=200, share=0.2, scheduler="asha", concurrent=2
+    )
     assert done.returncode == 0, done.stderr
+    assert "4 trials of 24 steps, 2 at a time" in done.stderr
     trials = ended(out)
     assert len(trials) == 4
     for trial in trials.values():

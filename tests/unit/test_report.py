@@ -4,12 +4,12 @@ import dataclasses
 import io
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Links
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
@@ -160,25 +160,6 @@ def full_run(tmp_path: Path, dataset: FakeDataset) -> Path:
     add_curves(run)
     add_picture(run)
     return run
-
-
-class Links(HTMLParser):
-    """Every address that a page refers to, the sections it has and whether its tags are balanced."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
-        self.sections: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        found = dict(attrs)
-        self.addresses += [found[name] or "" for name in ("src", "href", "xlink:href", "action") if name in found]
-        if tag == "section" and "id" in found:
-            self.sections.append(str(found["id"]))
 
 
 def render(runs: list[Path], out: Path) -> tuple[str, Links]:

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import re
 from collections.abc import Callable, Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from html_page import Links
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from pipeline.augment import view_to_dict
@@ -77,26 +77,20 @@ def make_search(folder: Path, trials: Sequence[Trial] = (), *, space: Space = SP
     return folder
 
 
-class Page(HTMLParser):
-    """Addresses, tags and, by section, the text and the rows of all tables."""
+class Page(Links):
+    """Also, by section, the text and the rows of all tables."""
 
     def __init__(self, text: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.tags: list[str] = []
         self.texts: dict[str, str] = {}
         self.rows: dict[str, list[list[str]]] = {}
         self._section = ""
         self._in_cell = False
-        self.feed(text)
-        self.close()
+        super().__init__(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        found = dict(attrs)
-        self.addresses += [found[name] or "" for name in ("src", "href", "xlink:href", "action") if name in found]
+        super().handle_starttag(tag, attrs)
         if tag == "section":
-            self._section = found.get("id") or "not-shown"
+            self._section = dict(attrs).get("id") or "not-shown"
             self.texts[self._section], self.rows[self._section] = "", []
         if tag == "tr":
             self.rows[self._section].append([])
