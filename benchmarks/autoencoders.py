@@ -26,8 +26,10 @@ from pipeline.data import Dataset
 from pipeline.evaluate import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
 from pipeline.files import write_json
 from pipeline.probe import probe
+from pipeline.reconstruct import measure
 from pipeline.stages import run_evaluate
 from pipeline.train import choose_device
+from pipeline.trained import open_trained
 
 SYSTEMS = (
     "linear", "deep", "conv", "denoising-gaussian", "denoising-salt-and-pepper", "denoising-masking", "sparse-kl",
@@ -93,7 +95,16 @@ def figures(
     stages = ("pretrain", "probe", "embed")
     prepared = train(f"{system}-{options.data}", run, {**changes, "train.seed": seed}, stages)
     run_evaluate(run, prepared.dataset)
-    return read_evaluation(run)["flat"], prepared.dataset
+    return {**read_evaluation(run)["flat"], **test_error(run)}, prepared.dataset
+
+
+def test_error(run: Path) -> dict[str, float]:
+    """The error over all test images, as PCA's is: pre-training ends with that of the first few hundred."""
+    trained = open_trained(run)
+    if not hasattr(trained.method, "reconstruct"):
+        return {}
+    errors = measure(trained, trained.held_out, 0, lambda done, total: None)
+    return {"reconstruct/mse": float(errors["reconstruct/mse"].mean())}
 
 
 def commits(runs: Path) -> dict[str, str]:
