@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.augment import spec as operations
-from pipeline.augment.spec import Draws, Operation, RandomResizedCrop, Spec, Table, standard_normal
+from pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table, standard_normal
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 
@@ -72,11 +72,11 @@ def _to_square(image: Image, size: int) -> Image:
 
 
 def resized_crop(image: Image, box: Box, size: int) -> Image:
-    """The box (top, left, height, width) resized to size × size: averaged when it shrinks, else bilinear."""
+    """The box (top, left, height, width) resized to size × size: averaged where it shrinks much, else bilinear."""
     top, left, height, width = box
     part = image[top : top + height, left : left + width]
-    shrinks = height >= size and width >= size
-    return _resize(part, size, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    averaged = min(height, width) >= AVERAGED_FROM * size  # OpenCV averages areas five times as slowly
+    return _resize(part, size, cv2.INTER_AREA if averaged else cv2.INTER_LINEAR)
 
 
 def _resize(image: Image, size: int, interpolation: int) -> Image:

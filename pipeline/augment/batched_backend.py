@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from pipeline.augment import spec as operations
-from pipeline.augment.spec import Draws, Operation, RandomResizedCrop, Spec, Table
+from pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table
 from pipeline.randomness_torch import uniform
 
 Values = NDArray[Any]
@@ -124,10 +124,10 @@ def _windows(steps: list[Step], shapes: NDArray[np.int64], size: int) -> tuple[V
 
 
 def _box_windows(boxes: NDArray[np.int64], size: int) -> Values:
-    """Boxes (B, 4) of top, left, height, width: averaged where they shrink in both directions, else bilinear."""
+    """Boxes (B, 4) of top, left, height, width: averaged where they shrink much in both directions, else bilinear."""
     start, length = boxes[:, :2], boxes[:, 2:]
     step = length / size
-    half = np.where((length >= size).all(axis=1, keepdims=True), step / 2, 0.5)
+    half = np.where((length >= AVERAGED_FROM * size).all(axis=1, keepdims=True), step / 2, 0.5)
     return np.stack([start, step, half, start, start + length])
 
 

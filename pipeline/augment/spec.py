@@ -33,6 +33,8 @@ Strength = Annotated[float, Interval(ge=0, le=10)]
 Turns = Annotated[float, Interval(ge=0, le=0.5)]
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop.get_params
+# A crop that shrinks at least so many times in both directions is averaged; up to there bilinear weights are as near.
+AVERAGED_FROM = 1.5
 
 
 @dataclass(frozen=True)

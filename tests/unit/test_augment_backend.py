@@ -94,6 +94,11 @@ def test_an_empty_spec_is_the_plain_image(height: int, width: int, size: int, ch
             0,
         ),
         (
+            lambda x: backend.resized_crop(x, (3, 5, 20, 19), 13),
+            A.Compose([A.Crop(5, 3, 24, 23), A.Resize(13, 13, interpolation=cv2.INTER_LINEAR)]),
+            0,
+        ),
+        (
             lambda x: backend.resized_crop(x, (3, 5, 20, 18), 12),
             A.Compose([A.Crop(5, 3, 23, 23), A.Resize(12, 12, interpolation=cv2.INTER_AREA)]),
             0,

@@ -37,3 +37,17 @@ def test_other_failures_are_not_tried_again(monkeypatch):
     with pytest.raises(ConnectionError):
         train.start_here({})
     assert calls == ["init"]
+
+
+@pytest.mark.parametrize("own_cluster", [True, False])
+def test_ray_starts_no_process_for_what_there_is_not(own_cluster):
+    from ray.train import ScalingConfig
+
+    def helpers(trainer_class: type) -> set[str]:
+        trainer = trainer_class(print, scaling_config=ScalingConfig(num_workers=1))
+        return {type(helper).__name__ for helper in trainer._create_default_callbacks()}
+
+    from ray.train.torch import TorchTrainer
+
+    gone = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if own_cluster else set())
+    assert helpers(TorchTrainer) - helpers(train.lean_trainer(own_cluster)) == gone
