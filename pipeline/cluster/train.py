@@ -302,7 +302,7 @@ def lean_trainer(own_cluster: bool) -> Any:
         """By the names of their classes: under other names they are kept."""
 
         def _create_default_callbacks(self) -> Any:
-            return [helper for helper in super()._create_default_callbacks() if type(helper).__name__ not in idle]
+            return [helper for helper in super()._create_default_callbacks() if type(helper).__name__ not in idle]  # type: ignore[misc]
 
     return LeanTrainer
 
