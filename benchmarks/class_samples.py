@@ -23,7 +23,7 @@ from jobs.cli import take_config_paths
 from pipeline.encoders import build_encoder
 from pipeline.files import write_json
 from pipeline.reconstruct import to_pixels
-from pipeline.sample import draw, nearest_distance, spread
+from pipeline.sample import SOURCES, draw, nearest_distance, spread
 from pipeline.trained import Trained, open_trained
 
 COUNT = 500  # samples a class
@@ -37,13 +37,14 @@ def main() -> int:
     rest, changes = take_config_paths(sys.argv[1:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="cvae-mnist")
+    parser.add_argument("--codes", choices=SOURCES, default="fitted", help="as rayssl sample has it")
     parser.add_argument("--run", type=Path, default=Path("runs/class-samples"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "class-samples-mnist.json")
     options = parser.parse_args(rest)
     train(options.recipe, options.run, changes)
     trained = open_trained(options.run)
     classifier = train_classifier(trained)
-    samples, labels = draw(trained, COUNT, 0, lambda done, total: None)
+    samples, labels = draw(trained, COUNT, 0, lambda done, total: None, options.codes)
     assert labels is not None
     found = compare(trained, classifier, to_pixels(samples), labels.cpu().numpy())
     write_json(options.out, {**facts("class_samples", changes.get("data.path", "")), **found})

@@ -19,6 +19,12 @@ def main(argv: list[str]) -> int:
     arguments: list[click.Parameter] = [
         run_argument(),
         click.Option(["--count"], type=click.IntRange(min=1), help="images [64], or of each class [10]"),
+        click.Option(
+            ["--codes"],
+            type=click.Choice(["prior", "fitted"]),
+            default="prior",
+            help="drawn from the prior, or from a Gaussian fitted to those of the training images [prior]",
+        ),
         click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="the samples follow from it [0]"),
     ]
     parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=())
@@ -31,7 +37,8 @@ def main(argv: list[str]) -> int:
         out = out_folder(run, parsed, "samples")
 
         count = parsed.values["count"] or (10 if getattr(trained.method, "conditions", 0) else 64)
-        found = sample(trained, count, parsed.values["seed"], out, counting(display, f"{run.name} sample"))
+        tell = counting(display, f"{run.name} sample")
+        found = sample(trained, count, parsed.values["seed"], out, tell, parsed.values["codes"])
     return show(out, found, parsed)
 
 

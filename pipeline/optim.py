@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from pipeline.errors import UserError, nearest
 
-OPTIMIZERS = ("sgd", "adamw", "lars")
+OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
+NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of Muon, as published
+VECTOR_RATE = 5.0  # of Muon: what biases and normalisation learn at, in units of the matrices' rate
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
 
 
@@ -33,11 +35,11 @@ def build_optimizer(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> Optimizer:
-    """The optimiser "sgd", "adamw" or "lars" over the model's trainable parameters.
+    """The optimiser "sgd", "adamw", "lars" or "muon" over the model's trainable parameters.
 
     `learning_rate` is the final one: see `scaled_learning_rate`. AdamW keeps its own moments (0.9, 0.999): momentum and
-    nesterov are not for it. On a GPU the fused kernels of torch are used. Raises UserError for an unknown name, or for
-    nesterov without momentum.
+    nesterov are not for it; Muon is always Nesterov's. On a GPU the fused kernels of torch are used. Raises UserError
+    for an unknown name, or for nesterov without momentum.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{name}'{nearest(name, OPTIMIZERS)}: known are {', '.join(OPTIMIZERS)}")
@@ -46,6 +48,8 @@ def build_optimizer(
     groups = parameter_groups(model, weight_decay)
     if name == "lars":
         return LARS(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
+    if name == "muon":
+        return Muon(groups, lr=learning_rate, momentum=momentum)
     fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
@@ -105,9 +109,75 @@ def trust_ratio(weight: Tensor, update: Tensor, trust: float) -> Tensor:
     return torch.where(usable, trust * weight_norm / update_norm, torch.ones_like(weight_norm))
 
 
+class Muon(Optimizer):
+    """Momentum whose step for each weight matrix is made nearly orthogonal: every direction moves about as far.
+
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024: Nesterov's momentum, then
+    `orthogonalised`, times √max(1, rows / columns); weights decay by lr · weight_decay · w. A convolution is the matrix
+    of outputs × (inputs · kernel). Parameters with ndim ≤ 1 take plain momentum steps at VECTOR_RATE times the rate.
+    torch's own Muon takes no convolutions, and rounds to bf16, which would let the number of workers show.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure` recomputes the loss where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, group)
+        return loss
+
+    def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+        if parameter.ndim <= 1:
+            parameter.sub_(velocity, alpha=VECTOR_RATE * group["lr"])
+            return
+        ahead = parameter.grad.add(velocity, alpha=group["momentum"]).flatten(1)
+        rows, columns = ahead.shape
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        step = orthogonalised(ahead).view(parameter.shape)
+        parameter.sub_(step, alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """(M, N) with its singular values brought near 1, most of them into 0.7 … 1.2; zeros stay.
+
+    Five Newton–Schulz steps X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X = matrix / ‖matrix‖ (Jordan et al., 2024); a small
+    singular value grows by at most a⁵ = 485 times, so that noise of rounding stays noise.
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        square = x @ x.T
+        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    return x.T if tall else x
+
+
 def scaled_learning_rate(base: float, batch_size: int, optimizer: str) -> float:
-    """`base` is for a batch of 256 and grows with the global batch (Goyal et al., 2017, §2.1), but not for AdamW."""
-    return base if optimizer == "adamw" else base * batch_size / REFERENCE_BATCH
+    """`base` is for a batch of 256 and grows with the global batch (Goyal et al., 2017, §2.1).
+
+    Not for AdamW and Muon, whose steps are as long whatever the gradient's size.
+    """
+    return base if optimizer in ("adamw", "muon") else base * batch_size / REFERENCE_BATCH
 
 
 def learning_rate_at(step: int, total_steps: int, warmup_steps: int, peak: float) -> float:

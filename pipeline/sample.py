@@ -1,9 +1,13 @@
 """New images from a model: of a VAE's prior, a row a class of a conditional one, pixel by pixel of a PixelCNN.
 
-Shapes: N samples of C × H × W values.
+Codes may also be drawn from a Gaussian that is fitted to those of the training images (of the class), which fills no
+room that they leave empty, and works for an autoencoder without a prior too.
+
+Shapes: N samples of C × H × W values, D numbers in a code, K classes (1 where the model is given none).
 """
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +26,19 @@ from pipeline.trained import BATCH, Progress, Trained
 
 ROW = 10  # images in a row of the sheet
 NEIGHBOURS_OF = 20_000  # training images that samples are compared with, at most
+FITTED_TO = 20_000  # training images whose codes a Gaussian is fitted to, at most
+SOURCES = ("prior", "fitted")  # of codes
 
 
-def sample(trained: Trained, count: int, seed: int, out: Path, progress: Progress) -> dict[str, Any]:
+def sample(
+    trained: Trained, count: int, seed: int, out: Path, progress: Progress, codes: str = "prior"
+) -> dict[str, Any]:
     """Write samples.png, samples.npz (images, classes) and samples.json into `out`; what is in the latter.
 
-    `count`: images in all, or of each class of a conditional model. A function of the seed.
+    `count`: images in all, or of each class of a conditional model. `codes`: one of SOURCES. A function of the seed.
     Raises UserError for a model that cannot sample.
     """
-    images, labels = draw(trained, count, seed, progress)
+    images, labels = draw(trained, count, seed, progress, codes)
     pixels = to_pixels(images)
 
     from pipeline.report.galleries import save_contact_sheet
@@ -43,6 +51,7 @@ def sample(trained: Trained, count: int, seed: int, out: Path, progress: Progres
     found = {
         "samples": len(pixels),
         "seed": seed,
+        "codes": codes,
         "classes": None if labels is None else list(trained.dataset.class_names or ()),
         **novelty(trained, pixels),
     }
@@ -50,25 +59,88 @@ def sample(trained: Trained, count: int, seed: int, out: Path, progress: Progres
     return found
 
 
-def draw(trained: Trained, count: int, seed: int, progress: Progress) -> tuple[Tensor, Tensor | None]:
+def draw(
+    trained: Trained, count: int, seed: int, progress: Progress, codes: str = "prior"
+) -> tuple[Tensor, Tensor | None]:
     """(N, C, H, W) in [0, 1], and the class (N,) of each of a conditional model."""
     method: Any = trained.method
     if hasattr(method, "sample"):
+        if codes == "fitted":
+            raise UserError(f"--codes fitted is for an autoencoder: {trained.run} draws pixel by pixel and has no code")
         return method.sample(count, seed, progress), None
-    if not getattr(method, "has_prior", False):
-        raise UserError(
-            f"{trained.run} cannot sample: its code has no prior; train with --method.bottleneck variational, "
-            "conditional, or a pixelcnn recipe"
-        )
+    check_codes(trained, codes)
     classes = method.conditions
     labels = torch.arange(classes, device=trained.device).repeat_interleave(count) if classes else None
     ids = torch.arange(1, count * max(classes, 1) + 1, device=trained.device)
     with torch.inference_mode(), trained.computing():
         z = randomness_torch.normal([seed, "sample", ids], method.encoder.dim)
+        if codes == "fitted":
+            z = fit_codes(trained, max(classes, 1), progress).shape(z, labels)
         rows = [slice(start, start + BATCH) for start in range(0, len(z), BATCH)]
         images = torch.cat([method.images(z[row], None if labels is None else labels[row]).float() for row in rows])
     progress(len(images), len(images))
     return images, labels
+
+
+def check_codes(trained: Trained, codes: str) -> None:
+    """Raises UserError where there is nothing to draw codes from."""
+    method: Any = trained.method
+    if not hasattr(method, "codes") or (codes == "prior" and not method.has_prior):
+        others = "" if not hasattr(method, "codes") else "use --codes fitted, or "
+        raise UserError(
+            f"{trained.run} cannot sample: its code has no prior; {others}train with --method.bottleneck variational, "
+            "conditional, or a pixelcnn recipe"
+        )
+    if codes == "fitted" and not method.encoder.has_code:
+        raise UserError(
+            f"--codes fitted needs a code of a few numbers and that of {trained.run} is a map: train with "
+            "--encoder.latent-dim 32"
+        )
+
+
+@dataclass(frozen=True)
+class FittedCodes:
+    """A Gaussian for each class: `mean` (K, D), and `root` (K, D, D) with root · rootᵀ the covariance."""
+
+    mean: Tensor
+    root: Tensor
+
+    def shape(self, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Standard normal numbers (N, D) → codes (N, D) of the classes (N,)."""
+        which = torch.zeros(len(noise), dtype=torch.int64, device=noise.device) if labels is None else labels
+        return self.mean[which] + (self.root[which] @ noise[..., None])[..., 0]
+
+
+def fit_codes(trained: Trained, classes: int, progress: Progress) -> FittedCodes:
+    """Fit a Gaussian to the codes of the training images of each class, as the decoder is given them.
+
+    Ghosh et al., "From variational to deterministic autoencoders", ICLR 2020, §4 (there also mixtures). The covariance
+    is that of the codes' means plus the mean of their own variances. Raises UserError for a class without images.
+    """
+    method: Any = trained.method
+    images = trained.dataset.train
+    known = images if classes == 1 else images.select(images.labelled()[0])
+    rows = np.linspace(0, len(known) - 1, min(len(known), FITTED_TO)).astype(np.int64)
+    parts: list[tuple[Tensor, ...]] = []
+    for number, batch in enumerate(trained.batches(known, rows), start=1):
+        mean, variance = method.code_distribution(batch.x, batch.labels)
+        label = batch.labels if classes > 1 and batch.labels is not None else batch.ids.new_zeros(len(mean))
+        parts.append((mean.double(), variance.double(), label))
+        progress(min(number * BATCH, len(rows)), len(rows))
+    mean, variance, label = (torch.cat(part) for part in zip(*parts, strict=True))
+    for number in range(classes):
+        if not bool((label == number).any()):
+            raise UserError(f"--codes fitted: no training image of {trained.dataset.class_names[number]} to fit to")  # type: ignore[index]
+    fitted = [gaussian_of(mean[label == number], variance[label == number]) for number in range(classes)]
+    return FittedCodes(*(torch.stack(part).float() for part in zip(*fitted, strict=True)))
+
+
+def gaussian_of(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and root (D, D) of the covariance of codes with means and variances (N, D)."""
+    centre = mean.mean(dim=0)
+    covariance = (mean - centre).T @ (mean - centre) / len(mean) + variance.mean(dim=0).diag()
+    values, vectors = torch.linalg.eigh(covariance)  # a code that never changes has a root as well
+    return centre, vectors * values.clamp(min=0).sqrt()
 
 
 def rows_of(pixels: NDArray[np.uint8], width: int) -> list[NDArray[np.uint8]]:

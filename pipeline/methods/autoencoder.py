@@ -140,6 +140,15 @@ class Autoencoder(Method[AutoencoderConfig]):
         z: Tensor = self.bottleneck(self.see(x.detach(), labels, None)).z
         return z
 
+    def code_distribution(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of what the decoder is given in training, each like `codes`: variance 0 without noise."""
+        seen = self.see(x.detach(), labels, None)
+        if isinstance(self.bottleneck, Variational):
+            mean, log_variance = self.bottleneck.posterior(seen)
+            return mean, log_variance.exp()
+        z: Tensor = self.bottleneck(seen).z
+        return z, torch.zeros_like(z)
+
     def images(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Decode codes (B, D) or (B, D, h, w): (B, C, H, W)."""
         return self.to_image(at_least_float32(self.logits(z, labels)))

@@ -20,7 +20,7 @@ from pipeline.interpolate import lerp, slerp
 from pipeline.launch import prepare_shown
 from pipeline.progress import Display
 from pipeline.reporter import Silent
-from pipeline.sample import nearest_distance
+from pipeline.sample import FittedCodes, fit_codes, nearest_distance
 from pipeline.stages import run_worker_stages
 from pipeline.trained import open_trained
 from pipeline.verify import verify
@@ -159,6 +159,35 @@ def test_sample_of_a_conditional_model_is_a_row_a_class(trained, tmp_path, capsy
     assert Image.open(tmp_path / "samples.png").size == (5 * 66, 3 * 66)
 
 
+@pytest.mark.parametrize("system", ["deep", "vae", "cvae"])
+def test_samples_of_fitted_codes(system, trained, tmp_path, capsys):
+    run, words = trained(system), ["--codes", "fitted", "--count", "4", "--seed", "3"]
+    for name in "ab":
+        found = call(["sample", str(run), *words, "--out", str(tmp_path / name)], capsys)
+    a, b = (np.load(tmp_path / name / "samples.npz")["images"] for name in "ab")
+    assert found["codes"] == "fitted"
+    assert len(a) == (12 if system == "cvae" else 4)
+    assert np.array_equal(a, b)
+    opened = open_trained(run)
+    with torch.inference_mode(), opened.computing():
+        fitted = fit_codes(opened, 3 if system == "cvae" else 1, lambda done, total: None)
+        every = opened.clean(opened.dataset.train, np.arange(len(opened.dataset.train)))
+        codes, variance = opened.method.code_distribution(every.x, every.labels)
+    of_first = every.labels == 0 if system == "cvae" else torch.ones(len(codes), dtype=torch.bool)
+    torch.testing.assert_close(fitted.mean[0], codes[of_first].mean(dim=0), rtol=1e-4, atol=1e-5)
+    expected = torch.cov(codes[of_first].T, correction=0) + variance[of_first].mean(dim=0).diag()
+    torch.testing.assert_close(fitted.root[0] @ fitted.root[0].T, expected, rtol=1e-3, atol=1e-5)
+    assert bool(variance.any()) == (system != "deep")
+
+
+def test_fitted_codes_have_the_mean_and_covariance_of_their_class():
+    mean, root = torch.tensor([[0.0, 0.0], [3.0, -1.0]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0], [1, 0.5]]])
+    noise = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
+    codes = FittedCodes(mean, root).shape(noise, torch.ones(40_000, dtype=torch.int64))
+    torch.testing.assert_close(codes.mean(dim=0), mean[1], rtol=0, atol=0.05)
+    torch.testing.assert_close(torch.cov(codes.T), root[1] @ root[1].T, rtol=0, atol=0.1)
+
+
 def test_sample_of_a_pixelcnn(trained, tmp_path, capsys):
     sizes = {"encoder.name": "pixelcnn", "encoder.latent_dim": None, "encoder.depth": 2, "encoder.kernel": 3}
     run = trained("pixelcnn", {**sizes, "method.levels": 4, "data.image_size": 8})
@@ -167,6 +196,7 @@ def test_sample_of_a_pixelcnn(trained, tmp_path, capsys):
     assert set(np.unique(pixels)) <= {0, 85, 170, 255}
     found = call(["anomalies", str(run), "--normal", "red", "--out", str(tmp_path)], capsys)
     assert {"auroc/nats", "auroc/knn"} <= found.keys()
+    assert "draws pixel by pixel and has no code" in fails(["sample", str(run), "--codes", "fitted"], capsys)
     assert "only autoencoder runs do" in fails(["reconstruct", str(run)], capsys)
     assert "no code between encoder and decoder" in fails(["interpolate", str(run), "0", "1"], capsys)
 
@@ -210,7 +240,8 @@ def test_auroc_against_its_definition():
 @pytest.mark.parametrize(
     ("system", "words", "says"),
     [
-        ("deep", ["sample"], "cannot sample: its code has no prior"),
+        ("deep", ["sample"], "cannot sample: its code has no prior; use --codes fitted, or train with"),
+        ("deep", ["sample", "--codes", "x"], "Invalid value for '--codes'"),
         ("deep", ["interpolate", "0"], "takes two images and 1 are named"),
         ("deep", ["interpolate", "0", "99"], "99 is no image file and no number of one of the 12 held-out images"),
         ("deep", ["interpolate", "0", "1", "--grid", "3"], "leave one of them out"),

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.optim import LARS, build_optimizer, learning_rate_at, parameter_groups, scaled_learning_rate, trust_ratio
+from pipeline.optim import (
+    LARS,
+    VECTOR_RATE,
+    build_optimizer,
+    learning_rate_at,
+    orthogonalised,
+    parameter_groups,
+    scaled_learning_rate,
+    trust_ratio,
+)
 
 
 def small_model() -> nn.Module:
@@ -60,6 +69,60 @@ def test_lars_against_a_plain_version(nesterov):
             torch.testing.assert_close(parameter.detach(), w, rtol=1e-10, atol=1e-12)
 
 
+def test_muon_against_a_plain_version():
+    """The polynomial of the singular values, by the singular value decomposition."""
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 30)).double()
+    rate, momentum, decay = 0.02, 0.8, 0.5
+    optimizer = build_optimizer("muon", model, learning_rate=rate, weight_decay=decay, momentum=momentum)
+    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+    velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
+    for seed in range(4):
+        x = torch.randn(8, 2, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            w, g = weights[name], parameter.grad
+            v = velocities[name] = momentum * velocities[name] + g
+            if w.ndim == 1:
+                w = w - VECTOR_RATE * rate * v
+            else:
+                matrix = (g + momentum * v).reshape(len(g), -1)
+                scale = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
+                w = (1 - rate * decay) * w - rate * scale * plain_orthogonalised(matrix).reshape(w.shape)
+            weights[name] = w
+            torch.testing.assert_close(parameter.detach(), w, rtol=1e-9, atol=1e-11)
+
+
+def plain_orthogonalised(matrix: Tensor) -> Tensor:
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s = s / frobenius(matrix)
+    for _ in range(5):
+        s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+    return u @ torch.diag(s) @ v
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (16, 16)])
+def test_orthogonalised_as_by_torch(shape):
+    """torch's own optimiser, which rounds to bf16, on one matrix; and what it is for."""
+    torch.manual_seed(2)
+    weight, ours = nn.Parameter(torch.zeros(shape)), torch.randn(shape)
+    theirs = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False)
+    weight.grad = ours.clone()
+    theirs.step()
+    found = orthogonalised(ours)
+    expected = -weight.detach() / max(1.0, shape[0] / shape[1]) ** 0.5
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.03)
+    values = torch.linalg.svdvals(found)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_orthogonalised_leaves_zeros():
+    assert torch.equal(orthogonalised(torch.zeros(3, 4)), torch.zeros(3, 4))
+
+
 def frobenius(x: Tensor) -> float:
     return math.sqrt(sum(value * value for value in x.flatten().tolist()))
 
@@ -71,7 +134,7 @@ def test_lars_leaves_out_the_ratio_where_a_norm_is_zero():
     assert trust_ratio(2 * some, some, 0.001) == pytest.approx(0.002)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "muon"])
 def test_state_round_trip_continues_exactly(name):
     def build(model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(name, model, learning_rate=0.1, weight_decay=0.01)
@@ -100,7 +163,7 @@ def test_sgd_gets_its_settings():
 
 def test_bad_choices_are_the_users_error():
     with pytest.raises(
-        UserError, match=r"unknown optimizer 'adam' \(did you mean 'adamw'\?\): known are sgd, adamw, lars"
+        UserError, match=r"unknown optimizer 'adam' \(did you mean 'adamw'\?\): known are sgd, adamw, lars, muon"
     ):
         build_optimizer("adam", small_model(), learning_rate=0.1, weight_decay=0.0)
     with pytest.raises(UserError, match="nesterov with momentum 0"):
@@ -125,6 +188,7 @@ def test_scaled_learning_rate():
     assert scaled_learning_rate(0.06, 512, "sgd") == pytest.approx(0.12)
     assert scaled_learning_rate(0.06, 128, "lars") == pytest.approx(0.03)
     assert scaled_learning_rate(1e-3, 512, "adamw") == 1e-3
+    assert scaled_learning_rate(0.05, 512, "muon") == 0.05
 
 
 def test_learning_rate_over_a_run():
