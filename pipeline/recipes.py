@@ -86,7 +86,8 @@ def simclr_cifar10() -> Config:
     train = TrainConfig(
         epochs=_epochs(200, 11),
         batch_size=_by_device(512, 256),
-        learning_rate=_by_device(0.03, 0.3),
+        optimizer=_by_device("sgd", "muon"),
+        learning_rate=_by_device(0.03, 0.06),
         warmup_epochs=_by_device(0.0, 0.5),
         small_views=_by_device(0.0, 0.75),
         checkpoint_minutes=2.0,
@@ -98,7 +99,9 @@ def essl_cifar10() -> Config:
     """SimCLR and rotation prediction together on CIFAR-10 (Dangovski et al., 2022): half as much again a step."""
     simclr = simclr_cifar10()
     method = method_config("essl", temperature=_by_device(0.5, 0.2))
-    train = replace(simclr.train, epochs=_epochs(200, 7), learning_rate=0.06, warmup_epochs=0.0, small_views=0.0)
+    train = replace(
+        simclr.train, epochs=_epochs(200, 7), optimizer="sgd", learning_rate=0.06, warmup_epochs=0.0, small_views=0.0
+    )
     return replace(simclr, method=method, train=train)  # on a GPU SimCLR's rate twice
 
 
