@@ -113,11 +113,13 @@ def features_case(name: str, values: dict[str, Any], images: int, size: int) -> 
     return {"features": distributed.gather_rows(features).numpy(), "gradient": torch.cat(gradients).numpy()}
 
 
-def train_case(name: str, values: dict[str, Any], dtype: torch.dtype, steps: int) -> Arrays:
-    """Losses of `steps` of SGD, the gradients of the first step, and the weights and statistics at the end."""
+def train_case(
+    name: str, values: dict[str, Any], dtype: torch.dtype, steps: int, optimizer_name: str = "sgd"
+) -> Arrays:
+    """Losses of `steps` of an optimiser, the gradients of the first step, and the weights and statistics at the end."""
     method, model = build(name, values, dtype)
     rate = values.get("learning_rate", 0.1)
-    optimizer = build_optimizer("sgd", method, learning_rate=rate, weight_decay=5e-4)
+    optimizer = build_optimizer(optimizer_name, method, learning_rate=rate, weight_decay=5e-4)
     losses, first = [], {}
     for step in range(steps):
         output = model(batch_at(step, dtype))

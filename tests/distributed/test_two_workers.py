@@ -113,3 +113,12 @@ def test_curves_and_weights_over_50_steps_in_fp64(workers: Workers, name, values
     for found in workers.run(cases.train_case, name, values, torch.float64, 50):
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-9, atol=0)
         assert_same(found, alone, 1e-9)
+
+
+def test_curve_and_weights_by_muon(workers: Workers):
+    """Its orthogonal steps enlarge small differences of gradients, within bounds."""
+    settings = ("simclr", {"temperature": 0.2, "learning_rate": 0.02})
+    alone = cases.train_case(*settings, torch.float64, 50, "muon")
+    for found in workers.run(cases.train_case, *settings, torch.float64, 50, "muon"):
+        np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-8, atol=0)
+        assert_same(found, alone, 1e-8)
