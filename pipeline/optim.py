@@ -1,7 +1,8 @@
 """Optimisers and the learning rate."""
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from pipeline.errors import UserError, nearest
 
 OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of Muon, as published
+SMALL = 2**18  # numbers
 VECTOR_RATE = 5.0  # of Muon: what biases and normalisation learn at, in units of the matrices' rate
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
 
@@ -137,7 +139,8 @@ class Muon(Optimizer):
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    self._step_one(parameter, group)
+                    with threads_for(parameter):
+                        self._step_one(parameter, group)
         return loss
 
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
@@ -159,17 +162,37 @@ class Muon(Optimizer):
 def orthogonalised(matrix: Tensor) -> Tensor:
     """(M, N) with its singular values brought near 1, most of them into 0.7 … 1.2; zeros stay.
 
-    Five Newton–Schulz steps X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X = matrix / ‖matrix‖ (Jordan et al., 2024); a small
-    singular value grows by at most a⁵ = 485 times, so that noise of rounding stays noise.
+    Five Newton–Schulz steps X ← (aI + bXXᵀ + c(XXᵀ)²) X from X = matrix / ‖matrix‖ (Jordan et al., 2024). All factors
+    are polynomials of the first XXᵀ, so they are multiplied first, M × M, and X once. A small singular value grows by
+    at most a⁵ = 485 times: noise of rounding stays noise.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
     a, b, c = NEWTON_SCHULZ
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    square, product = x @ x.T, None
+    for step in range(NEWTON_SCHULZ_STEPS):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor if product is None else factor @ product
+        if step + 1 < NEWTON_SCHULZ_STEPS:
+            square = factor @ (square @ factor)
+    x = product @ x
     return x.T if tall else x
+
+
+@contextlib.contextmanager
+def threads_for(parameter: Tensor) -> Iterator[None]:
+    """One thread on a CPU for a small parameter: to wake the others takes longer than what they would do."""
+    threads = torch.get_num_threads()
+    if parameter.is_cuda or threads == 1 or parameter.numel() > SMALL:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def scaled_learning_rate(base: float, batch_size: int, optimizer: str) -> float:
