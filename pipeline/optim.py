@@ -177,8 +177,8 @@ def orthogonalised(matrix: Tensor) -> Tensor:
         product = factor if product is None else factor @ product
         if step + 1 < NEWTON_SCHULZ_STEPS:
             square = factor @ (square @ factor)
-    x = product @ x
-    return x.T if tall else x
+    found: Tensor = product @ x
+    return found.T if tall else found
 
 
 @contextlib.contextmanager
