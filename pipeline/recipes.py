@@ -89,10 +89,11 @@ def simclr_cifar10() -> Config:
         optimizer=_by_device("sgd", "muon"),
         learning_rate=_by_device(0.03, 0.06),
         warmup_epochs=_by_device(0.0, 0.5),
-        small_views=_by_device(0.0, 0.75),
+        small_views=_by_device(0.0, 0.5),
         checkpoint_minutes=2.0,
     )
-    return _cifar10(Config(method=method_config("simclr", temperature=_by_device(0.5, 0.15)), train=train))
+    method = method_config("simclr", temperature=_by_device(0.5, 0.1), projector_layers=_by_device(2, 3))
+    return _cifar10(Config(method=method, train=train))
 
 
 def essl_cifar10() -> Config:
