@@ -30,7 +30,7 @@ from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {"--label-fraction", "--labels-per-class", "-k", "--save", "--json", "--help", "--no-follow"}
-OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--normal", "--scratch", "--encoder"}
+OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--codes", "--normal", "--scratch", "--encoder"}
 
 
 def commands(text: str) -> Iterator[list[str]]:
