@@ -4,10 +4,10 @@ What SimCLR's views are made invariant to leaves the features; how an image is t
 """
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 from torch.nn import functional as F
 
@@ -27,7 +27,7 @@ class ESSLConfig:
     temperature: Annotated[float, Gt(0)] = 0.5
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
-    projector_layers: Literal[2, 3] = 2
+    projector_layers: Annotated[int, Ge(2), Le(3)] = 2
     rotation_weight: Annotated[float, Ge(0)] = 0.4  # λ of equation 2; the paper's value for CIFAR-10 (§4.1)
     rotation_hidden: Annotated[int, Gt(0)] | None = None  # None: four times the encoder's dimensions
 

@@ -1,10 +1,10 @@
 """SimCLR: Chen, Kornblith, Norouzi and Hinton, "A simple framework for contrastive learning", ICML 2020."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
-from annotated_types import Gt
+from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 
 from pipeline.augment.defaults import simclr_views
@@ -23,7 +23,7 @@ class SimCLRConfig:
     temperature: Annotated[float, Gt(0)] = 0.5
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
-    projector_layers: Literal[2, 3] = 2  # 3: SimCLR v2 (Chen et al., 2020, §2)
+    projector_layers: Annotated[int, Ge(2), Le(3)] = 2  # 3: SimCLR v2 (Chen et al., 2020, §2)
 
 
 class SimCLR(Method[SimCLRConfig]):

@@ -217,3 +217,17 @@ def test_older_autoencoder_runs_are_read() -> None:
     values = to_dict(Config(method=method_config("autoencoder")))
     values["method"]["latent_dim"] = None
     assert from_dict(values).method == method_config("autoencoder")
+
+
+@pytest.mark.parametrize("recipe", ["simclr-cifar10", "essl-cifar10", "rotnet-cifar10", "cvae-mnist", "pixelcnn-mnist"])
+def test_every_number_can_be_given_as_text(recipe):
+    """As the command line gives it."""
+    config = build_recipe(recipe)
+    numbers = {
+        f"{part}.{name}": str(value)
+        for part in ("method", "train", "probe", "finetune")
+        for name, value in vars(getattr(config, part)).items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    assert len(numbers) > 10
+    assert override(config, numbers) == config
