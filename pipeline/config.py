@@ -80,7 +80,7 @@ class TrainConfig:
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     seed: NonNegative = 0
     optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
-    learning_rate: PositiveFloat = 0.06  # at a batch of 256; scaled linearly with the batch (not for adamw)
+    learning_rate: PositiveFloat = 0.06  # at a batch of 256; scaled linearly with the batch (not for adamw, muon)
     weight_decay: NonNegativeFloat = 5e-4  # never on biases and normalisation
     momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     nesterov: bool = False

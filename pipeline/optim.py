@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -13,8 +14,8 @@ from pipeline.errors import UserError, nearest
 
 OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of Muon, as published
-SMALL = 2**18  # numbers
-VECTOR_RATE = 5.0  # of Muon: what biases and normalisation learn at, in units of the matrices' rate
+SMALL = 2**18  # numbers in a parameter; up to so many one thread is quicker than two (docs/speed.md)
+VECTOR_RATE = 5.0  # of Muon: the rate of biases and normalisation in units of the matrices'; tried on CIFAR-10
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
 
 
@@ -58,7 +59,28 @@ def build_optimizer(
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=fused)
 
 
-class LARS(Optimizer):
+class OneByOne(Optimizer, ABC):
+    """An optimiser that takes its parameters one after the other."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; `closure` recomputes the loss where one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._step_one(parameter, group)
+        return loss
+
+    @abstractmethod
+    def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """One step of a parameter that has a gradient."""
+
+
+class LARS(OneByOne):
     """SGD with momentum whose step for each weight is scaled by trust · ‖w‖ / ‖g + λw‖.
 
     You, Gitman and Ginsburg, "Large batch training of convolutional networks", 2017, Algorithm 1, in the form of
@@ -77,19 +99,6 @@ class LARS(Optimizer):
     ) -> None:
         defaults = {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay, "trust": trust}
         super().__init__(params, defaults)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure` recomputes the loss where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._step_one(parameter, group)
-        return loss
 
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
@@ -111,7 +120,7 @@ def trust_ratio(weight: Tensor, update: Tensor, trust: float) -> Tensor:
     return torch.where(usable, trust * weight_norm / update_norm, torch.ones_like(weight_norm))
 
 
-class Muon(Optimizer):
+class Muon(OneByOne):
     """Momentum whose step for each weight matrix is made nearly orthogonal: every direction moves about as far.
 
     Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024: Nesterov's momentum, then
@@ -129,21 +138,11 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; `closure` recomputes the loss where one is given."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    with threads_for(parameter):
-                        self._step_one(parameter, group)
-        return loss
-
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        with threads_for(parameter):
+            self._move(parameter, group)
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         assert parameter.grad is not None
         state = self.state[parameter]
         if "momentum_buffer" not in state:
