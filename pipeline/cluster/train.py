@@ -65,8 +65,7 @@ def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) ->
     if not any(job.stages for job in jobs):
         return
     quiet_ray(cluster_address(resources.address))
-    with control_folder(folder) as control, connected(resources):
-        own_cluster = cluster_address(resources.address) is None
+    with control_folder(folder) as control, connected(resources) as own_cluster:
         fit_in_thread(jobs, control, scaling(resources), resources.max_failures, own_cluster, show)
 
 
@@ -105,8 +104,11 @@ def quiet_ray(address: str | None) -> None:
 
 
 @contextmanager
-def connected(resources: Resources) -> Iterator[None]:
-    """A connection to the cluster at the address (or RAY_ADDRESS), else a cluster on this machine for the time."""
+def connected(resources: Resources) -> Iterator[bool]:
+    """A connection to the cluster at the address (or RAY_ADDRESS), else a cluster on this machine for the time.
+
+    Yields whether the cluster ends with the connection.
+    """
     import ray
 
     address = cluster_address(resources.address)
@@ -123,7 +125,7 @@ def connected(resources: Resources) -> Iterator[None]:
             f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
         ) from None
     try:
-        yield
+        yield began_here and not address
     finally:
         if began_here:
             ray.shutdown()
