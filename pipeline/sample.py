@@ -83,13 +83,12 @@ def draw(
 
 
 def check_codes(trained: Trained, codes: str) -> None:
-    """Raises UserError where there is nothing to draw codes from."""
+    """Raises UserError where an autoencoder has nothing to draw codes from."""
     method: Any = trained.method
-    if not hasattr(method, "codes") or (codes == "prior" and not method.has_prior):
-        others = "" if not hasattr(method, "codes") else "use --codes fitted, or "
+    if codes == "prior" and not method.has_prior:
         raise UserError(
-            f"{trained.run} cannot sample: its code has no prior; {others}train with --method.bottleneck variational, "
-            "conditional, or a pixelcnn recipe"
+            f"{trained.run} cannot sample: its code has no prior; use --codes fitted, or train with "
+            "--method.bottleneck variational, conditional, or a pixelcnn recipe"
         )
     if codes == "fitted" and not method.encoder.has_code:
         raise UserError(

@@ -137,8 +137,7 @@ class Autoencoder(Method[AutoencoderConfig]):
 
     def codes(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """What the decoder gets for images (B, C, H, W), without noise: (B, D) or a map (B, D, h, w)."""
-        z: Tensor = self.bottleneck(self.see(x.detach(), labels, None)).z
-        return z
+        return self.code_distribution(x, labels)[0]
 
     def code_distribution(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Mean and variance of what the decoder is given in training, each like `codes`: variance 0 without noise."""

@@ -180,6 +180,11 @@ def test_samples_of_fitted_codes(system, trained, tmp_path, capsys):
     assert bool(variance.any()) == (system != "deep")
 
 
+def test_a_map_is_no_code_to_fit_to(trained, capsys):
+    run = trained("denoising-masking", {"encoder.name": "resnet-tiny", "encoder.latent_dim": None})
+    assert "is a map: train with --encoder.latent-dim" in fails(["sample", str(run), "--codes", "fitted"], capsys)
+
+
 def test_fitted_codes_have_the_mean_and_covariance_of_their_class():
     mean, root = torch.tensor([[0.0, 0.0], [3.0, -1.0]]), torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[2.0, 0], [1, 0.5]]])
     noise = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
