@@ -51,15 +51,15 @@ def main() -> int:
     return 0 if abs(difference) <= noise else 1
 
 
-def knn(run: Path, dataset: object) -> float:
-    """Test accuracy of the frozen encoder."""
+def knn(run: Path, dataset: object, part: str = "test") -> float:
+    """Accuracy of the frozen encoder on the images of a part by all training images."""
     encoder, device = load_encoder(run), choose_device()
-    splits = [getattr(dataset, name) for name in ("train", "test")]
-    train_vectors, test_vectors = (
+    splits = [getattr(dataset, name) for name in ("train", part)]
+    train_vectors, vectors = (
         embed_images(encoder.to(device), images, device=device, precision="fp32") for images in splits
     )
     classes = len(dataset.class_names or ())  # type: ignore[attr-defined]
-    predicted = knn_classify(train_vectors, splits[0].labels, test_vectors, K, TEMPERATURE, classes)
+    predicted = knn_classify(train_vectors, splits[0].labels, vectors, K, TEMPERATURE, classes)
     return float((predicted == splits[1].labels).mean())
 
 

@@ -1,0 +1,34 @@
+"""What a recipe and its settings are worth by images held out of train, where choices are made.
+
+    python benchmarks/held_out.py --data.path CIFAR10 --encoder.name resnet-tiny --train.steps 1046 --train.threads 1
+
+Pre-trains in this process, without Ray, and prints kNN (cosine, k = 20, T = 0.07) of the held-out images by the other
+training images. Further --a.b options go to the run.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from backend_accuracy import knn
+from runs import train
+
+from jobs.cli import take_config_paths
+
+
+def main() -> int:
+    """Train, rate, print."""
+    rest, changes = take_config_paths(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", default="simclr-cifar10")
+    parser.add_argument("--run", type=Path, default=Path("runs/held-out"))
+    options = parser.parse_args(rest)
+    torch.set_num_threads(int(changes.get("train.threads", torch.get_num_threads())))
+    dataset = train(options.recipe, options.run, changes).dataset
+    print(f"kNN of {len(dataset.val)} held-out images {knn(options.run, dataset, 'val'):.4f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
