@@ -1,15 +1,16 @@
 """Is a searched augmentation worth it? Several searches, each beside random search, then all trained alike and tested.
 
-    python benchmarks/tune_search.py --data.path CIFAR10 --encoder.name resnet-tiny --seeds 0,1,2 --trials 16
+    python benchmarks/tune_search.py --data.path CIFAR10 --encoder.name resnet-tiny --seeds 0,1,2 --trials 24
 
-For every seed `rayssl tune` searches twice with the same budget, by Optuna and at random; the default augmentation is
-not among what it starts from. The best of each, the recipe's default and a crop alone are then trained alike
-(--epochs), each on one thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07)
-is read once. Also says how well the objectives that need no labels agreed with kNN over all trials. Further --a.b
-options go to all.
+For every seed `rayssl tune` searches twice: by Optuna, trials without promise being stopped early (ASHA), and plainly
+at random, with whole trials until as many steps have been trained. The default augmentation is not among what they
+start from. The best of each, the recipe's default and a crop alone are then trained alike (--epochs), each on one
+thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07) is read once. Also says how well the
+objectives that need no labels agreed with kNN over all whole trials. Further --a.b options go to all.
 """
 
 import argparse
+import math
 import multiprocessing
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ from pipeline.augment.spec import RandomResizedCrop, Spec
 from pipeline.files import write_json
 from pipeline.tune.ledger import load_trials
 from pipeline.tune.report import rank_correlations
+from pipeline.tune.search import load_search
 
 SPACE = "crop,flip,rotation,color,grey,solarize,blur,cutout"
 SEARCHERS = ("optuna", "random")
@@ -39,21 +41,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="simclr-cifar10")
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(word) for word in text.split(",")])
-    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--trials", type=int, default=24, help="of the search by Optuna")
     parser.add_argument("--share", type=float, default=0.1, help="of the recipe's steps, for a trial")
     parser.add_argument("--epochs", type=int, default=6, help="of the training that is tested")
     parser.add_argument("--runs", type=Path, default=Path("runs/tune-search"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "tune_search.json")
     options = parser.parse_args(rest)
     for seed in options.seeds:
-        for searcher in SEARCHERS:
-            search(options, changes, searcher, seed)
+        search(options, changes, seed, "optuna", "asha", options.trials)
+        search(options, changes, seed, "random", "none", whole_trials(folder(options, "optuna", seed)))
     write_json(options.runs / "crop.json", Spec((RandomResizedCrop(scale=(0.2, 1.0)),)).to_dict())
     jobs = [(options, changes, variant, seed) for seed in options.seeds for variant in VARIANTS]
     with multiprocessing.get_context("spawn").Pool(2) as pool:
         tested = dict(zip([job[2:] for job in jobs], pool.starmap(train_and_test, jobs, chunksize=1)))
     found = {variant: [tested[variant, seed] for seed in options.seeds] for variant in VARIANTS}
-    result = {"knn": found, **summary(found), "agreement": agreement(options)}
+    result = {"knn": found, **summary(found), "budgets": budgets(options), "agreement": agreement(options)}
     write_json(options.out, {**facts("tune_search", changes.get("data.path", "")), **result})
     for variant, figures in result["summary"].items():
         print(f"{variant:<12} {100 * figures['mean']:.2f} ± {100 * figures['std']:.2f}")
@@ -69,13 +71,35 @@ def folder(options: argparse.Namespace, searcher: str, seed: int) -> Path:
     return path
 
 
-def search(options: argparse.Namespace, changes: dict[str, Any], searcher: str, seed: int) -> None:
+def search(
+    options: argparse.Namespace, changes: dict[str, Any], seed: int, searcher: str, scheduler: str, trials: int
+) -> None:
     """`rayssl tune`; one that has ended returns at once."""
-    values = {**changes, "tune.space": SPACE, "tune.search": searcher, "tune.trials": options.trials}
-    values |= {"tune.share": options.share, "tune.images": 5000, "tune.seed": seed, "train.seed": seed}
+    values = {**changes, "tune.space": SPACE, "tune.search": searcher, "tune.scheduler": scheduler}
+    values |= {"tune.trials": trials, "tune.share": options.share, "tune.images": 5000}
+    values |= {"tune.seed": seed, "train.seed": seed}
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     out = ["--out", str(folder(options, searcher, seed)), "--wandb", "disabled"]
     subprocess.run([sys.executable, "-m", "jobs.main", "tune", options.recipe, *flags, *out], check=True)
+
+
+def trained_steps(path: Path) -> list[int]:
+    """Steps of every trial of a search."""
+    return [trial.curve[-1][0] if trial.curve else 0 for trial in load_trials(path)]
+
+
+def whole_trials(path: Path) -> int:
+    """How many trials that are not stopped have at least as many steps as those of a search."""
+    return math.ceil(sum(trained_steps(path)) / int(load_search(path)["steps"]))
+
+
+def budgets(options: argparse.Namespace) -> dict[str, dict[str, list[int]]]:
+    """Trials and steps of every search, by seed."""
+    found = {name: [trained_steps(folder(options, name, seed)) for seed in options.seeds] for name in SEARCHERS}
+    return {
+        name: {"trials": [len(steps) for steps in seeds], "steps": [sum(steps) for steps in seeds]}
+        for name, seeds in found.items()
+    }
 
 
 def train_and_test(options: argparse.Namespace, changes: dict[str, Any], variant: str, seed: int) -> float:
