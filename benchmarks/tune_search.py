@@ -5,8 +5,8 @@
 For every seed `rayssl tune` searches twice: by Optuna, trials without promise being stopped early (ASHA), and plainly
 at random, with whole trials until as many steps have been trained. The default augmentation is not among what they
 start from. The best of each, the recipe's default and a crop alone are then trained alike (--epochs), each on one
-thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07) is read once. Also says how well the
-objectives that need no labels agreed with kNN over all whole trials. Further --a.b options go to all.
+thread, two at a time. kNN of the test images by all training images (cosine, k = 20, T = 0.07) is read once. Also says
+how well the objectives that need no labels agreed with kNN over all whole trials. Further --a.b options go to all.
 """
 
 import argparse
