@@ -19,7 +19,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -70,11 +72,14 @@ def in_process(options: argparse.Namespace, size: int, batch: int) -> dict[str, 
 
 def measure_step(options: argparse.Namespace, size: int, batch: int) -> dict[str, float]:
     """Images/s, and the process's peak memory in MB."""
-    changes = {"data.path": options.data, "data.limit": 4096, "data.image_size": size, "train.batch_size": batch}
-    bench = Bench(open_for_profile(override(build_recipe(RECIPE), changes), lambda row: None))  # type: ignore[arg-type]
-    for _ in range(WARM_UP):
-        bench.step()
-    _, seconds = plain_pass(bench, options.steps)
+    changes: dict[str, Any] = {"data.path": options.data, "data.limit": 4096, "data.image_size": size}
+    # The same network and full views at every size.
+    changes |= {"train.batch_size": batch, "train.small_views": 0.0, "encoder.stem": "small"}
+    config = override(build_recipe(RECIPE), changes)
+    with closing(Bench(open_for_profile(config, lambda row: None))) as bench:  # type: ignore[arg-type]
+        for _ in range(WARM_UP):
+            bench.step()
+        _, seconds = plain_pass(bench, options.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"batch": batch, "images_per_s": round(batch * options.steps / seconds), "peak_mb": round(peak)}
 

@@ -6,7 +6,7 @@ Times are milliseconds a step.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,22 +62,22 @@ class Profile:
 
 def profile_run(work: Work, steps: int, trace: Path) -> Profile:
     """Measure a run that is opened and has its backend and precision chosen; writes the trace. Nothing is trained."""
-    bench = Bench(work)
-    for _ in range(WARM_UP):
-        bench.step()
-    waited, seconds = plain_pass(bench, steps)
-    parts, encoder = instrumented_pass(bench, steps)
-    return Profile(
-        batch_size=work.config.train.batch_size,
-        steps=steps,
-        step_ms=1e3 * seconds / steps,
-        waiting=waited / seconds,
-        parts=parts,
-        encoder_ms=encoder,
-        loader_ms=time_loader(work),
-        floor=find_floor(bench),
-        operators=trace_steps(bench, trace),
-    )
+    with closing(Bench(work)) as bench:
+        for _ in range(WARM_UP):
+            bench.step()
+        waited, seconds = plain_pass(bench, steps)
+        parts, encoder = instrumented_pass(bench, steps)
+        return Profile(
+            batch_size=work.config.train.batch_size,
+            steps=steps,
+            step_ms=1e3 * seconds / steps,
+            waiting=waited / seconds,
+            parts=parts,
+            encoder_ms=encoder,
+            loader_ms=time_loader(work),
+            floor=find_floor(bench),
+            operators=trace_steps(bench, trace),
+        )
 
 
 @dataclass
@@ -119,6 +119,10 @@ class Bench:
         self.forward(self.place(raw)).backward()  # type: ignore[no-untyped-call]
         self.update()
         return waited
+
+    def close(self) -> None:
+        """No more batches are made."""
+        self.batches = iter(())
 
     def wait(self) -> None:
         """Until the device has done all it was given."""

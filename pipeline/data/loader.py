@@ -25,6 +25,7 @@ from pipeline.data.dataset import Images
 from pipeline.randomness import permutation
 
 PREFETCH = 3  # batches ready ahead of the step
+LAST_BATCH_S = 30  # that a thread may take to end with the batch it is at
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,8 @@ def _in_thread(dataset: Views, start: int, stop: int) -> Iterator[RawBatch]:
         except BaseException as error:
             put(error)
 
-    threading.Thread(target=work, daemon=True, name="loader").start()
+    thread = threading.Thread(target=work, daemon=True, name="loader")
+    thread.start()
     try:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
@@ -188,3 +190,4 @@ def _in_thread(dataset: Views, start: int, stop: int) -> Iterator[RawBatch]:
             yield item
     finally:
         closed.set()
+        thread.join(timeout=LAST_BATCH_S)  # one still computing when the interpreter ends aborts the process

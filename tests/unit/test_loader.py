@@ -173,7 +173,6 @@ def test_the_thread_ends_with_its_reader(train_images: Images) -> None:
     own = [thread for thread in loader_threads() if thread not in before]
     assert len(own) == 1
     batches.close()  # type: ignore[attr-defined]
-    own[0].join(timeout=30)
     assert not own[0].is_alive()
 
 

@@ -1,6 +1,7 @@
 """rayssl profile: the parts make up the whole, and the floor is counted right."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,7 @@ def test_parts_make_up_the_step_and_only_the_trace_is_left(profiled):
     assert found["floor"]["flops"] > 0
     assert "augmentation" in text
     assert [path.name for path in folder.iterdir()] == ["trace.json"]
+    assert "loader" not in {thread.name for thread in threading.enumerate()}
     names = {event.get("name", "") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert any("convolution" in name for name in names)
     assert found["operators"][0][1] >= found["operators"][-1][1] > 0
