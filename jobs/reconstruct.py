@@ -9,8 +9,9 @@ from jobs.decoding import counting, open_shown, out_folder, show
 from jobs.main import run_verb
 
 SUMMARY = (
-    "Reconstruct the held-out images of a run: pictures, an error for each image, and bounds of the likelihood where "
-    "the model has one. With --encoder FOLDER a fine-tuned encoder of the same network goes under the run's decoder."
+    "Reconstruct the held-out images of a run: pictures, an error for each image, and the likelihood or bounds of it "
+    "where the model has one. With --encoder FOLDER a fine-tuned encoder of the same network goes under the run's "
+    "decoder."
 )
 
 

@@ -1,5 +1,6 @@
 """Reconstructions of held-out images: pictures, an error for each image, and likelihoods where the model has them."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.data import Images
-from pipeline.errors import UserError
 from pipeline.evaluate import Record
 from pipeline.export import encoder_hash
 from pipeline.files import replacing, write_json
@@ -28,11 +28,9 @@ Figures = dict[str, NDArray[np.float64]]  # a metric's value for every image, (N
 def reconstruct(trained: Trained, out: Path, draws: int, progress: Progress) -> list[Record]:
     """Write reconstructions.png, errors.parquet and summary.json into `out`; records of the means over held-out images.
 
-    Raises UserError where the run's method does not reconstruct.
+    A PixelCNN has likelihoods alone: it has no code to restore an image from.
     """
     images = trained.held_out
-    if not hasattr(trained.method, "reconstruct"):
-        raise UserError(f"{trained.run} was trained by a method that does not reconstruct: only autoencoder runs do")
     figures = measure(trained, images, draws, progress)
     save_pictures(trained, images, out / "reconstructions.png")
     save_figures(images, figures, out / "errors.parquet")
@@ -42,7 +40,7 @@ def reconstruct(trained: Trained, out: Path, draws: int, progress: Progress) -> 
 
 
 def measure(trained: Trained, images: Images, draws: int, progress: Progress) -> Figures:
-    """Squared errors of the reconstruction of the images as they are and corrupted, and bounds of the likelihood."""
+    """Squared errors of the reconstruction of the images as they are and corrupted, and likelihoods."""
     parts: dict[str, list[Tensor]] = {}
     mean = mean_image(trained, images)
     done = 0
@@ -59,6 +57,8 @@ def measure(trained: Trained, images: Images, draws: int, progress: Progress) ->
 
 def errors_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, mean: Tensor) -> dict[str, Tensor]:
     """Mean squared errors (B,) against the clean image, pixels in [0, 1]."""
+    if not hasattr(method, "reconstruct"):
+        return {}
     clean = method.target(x, [seed, 0, ids, 0])
     found = {"reconstruct/mse": squared_error(method.reconstruct(clean, labels), clean)}
     if method.config.corruption != "none":
@@ -71,8 +71,11 @@ def errors_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor | None, seed: 
 def likelihood_of(
     method: Method[Any], x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, draws: int
 ) -> dict[str, Tensor]:
-    """−ELBO and the importance-weighted bound of −log p(x) in nats, (B,), of a model with a likelihood."""
-    key = [seed, 0, ids, 0]
+    """(B,) −log p(x) of a PixelCNN; of another model with a likelihood −ELBO and the importance-weighted bound."""
+    key: list[int | str | Tensor] = [seed, 0, ids, 0]
+    if hasattr(method, "nats"):
+        nats: Tensor = method.nats(x, key)  # type: ignore[operator]
+        return {"likelihood/nats": nats, "likelihood/bits-per-dim": nats / (math.log(2) * x[0].numel())}
     if draws == 0 or not getattr(method, "has_likelihood", False):
         return {}
     elbo, bound = method.log_likelihood(method.target(x, key), labels, draws, key)  # type: ignore[operator]
@@ -96,16 +99,13 @@ def summarise(trained: Trained, name: str, values: NDArray[np.float64], draws: i
     half = 1.96 * float(values.std()) / max(len(values), 1) ** 0.5
     mean = float(values.mean())
     where = f"{len(values)} held-out images; interval over images"
-    protocol = f"mean squared error against the clean image, pixels in [0, 1], {where}"
+    protocol = "mean squared error against the clean image, pixels in [0, 1]"
     if name.startswith("likelihood/"):
-        binarised = trained.config.method.binarize
-        protocol = (
-            f"nats an image, {binarised if binarised != 'none' else 'no'} binarisation, {draws} draws of z, {where}"
-        )
+        protocol = how_likely(trained, name, draws)
     return {
         "metric": name,
         "value": mean,
-        "protocol": protocol,
+        "protocol": f"{protocol}, {where}",
         "data": trained.dataset.name,
         "split": trained.held_out_split,
         "checkpoint": encoder_hash(trained.run)[:12],
@@ -113,6 +113,15 @@ def summarise(trained: Trained, name: str, values: NDArray[np.float64], draws: i
         "n": len(values),
         "interval": [mean - half, mean + half],
     }
+
+
+def how_likely(trained: Trained, name: str, draws: int) -> str:
+    """Unit, binarisation, and whether it is exact."""
+    method: Any = trained.method
+    unit = "bits a value" if name.endswith("bits-per-dim") else "nats an image"
+    binarised = f"{method.config.binarize if method.config.binarize != 'none' else 'no'} binarisation"
+    exactness = f"exact for {method.levels} levels" if hasattr(method, "nats") else f"{draws} draws of z"
+    return f"{unit}, {binarised}, {exactness}"
 
 
 def save_figures(images: Images, figures: Figures, path: Path) -> None:
@@ -126,6 +135,8 @@ def save_pictures(trained: Trained, images: Images, path: Path) -> None:
     """A row of clean images, of what was made of them where they are corrupted, and of what came back."""
     from pipeline.report.galleries import save_contact_sheet
 
+    if not hasattr(trained.method, "reconstruct"):
+        return
     batch = trained.clean(images, np.arange(min(len(images), SHOWN)))
     method: Any = trained.method
     with torch.inference_mode(), trained.computing():

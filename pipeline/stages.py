@@ -161,7 +161,7 @@ def run_pretrain(work: Work) -> None:
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=steps, precision=work.precision, device=str(work.device))
         distributed.barrier()
-        if work.is_main and hasattr(method, "reconstruct"):
+        if work.is_main and method.keeps_decoder:
             show_reconstructions(work, method)
 
 
@@ -718,7 +718,7 @@ def check_finite(method: Method[Any], step: int) -> None:
 
 
 def show_reconstructions(work: Work, method: Method[Any]) -> None:
-    """figures/reconstructions.png, and the errors of the first held-out images."""
+    """figures/reconstructions.png, and the errors of the first held-out images; of a PixelCNN their likelihood."""
     trained = Trained(
         work.run,
         work.config,

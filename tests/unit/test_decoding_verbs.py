@@ -202,8 +202,27 @@ def test_sample_of_a_pixelcnn(trained, tmp_path, capsys):
     found = call(["anomalies", str(run), "--normal", "red", "--out", str(tmp_path)], capsys)
     assert {"auroc/nats", "auroc/knn"} <= found.keys()
     assert "draws pixel by pixel and has no code" in fails(["sample", str(run), "--codes", "fitted"], capsys)
-    assert "only autoencoder runs do" in fails(["reconstruct", str(run)], capsys)
     assert "no code between encoder and decoder" in fails(["interpolate", str(run), "0", "1"], capsys)
+
+
+def test_a_pixelcnn_tells_how_likely_held_out_images_are(trained, tmp_path, capsys):
+    sizes = {"encoder.name": "pixelcnn", "encoder.latent_dim": None, "encoder.depth": 2, "encoder.kernel": 3}
+    run = trained("pixelcnn", {**sizes, "method.levels": 4, "data.image_size": 8})
+    after_training = read_evaluation(run)["flat"]
+    assert {"likelihood/nats", "likelihood/bits-per-dim"} <= after_training.keys()
+
+    found = call(["reconstruct", str(run), "--out", str(tmp_path / "r")], capsys)
+    call(["anomalies", str(run), "--normal", "red", "--out", str(tmp_path / "a")], capsys)
+    table = pq.read_table(tmp_path / "r" / "errors.parquet").to_pydict()
+    scores = pq.read_table(tmp_path / "a" / "anomalies.parquet").to_pydict()
+    by_path = dict(zip(scores["path"], scores["nats"], strict=True))
+    assert table["likelihood/nats"] == pytest.approx([by_path[path] for path in table["path"]], rel=1e-5)
+    assert found["likelihood/nats"] == pytest.approx(np.mean(table["likelihood/nats"]))
+    assert found["likelihood/bits-per-dim"] == pytest.approx(found["likelihood/nats"] / np.log(2) / (3 * 8 * 8))
+    records = {record["metric"]: record["protocol"] for record in read_evaluation(run)["records"]}
+    assert records["likelihood/nats"].startswith("nats an image, no binarisation, exact for 4 levels, 12 held-out")
+    assert records["likelihood/bits-per-dim"].startswith("bits a value, ")
+    assert not list(run.rglob("reconstructions.png"))
 
 
 def test_samples_that_are_copies_would_show():
