@@ -32,21 +32,29 @@ def reconstruct(trained: Trained, out: Path, draws: int, progress: Progress) -> 
     """
     images = trained.held_out
     figures = measure(trained, images, draws, progress)
-    save_pictures(trained, images, out / "reconstructions.png")
+    if reconstructs(trained):
+        save_pictures(trained, images, out / "reconstructions.png")
     save_figures(images, figures, out / "errors.parquet")
     records = [summarise(trained, name, values, draws) for name, values in figures.items()]
     write_json(out / "summary.json", {record["metric"]: record["value"] for record in records})
     return records
 
 
+def reconstructs(trained: Trained) -> bool:
+    """Whether an image comes back from its code: not from a PixelCNN, which has none."""
+    return hasattr(trained.method, "reconstruct")
+
+
 def measure(trained: Trained, images: Images, draws: int, progress: Progress) -> Figures:
     """Squared errors of the reconstruction of the images as they are and corrupted, and likelihoods."""
     parts: dict[str, list[Tensor]] = {}
-    mean = mean_image(trained, images)
+    mean = mean_image(trained) if reconstructs(trained) else None
     done = 0
     for batch in trained.batches(images):
         with torch.inference_mode(), trained.computing():
-            found = errors_of(trained.method, batch.x, batch.ids, batch.labels, trained.seed, mean)
+            found: dict[str, Tensor] = {}
+            if mean is not None:
+                found |= errors_of(trained.method, batch.x, batch.ids, batch.labels, trained.seed, mean)
             found |= likelihood_of(trained.method, batch.x, batch.ids, batch.labels, trained.seed, draws)
         for name, value in found.items():
             parts.setdefault(name, []).append(value.double().cpu())
@@ -57,8 +65,6 @@ def measure(trained: Trained, images: Images, draws: int, progress: Progress) ->
 
 def errors_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, mean: Tensor) -> dict[str, Tensor]:
     """Mean squared errors (B,) against the clean image, pixels in [0, 1]."""
-    if not hasattr(method, "reconstruct"):
-        return {}
     clean = method.target(x, [seed, 0, ids, 0])
     found = {"reconstruct/mse": squared_error(method.reconstruct(clean, labels), clean)}
     if method.config.corruption != "none":
@@ -87,7 +93,7 @@ def squared_error(found: Tensor, clean: Tensor) -> Tensor:
     return (found.float() - clean).square().flatten(1).mean(dim=1)
 
 
-def mean_image(trained: Trained, images: Images) -> Tensor:
+def mean_image(trained: Trained) -> Tensor:
     """(C, H, W): what a model that knows nothing of the image would say."""
     rows = np.arange(min(len(trained.dataset.train), MEAN_OF))
     sums = [batch.x.sum(dim=0) for batch in trained.batches(trained.dataset.train, rows)]
@@ -135,8 +141,6 @@ def save_pictures(trained: Trained, images: Images, path: Path) -> None:
     """A row of clean images, of what was made of them where they are corrupted, and of what came back."""
     from pipeline.report.galleries import save_contact_sheet
 
-    if not hasattr(trained.method, "reconstruct"):
-        return
     batch = trained.clean(images, np.arange(min(len(images), SHOWN)))
     method: Any = trained.method
     with torch.inference_mode(), trained.computing():

@@ -47,7 +47,7 @@ from pipeline.metrics import interval_of_proportion
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
-from pipeline.reconstruct import measure, save_pictures, summarise
+from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.reporter import Reporter
 from pipeline.runfolder import (
     MetricsLog,
@@ -729,7 +729,8 @@ def show_reconstructions(work: Work, method: Method[Any]) -> None:
         own_encoder=True,
     )
     images = trained.held_out.select(np.arange(min(len(trained.held_out), RECONSTRUCTED)))
-    save_pictures(trained, images, work.run / "figures" / "reconstructions.png")
+    if reconstructs(trained):
+        save_pictures(trained, images, work.run / "figures" / "reconstructions.png")
     figures = measure(trained, images, 0, lambda done, total: None)
     record(work, [summarise(trained, name, values, 0) for name, values in figures.items()])
 
