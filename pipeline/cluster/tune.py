@@ -279,11 +279,11 @@ def optuna_search(search: Search, standing: Standing) -> Any:
     # A candidate whose process was killed may be as good as any other.
     ended = [trial for trial in standing.ended if trial.reason != DIED]
     with quiet():
-        # Parameters are drawn together, and trials that run at the same time keep off each other (constant liar).
+        # Every parameter by itself: a joint model is too much for some tens of trials. Trials that run at the same
+        # time keep off each other (constant liar).
         sampler = optuna.samplers.TPESampler(
             seed=search.settings.seed + len(standing.ended),  # else the same candidates would come again
             n_startup_trials=max(5, search.trials // 4),
-            multivariate=True,
             constant_liar=True,
         )
         return OptunaSearch(
@@ -298,7 +298,7 @@ def optuna_search(search: Search, standing: Standing) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warning that Optuna has for the joint sampler, which is called experimental there."""
+    """Without the warning that Optuna has for the constant liar, which is called experimental there."""
     import warnings
 
     with warnings.catch_warnings():
