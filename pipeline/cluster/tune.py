@@ -284,6 +284,7 @@ def optuna_search(search: Search, standing: Standing) -> Any:
         sampler = optuna.samplers.TPESampler(
             seed=search.settings.seed + len(standing.ended),  # else the same candidates would come again
             n_startup_trials=max(5, search.trials // 4),
+            multivariate=False,
             constant_liar=True,
         )
         return OptunaSearch(
