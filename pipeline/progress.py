@@ -44,6 +44,7 @@ class Display(LiveConsole):
         self._last_plain = 0.0
         self._clock: tuple[int, float] | None = None
         self._rate = 0.0
+        self._spread: float | None = None  # of the codes, when the stage began
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Show one row."""
@@ -53,7 +54,7 @@ class Display(LiveConsole):
         title = f"{row.get('run', '')} {row['stage']}".strip()
         begins = title != self._stage
         if begins:
-            self._stage, self._clock, self._rate = title, None, 0.0
+            self._stage, self._clock, self._rate, self._spread = title, None, 0.0, None
         text = f"{title}: {self._training(row) if 'step' in row else _counting(row)}"
         if self._live is not None:
             self._live.update(Text(text))
@@ -71,9 +72,15 @@ class Display(LiveConsole):
             f"data wait {row['perf/data_wait']:.0%}",
         ]
         if "health/std" in row:
-            parts.append(f"spread {row['health/std']:.2f}" + (" (collapsing)" if row["health/std"] < 0.1 else ""))
+            parts.append(self._health(row["health/std"]))
         remaining = self._remaining(done, total)
         return ", ".join(parts) + (f", {format_duration(remaining)} left" if remaining is not None else "")
+
+    def _health(self, spread: float) -> str:
+        # Codes behind a ReLU begin close together in some networks: what counts is whether they come closer still.
+        if self._spread is None:
+            self._spread = spread
+        return f"spread {spread:.2f}" + (" (collapsing)" if spread < min(0.1, self._spread) else "")
 
     def _remaining(self, done: int, total: int) -> float | None:
         now = time.monotonic()

@@ -227,10 +227,15 @@ class Meter:
             if not math.isfinite(row["train/loss"]):
                 hooks.log(self.pending[:number])
                 rate = row["train/lr"]
+                lower = (
+                    "lower --finetune.learning-rate"
+                    if self.stage.startswith("finetune")
+                    else "lower --train.learning-rate, add --train.warmup-epochs, or limit the gradient with "
+                    "--train.clip-grad 1"
+                )
                 raise UserError(
                     f"{self.stage}: the loss is {row['train/loss']} at step {row['step']} (epoch {row['epoch']}): most "
-                    f"likely the learning rate ({rate:.3g} there) is too high: lower --train.learning-rate, add "
-                    "--train.warmup-epochs, or limit the gradient with --train.clip-grad 1"
+                    f"likely the learning rate ({rate:.3g} there) is too high: {lower}"
                 )
 
     def _measurements(self) -> dict[str, float]:

@@ -48,8 +48,13 @@ def test_a_training_row(clock: Clock) -> None:
 
 
 def test_a_collapse_is_named(clock: Clock) -> None:
-    (line,) = show(clock, [(0, {**TRAINING, "health/std": 0.01})])
-    assert line.endswith("spread 0.01 (collapsing)")
+    lines = show(clock, [(0, TRAINING), (60, {**TRAINING, "health/std": 0.01})])
+    assert "spread 0.01 (collapsing)" in lines[-1]
+
+
+def test_codes_that_begin_close_together_do_not_collapse(clock: Clock) -> None:
+    lines = show(clock, [(0, {**TRAINING, "health/std": 0.01}), (60, {**TRAINING, "health/std": 0.04})])
+    assert "collapsing" not in "".join(lines)
 
 
 def test_the_time_left(clock: Clock) -> None:

@@ -175,6 +175,11 @@ def test_a_loss_that_is_no_number_ends_the_run(poll: str, request: pytest.Fixtur
     assert recorder.checkpoints == []  # what is broken is not kept
 
 
+def test_fine_tuning_that_breaks_names_its_own_learning_rate() -> None:
+    with pytest.raises(UserError, match="lower --finetune.learning-rate$"):
+        run(Toy(breaks=6), Recorder(), stage="finetune/0")
+
+
 def test_a_rate_that_is_too_high_is_noticed() -> None:
     with pytest.raises(UserError, match=r"--train\.learning-rate"):
         run(Toy(), Recorder(), stop=100, learning_rate=lambda step: 1e4)
