@@ -176,7 +176,7 @@ def test_a_loss_that_is_no_number_ends_the_run(poll: str, request: pytest.Fixtur
 
 
 def test_fine_tuning_that_breaks_names_its_own_learning_rate() -> None:
-    with pytest.raises(UserError, match="lower --finetune.learning-rate$"):
+    with pytest.raises(UserError, match=r"lower --finetune\.learning-rate$"):
         run(Toy(breaks=6), Recorder(), stage="finetune/0")
 
 
