@@ -9,12 +9,14 @@
 It ends by itself in time for `--minutes` (9). OUT/accelerator.json is all that it keeps: the same command again goes on
 with what is not there yet, and tries again what failed. Ends with 1 where a check or anything else failed.
 
-Parts are lists of items, each with its own entry in that file; `--only TEXT` takes those with TEXT in `PART: NAME`.
+Parts are lists of items, each with its own entry in that file; `--only TEXT` takes those with TEXT in `PART: NAME`,
+and several of them those of the first, then of the second.
   check       the device against the CPU: views, random bits, NT-Xent, gradients of every method, features; a run that
               was interrupted against one that was not; images on the device against images that are sent
-  throughput  the training loop with every recipe as it is on a GPU: source images a second, time by phase, FLOPs as a
-              share of what a large bf16 matrix product reaches, memory. "plain" leaves torch's settings, "eager" allows
-              TF32 and lets cuDNN choose by trying, "compiled" and "graphs" compile the encoder's network in addition.
+  throughput  the training loop with every recipe as it is on a GPU: source images a second, time by phase and kernel,
+              FLOPs as a share of what a large bf16 matrix product reaches, memory. "plain" leaves torch's settings,
+              "eager" allows TF32 and lets cuDNN choose by trying, "compiled" and "graphs" compile the encoder's network
+              in addition.
               A phase's `device` lies between events on the device, its `host` is the time to issue it: where host is
               not below device, the processor is the limit
   speedrun    trains on CIFAR-10 and rates by kNN on test images, with this project's k and T, and with lightly's
@@ -105,6 +107,7 @@ OPTIONAL = ("albumentations", "faiss", "ray", "wandb")
 GEMM = "matrix product"
 EPOCH_IMAGES = 50_000  # CIFAR-10
 MEASURED_SECONDS, WARM_STEPS = 3.0, 12
+KERNELS = 30  # that are named
 PHASES = ("augment", "forward", "backward", "optimizer")
 SHOWN = ("ok", "error", "out_of_memory", "flops_per_second", "images_per_second", "milliseconds_by_phase",
          "share_of_matrix_product", "knn", "training_seconds", "epochs", "seconds")  # fmt: skip
@@ -188,7 +191,8 @@ def main() -> int:
     if find_spec("faiss") is None:
         sys.modules["faiss"] = neighbours_by_torch(options.device)
     items = [item for part in options.parts.split(",") for item in ITEMS[part](bench)]
-    items = [item for item in items if options.only in f"{item.part}: {item.name}"]
+    if options.only:
+        items = [item for text in options.only for item in items if text in f"{item.part}: {item.name}"]
     failed, waiting = go_through(items, bench, lambda: write_json(path, plain(results)))
     write_json(path, plain(results))
     print(f"failed: {', '.join(failed) or 'nothing'}")
@@ -201,7 +205,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--only", default="", help="items with this in `PART: NAME`")
+    parser.add_argument(
+        "--only", action="append", default=[], help="items with this in `PART: NAME`; several: in the order given"
+    )
     parser.add_argument("--data.path", dest="data", help="CIFAR-10 with labels, as `rayssl run` takes it")
     parser.add_argument("--speedrun", action="append", default=[], help="one of them; may be given several times")
     parser.add_argument("--training-minutes", type=float, default=7.0)
@@ -711,7 +717,7 @@ def throughput_items(bench: Bench) -> list[Item]:
     for one in wanted:
         recipe, backend, mode, size = one
         name = f"{recipe}, {backend}, {mode}, {f'batch {size}' if size else 'its batch'}"
-        seconds = {"compiled": 120.0, "graphs": 120.0}.get(mode, 30.0)
+        seconds = {"compiled": 60.0, "graphs": 60.0}.get(mode, 20.0)
         items.append(Item("throughput", name, seconds, partial(measure_training, *one, bench=bench)))
     return items
 
@@ -753,6 +759,7 @@ def measure_training(recipe: str, backend: str, mode: str, batch: int | None, *,
     first = time.perf_counter() - began
     speed = steps_per_second(work, method, optimizer, bench.tiny)
     phases = phase_seconds(work, method, optimizer, raws * 5)
+    kernels = busiest_kernels(work, method, optimizer, raws)
     size = work.config.train.batch_size
     return {
         "images_per_second": size * speed,
@@ -763,6 +770,7 @@ def measure_training(recipe: str, backend: str, mode: str, batch: int | None, *,
         "milliseconds_per_step": 1e3 / speed,
         "milliseconds_by_phase": phases,
         "milliseconds_to_load_a_batch": 1e3 * drawn,
+        "kernels": kernels,
         "first_steps_seconds": first,
         "gflops_per_step": flops / 1e9,
         "share_of_matrix_product": share_of_gemm(flops * speed, bench),
@@ -834,6 +842,26 @@ def phase_seconds(
     rows = [[between(*pair) for pair in pairwise(step)] for step in marks]
     middle = np.median(np.array(rows), axis=0)
     return {name: dict(zip(("device", "host"), one.tolist())) for name, one in zip(PHASES, middle, strict=True)}
+
+
+def busiest_kernels(
+    work: Work, method: Method[Any], optimizer: torch.optim.Optimizer, raws: list[Any]
+) -> dict[str, Any] | None:
+    """What the device does in a step: milliseconds altogether, and of the kernels that take most, with their calls."""
+    if work.device.type != "cuda":
+        return None
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        phase_seconds(work, method, optimizer, raws)
+    rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
+    return {
+        "milliseconds": sum(row.self_device_time_total for row in rows) / len(raws) / 1e3,
+        "launched": sum(row.count for row in rows if row.self_device_time_total > 0) / len(raws),
+        "by_kernel": [
+            {"name": row.key[:120], "milliseconds": row.self_device_time_total / len(raws) / 1e3,
+             "calls": row.count / len(raws)}
+            for row in rows[:KERNELS]
+        ],
+    }  # fmt: skip
 
 
 Moment = tuple[Any, float]

@@ -138,16 +138,49 @@ class Muon(OneByOne):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; on a GPU of all matrices of a shape at once: to ask for a small one takes longer than to do it."""
+        if not all(parameter.is_cuda for group in self.param_groups for parameter in group["params"]):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self._step_together(group)
+        return loss
+
+    def _step_together(self, group: dict[str, Any]) -> None:
+        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+        for alike in by_shape(parameters):
+            velocities = [self._velocity(parameter) for parameter in alike]
+            gradients: list[Tensor] = [parameter.grad for parameter in alike if parameter.grad is not None]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, gradients)
+            if alike[0].ndim <= 1:
+                torch._foreach_add_(alike, velocities, alpha=-VECTOR_RATE * group["lr"])
+                continue
+            ahead = torch.stack(torch._foreach_add(gradients, velocities, alpha=group["momentum"])).flatten(2)
+            rows, columns = ahead.shape[1:]
+            steps = orthogonalised(ahead).view(-1, *alike[0].shape).unbind()
+            torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(alike, steps, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
         with threads_for(parameter):
             self._move(parameter, group)
 
-    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None
+    def _velocity(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        velocity = state["momentum_buffer"].mul_(group["momentum"]).add_(parameter.grad)
+        velocity: Tensor = state["momentum_buffer"]
+        return velocity
+
+    def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        assert parameter.grad is not None
+        velocity = self._velocity(parameter).mul_(group["momentum"]).add_(parameter.grad)
         if parameter.ndim <= 1:
             parameter.sub_(velocity, alpha=VECTOR_RATE * group["lr"])
             return
@@ -158,26 +191,36 @@ class Muon(OneByOne):
         parameter.sub_(step, alpha=group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
+def by_shape(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those of one shape together, in the order in which the shapes come."""
+    found: dict[torch.Size, list[Tensor]] = {}
+    for parameter in parameters:
+        found.setdefault(parameter.shape, []).append(parameter)
+    return list(found.values())
+
+
 def orthogonalised(matrix: Tensor) -> Tensor:
-    """(M, N) with its singular values brought near 1, most of them into 0.7 … 1.2; zeros stay.
+    """(M, N), or K of them (K, M, N), with singular values brought near 1, most of them into 0.7 … 1.2; zeros stay.
 
     Five Newton–Schulz steps X ← (aI + bXXᵀ + c(XXᵀ)²) X from X = matrix / ‖matrix‖ (Jordan et al., 2024). All factors
     are polynomials of the first XXᵀ, so they are multiplied first, M × M, and X once. A small singular value grows by
     at most a⁵ = 485 times: noise of rounding stays noise.
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
-    x = x / x.norm().clamp(min=torch.finfo(x.dtype).tiny)
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    norm = x.norm() if x.ndim == 2 else x.norm(dim=(1, 2), keepdim=True)
+    x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
     a, b, c = NEWTON_SCHULZ
-    square, product = x @ x.T, None
+    square, product = x @ x.mT, None
+    multiply_and_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for step in range(NEWTON_SCHULZ_STEPS):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
+        factor = multiply_and_add(square, square, square, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor if product is None else factor @ product
         if step + 1 < NEWTON_SCHULZ_STEPS:
             square = factor @ (square @ factor)
     found: Tensor = product @ x
-    return found.T if tall else found
+    return found.mT if tall else found
 
 
 @contextlib.contextmanager

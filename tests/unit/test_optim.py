@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.optim import (
     LARS,
     VECTOR_RATE,
+    Muon,
     build_optimizer,
     learning_rate_at,
     orthogonalised,
@@ -93,6 +94,25 @@ def test_muon_against_a_plain_version():
                 w = (1 - rate * decay) * w - rate * scale * plain_orthogonalised(matrix).reshape(w.shape)
             weights[name] = w
             torch.testing.assert_close(parameter.detach(), w, rtol=1e-9, atol=1e-11)
+
+
+def test_muon_of_all_matrices_of_a_shape_at_once_is_muon_one_by_one():
+    torch.manual_seed(0)
+    shapes = [(8, 3, 3, 3), (8, 8, 3, 3), (8, 8, 3, 3), (5, 8), (16, 5), (16, 5), (8,), (8,), (16,)]
+    one_by_one, together = ([nn.Parameter(torch.randn(shape)) for shape in shapes] for _ in range(2))
+    with torch.no_grad():
+        for a, b in zip(one_by_one, together, strict=True):
+            b.copy_(a)
+    optimizers = [Muon(some, lr=0.1, momentum=0.9, weight_decay=0.1) for some in (one_by_one, together)]
+    for _ in range(3):
+        for a, b in zip(one_by_one, together, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        optimizers[0].step()
+        with torch.no_grad():
+            optimizers[1]._step_together(optimizers[1].param_groups[0])
+    for a, b in zip(one_by_one, together, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def plain_orthogonalised(matrix: Tensor) -> Tensor:
