@@ -15,8 +15,8 @@ and several of them those of the first, then of the second.
               was interrupted against one that was not; images on the device against images that are sent
   throughput  the training loop with every recipe as it is on a GPU: source images a second, time by phase and kernel,
               FLOPs as a share of what a large bf16 matrix product reaches, memory. "plain" leaves torch's settings,
-              "eager" allows TF32 and lets cuDNN choose by trying, "compiled" and "graphs" compile the encoder's network
-              in addition.
+              "eager" allows TF32 and lets cuDNN choose by trying, "compiled" compiles the encoder's network as well,
+              with torch's own CUDA graphs ("graphs") or with the whole step as one ("recorded").
               A phase's `device` lies between events on the device, its `host` is the time to issue it: where host is
               not below device, the processor is the limit
   speedrun    trains on CIFAR-10 and rates by kNN on test images, with this project's k and T, and with lightly's
@@ -93,20 +93,21 @@ from pipeline.data.loader import load_batches
 from pipeline.embed import embed_images
 from pipeline.encoders import build_encoder
 from pipeline.files import write_json
+from pipeline.graph import can_be_recorded
 from pipeline.losses import nt_xent
-from pipeline.methods import METHODS
+from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
 from pipeline.prepare import resolve
 from pipeline.reporter import Silent
 from pipeline.runfolder import describe_software
-from pipeline.stages import Work, batches_of, new_method, new_optimizer, schedule_of, views_of
-from pipeline.train import Hooks, autocast, resolve_precision, set_learning_rate, to_batch, train
+from pipeline.stages import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
+from pipeline.train import Hooks, autocast, new_step, resolve_precision, set_learning_rate, to_batch, train
 
 PARTS = ("check", "throughput", "speedrun")
 OPTIONAL = ("albumentations", "faiss", "ray", "wandb")
 GEMM = "matrix product"
 EPOCH_IMAGES = 50_000  # CIFAR-10
-MEASURED_SECONDS, WARM_STEPS = 3.0, 12
+MEASURED_SECONDS, WARM_LOGS = 3.0, 3
 KERNELS = 30  # that are named
 PHASES = ("augment", "forward", "backward", "optimizer")
 SHOWN = ("ok", "error", "out_of_memory", "flops_per_second", "images_per_second", "milliseconds_by_phase",
@@ -394,6 +395,12 @@ def new_work(recipe: str, dataset: Dataset, bench: Bench, changes: dict[str, Any
     return Work(Path(), Silent(), config, dataset, on, resolve_precision(config.train.precision, on))
 
 
+def recordable(work: Work) -> bool:
+    """Whether the step can be one CUDA graph."""
+    method = load_method(required_method(work.config))
+    return can_be_recorded(method, work.config.train.optimizer, work.resident())
+
+
 def run_steps(
     work: Work,
     method: Method[Any],
@@ -406,11 +413,13 @@ def run_steps(
     log: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint: Callable[[int], None] = lambda step: None,
+    recorded: bool = False,
 ) -> int:
     """The training loop of the pipeline."""
     settings = work.config.train
     return train(
-        method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=rate, start=start, stop=stop,
+        method, batches, resident=work.resident(), recorded=recorded, optimizer=optimizer, learning_rate=rate,
+        start=start, stop=stop,
         steps_per_epoch=max(1, len(work.dataset.train) // settings.batch_size), seed=settings.seed, device=work.device,
         precision=work.precision, clip_grad=settings.clip_grad, stage="benchmark",
         hooks=Hooks(log, lambda row: None, checkpoint, lambda step: False, should_stop),
@@ -418,20 +427,28 @@ def run_steps(
 
 
 def steps_per_second(
-    work: Work, method: Method[Any], optimizer: torch.optim.Optimizer, tiny: bool, seconds: float = MEASURED_SECONDS
+    work: Work, method: Method[Any], optimizer: torch.optim.Optimizer, tiny: bool, recorded: bool = False
 ) -> float:
-    """Speed of the training loop with its loader, at a learning rate that changes little, after some steps."""
-    warm, most = (1, 2) if tiny else (WARM_STEPS, 1_000_000)
-    batches = batches_of(work, work.dataset.train, work.config, 0, warm + most)
+    """Speed of the training loop with its loader, at a learning rate that changes little.
+
+    The loop waits for the device and logs twice a second: what comes before the third log is for warming up.
+    """
+    most = 3 if tiny else 1_000_000
+    batches = batches_of(work, work.dataset.train, work.config, 0, most)
+    logged: list[tuple[int, float]] = []
+
+    def log(rows: list[dict[str, Any]]) -> None:
+        logged.append((len(rows), time.monotonic()))
+
+    def should_stop() -> bool:
+        return len(logged) > WARM_LOGS and logged[-1][1] - logged[WARM_LOGS - 1][1] > MEASURED_SECONDS
+
+    began = time.monotonic()
     try:
-        run_steps(work, method, optimizer, batches, 0, warm)
-        began = time.monotonic()
-        done = run_steps(
-            work, method, optimizer, batches, warm, warm + most,
-            should_stop=lambda: time.monotonic() - began > seconds,
-        )  # fmt: skip
-        synchronize(work.device)
-        return (done - warm) / (time.monotonic() - began)
+        done = run_steps(work, method, optimizer, batches, 0, most, log=log, should_stop=should_stop, recorded=recorded)
+        if tiny:
+            return done / (time.monotonic() - began)
+        return sum(steps for steps, _ in logged[WARM_LOGS:]) / (logged[-1][1] - logged[WARM_LOGS - 1][1])
     finally:
         if isinstance(batches, types.GeneratorType):
             batches.close()
@@ -453,6 +470,10 @@ def check_items(bench: Bench) -> list[Item]:
     named += [
         (f"resume, {recipe}", 40, partial(check_resume, recipe, bench))
         for recipe in ("simclr-cifar10", "autoencoder-cifar10")
+    ]
+    named += [
+        (f"recorded, {recipe}", 40, partial(check_recorded, recipe, bench))
+        for recipe in ("simclr-cifar10", "essl-cifar10", "rotnet-cifar10")
     ]
     return [Item("check", *one) for one in named]
 
@@ -622,8 +643,9 @@ def step_gradient(work: Work, precision: str, *, exact: bool) -> tuple[float, Te
     set_speed(not exact, exact=exact)
     torch.backends.cudnn.benchmark = False
     method = new_method(work.config, work).train()
-    raw = views_of(work, work.dataset.train, work.config)[0]
-    batch = to_batch(raw, torch.device("cpu"), "fp64", 0)
+    drawn = views_of(work, work.dataset.train, work.config)
+    drawn.on_device = False
+    batch = to_batch(drawn[0], torch.device("cpu"), "fp64", 0)
     dtype = torch.float64 if precision == "fp64" else torch.float32
     views = [view.to(work.device, dtype, memory_format=torch.channels_last) for view in batch.views]
     with autocast(work.device, precision):
@@ -653,6 +675,27 @@ def check_resume(recipe: str, bench: Bench) -> dict[str, Any]:
     return {"ok": found["deterministic"]["resumed"]["identical"] and last < 0.05, **found}
 
 
+def check_recorded(recipe: str, bench: Bench) -> dict[str, Any]:
+    """Losses and weights of steps that are one CUDA graph: against steps piece by piece, again, and interrupted."""
+    found = {}
+    for optimizer in ("sgd", "muon"):
+        work = new_work(
+            recipe, synthetic("cifar10", 2048), bench,
+            {"train.batch_size": 16 if bench.tiny else 128, "train.optimizer": optimizer, "train.learning_rate": 0.01},
+        )  # fmt: skip
+        bounds, recorded = (0, 4, 8) if bench.tiny else (0, 10, 20), recordable(work)
+        pieces = run_in_pieces(work, (0, bounds[-1]))
+        whole, again, resumed = (run_in_pieces(work, some, recorded) for some in ((0, bounds[-1]),) * 2 + (bounds,))
+        found[optimizer] = {
+            "piece_by_piece": compare_runs(whole, pieces),
+            "again": compare_runs(again, whole),
+            "resumed": compare_runs(resumed, whole),
+        }
+    apart = max(one["piece_by_piece"]["losses_apart"][-1] for one in found.values())
+    same = all(one[name]["identical"] for one in found.values() for name in ("again", "resumed"))
+    return {"ok": apart < 0.05 and same, "recorded": recorded, **found}
+
+
 @contextmanager
 def repeatable(deterministic: bool) -> Iterator[list[warnings.WarningMessage]]:
     """With torch's deterministic algorithms, as far as there are some; warnings are collected."""
@@ -665,7 +708,7 @@ def repeatable(deterministic: bool) -> Iterator[list[warnings.WarningMessage]]:
         torch.use_deterministic_algorithms(False)
 
 
-def run_in_pieces(work: Work, bounds: tuple[int, ...]) -> tuple[list[float], Tensor]:
+def run_in_pieces(work: Work, bounds: tuple[int, ...], recorded: bool = False) -> tuple[list[float], Tensor]:
     """Losses and last weights; between the pieces everything goes through a checkpoint."""
     losses: list[float] = []
     rate = schedule_of(work.config.train, bounds[-1], bounds[-1])
@@ -682,6 +725,7 @@ def run_in_pieces(work: Work, bounds: tuple[int, ...]) -> tuple[list[float], Ten
             run_steps(
                 work, method, optimizer, batches_of(work, work.dataset.train, work.config, start, stop), start, stop,
                 rate=rate, log=lambda rows: losses.extend(row["train/loss"] for row in rows), checkpoint=save,
+                recorded=recorded,
             )  # fmt: skip
     return losses, torch.cat([one.detach().double().flatten().cpu() for one in method.state_dict().values()])
 
@@ -700,13 +744,17 @@ def compare_runs(found: tuple[list[float], Tensor], expected: tuple[list[float],
 def throughput_items(bench: Bench) -> list[Item]:
     """The reference rate, SimCLR on CIFAR-10 in every way, then the other recipes."""
     wanted: list[tuple[str, str, str, int | None]] = [
-        ("simclr-cifar10", "batched", mode, None) for mode in ("eager", "compiled", "plain")
+        ("simclr-cifar10", "batched", mode, None) for mode in ("eager", "compiled", "recorded", "plain")
     ]
     wanted += [(name, "batched", "eager", None) for name in recipes.RECIPES if name != "simclr-cifar10"]
     if not bench.tiny:
-        wanted += [(name, "batched", "compiled", None) for name in ("essl-cifar10", "simclr-folder")]
+        wanted += [
+            (name, "batched", mode, None)
+            for name in ("essl-cifar10", "rotnet-cifar10", "simclr-folder")
+            for mode in ("compiled", "recorded")
+        ]
         for batch in (1024, 2048, 256):
-            wanted += [("simclr-cifar10", "batched", mode, batch) for mode in ("eager", "compiled")]
+            wanted += [("simclr-cifar10", "batched", mode, batch) for mode in ("eager", "recorded")]
         wanted += [("simclr-folder", "batched", "eager", batch) for batch in (512, 1024)]
     if find_spec("albumentations") is not None:
         every = ("simclr-cifar10", "simclr-folder") if bench.tiny else recipes.RECIPES
@@ -717,7 +765,7 @@ def throughput_items(bench: Bench) -> list[Item]:
     for one in wanted:
         recipe, backend, mode, size = one
         name = f"{recipe}, {backend}, {mode}, {f'batch {size}' if size else 'its batch'}"
-        seconds = {"compiled": 60.0, "graphs": 60.0}.get(mode, 20.0)
+        seconds = {"eager": 20.0, "plain": 20.0}.get(mode, 60.0)
         items.append(Item("throughput", name, seconds, partial(measure_training, *one, bench=bench)))
     return items
 
@@ -757,9 +805,10 @@ def measure_training(recipe: str, backend: str, mode: str, batch: int | None, *,
     began = time.perf_counter()
     phase_seconds(work, method, optimizer, raws[:1] * 3)  # compiles, and tries cuDNN's algorithms
     first = time.perf_counter() - began
-    speed = steps_per_second(work, method, optimizer, bench.tiny)
-    phases = phase_seconds(work, method, optimizer, raws * 5)
-    kernels = busiest_kernels(work, method, optimizer, raws)
+    recorded = mode == "recorded" and recordable(work)
+    speed = steps_per_second(work, method, optimizer, bench.tiny, recorded)
+    phases = None if recorded else phase_seconds(work, method, optimizer, raws * 5)
+    kernels = busiest_kernels(work, method, optimizer, raws, recorded)
     size = work.config.train.batch_size
     return {
         "images_per_second": size * speed,
@@ -795,7 +844,7 @@ def open_cifar10(path: str, held_out: float, limit: int | None = None) -> Datase
 
 def compile_encoder(method: Method[Any], mode: str, tiny: bool) -> None:
     """Compile the encoder's network in place; every shape for itself, since E-SSL's turned images are smaller."""
-    if mode not in ("compiled", "graphs"):
+    if mode not in ("compiled", "graphs", "recorded"):
         return
     settings: dict[str, Any] = {"mode": "reduce-overhead"} if mode == "graphs" else {}
     method.encoder.net.compile(dynamic=False, **({"backend": "eager"} if tiny else settings))
@@ -845,13 +894,22 @@ def phase_seconds(
 
 
 def busiest_kernels(
-    work: Work, method: Method[Any], optimizer: torch.optim.Optimizer, raws: list[Any]
+    work: Work, method: Method[Any], optimizer: torch.optim.Optimizer, raws: list[Any], recorded: bool
 ) -> dict[str, Any] | None:
     """What the device does in a step: milliseconds altogether, and of the kernels that take most, with their calls."""
     if work.device.type != "cuda":
         return None
+    take_step = new_step(
+        method.train(), resident=work.resident(), recorded=recorded, optimizer=optimizer, seed=0, device=work.device,
+        precision=work.precision, clip_grad=work.config.train.clip_grad,
+    )  # fmt: skip
+    for raw in (raws * 2)[:5]:
+        take_step(raw, 1e-6)
+    synchronize(work.device)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        phase_seconds(work, method, optimizer, raws)
+        for raw in raws:
+            take_step(raw, 1e-6)
+        synchronize(work.device)
     rows = sorted(profiler.key_averages(), key=lambda row: -row.self_device_time_total)
     return {
         "milliseconds": sum(row.self_device_time_total for row in rows) / len(raws) / 1e3,
@@ -921,17 +979,21 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
     if bench.tiny:
         changes |= {"train.epochs": 2, "train.minutes": None, "train.batch_size": 64}
     work = new_work(recipe, dataset, bench, changes)
+    if work.config.train.small_views > 0:
+        raise ValueError("a speedrun is planned by one speed: it has no small views")
     set_speed(True)
     method = new_method(work.config, work)
-    compile_encoder(method, "compiled" if own.get("compile") == "yes" else "eager", bench.tiny)
-    speed = calibrate(work, method, bench.tiny)
+    compiled = own.get("compile") == "yes"
+    recorded = compiled and recordable(work)
+    compile_encoder(method, "compiled" if compiled else "eager", bench.tiny)
+    speed = calibrate(work, method, bench.tiny, recorded)
     steps = plan_steps(work, speed, bench.left - FOR_RATING)
     needed = steps / speed + FOR_RATING
     if needed > bench.left and work.config.train.minutes is None:
         raise RuntimeError(f"{steps} steps and kNN need {needed:.0f} s: {bench.left:.0f} s are left in this call")
     synchronize(work.device)
     trained = time.monotonic()
-    losses, done = train_all(work, method, steps, bench.deadline - FOR_RATING)
+    losses, done = train_all(work, method, steps, bench.deadline - FOR_RATING, recorded)
     synchronize(work.device)
     ended = time.monotonic()
     size, images = work.config.train.batch_size, len(dataset.train)
@@ -943,6 +1005,7 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
         "training_seconds": ended - trained,
         "setup_seconds": trained - began,
         "rating_seconds": time.monotonic() - ended,
+        "recorded": recorded,
         "steps": done,
         "planned_steps": steps,
         "epochs": done * size / images,
@@ -954,11 +1017,11 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
     }
 
 
-def calibrate(work: Work, method: Method[Any], tiny: bool) -> float:
+def calibrate(work: Work, method: Method[Any], tiny: bool, recorded: bool) -> float:
     """Steps a second; weights and statistics are then as before, and what was compiled stays so."""
     before = {name: value.clone() for name, value in method.state_dict().items()}
     optimizer = new_optimizer(method, work.config.train)
-    speed = steps_per_second(work, method, optimizer, tiny)
+    speed = steps_per_second(work, method, optimizer, tiny, recorded)
     method.load_state_dict(before)
     return speed
 
@@ -971,7 +1034,7 @@ def plan_steps(work: Work, speed: float, left: float) -> int:
     return settings.epochs * (len(work.dataset.train) // settings.batch_size)
 
 
-def train_all(work: Work, method: Method[Any], steps: int, deadline: float) -> tuple[list[float], int]:
+def train_all(work: Work, method: Method[Any], steps: int, deadline: float, recorded: bool) -> tuple[list[float], int]:
     """Losses of all steps and how many were done; fewer than planned only where the deadline came first."""
     losses: list[float] = []
     settings = work.config.train
@@ -985,6 +1048,7 @@ def train_all(work: Work, method: Method[Any], steps: int, deadline: float) -> t
         rate=schedule_of(settings, steps, len(work.dataset.train) // settings.batch_size),
         log=lambda rows: losses.extend(row["train/loss"] for row in rows),
         should_stop=lambda: time.monotonic() > deadline,
+        recorded=recorded,
     )
     return losses, done
 

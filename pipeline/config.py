@@ -78,6 +78,7 @@ class TrainConfig:
     minutes: PositiveFloat | None = None  # a time budget, turned once into a number of steps
     batch_size: Positive = 256  # of all workers together
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
+    compile: Literal["auto", "yes", "no"] = "auto"  # the network; on one GPU the step is recorded as a CUDA graph, too
     seed: NonNegative = 0
     optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
     learning_rate: PositiveFloat = 0.06  # at a batch of 256; scaled linearly with the batch (not for adamw, muon)

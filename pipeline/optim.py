@@ -152,6 +152,7 @@ class Muon(OneByOne):
         return loss
 
     def _step_together(self, group: dict[str, Any]) -> None:
+        """The rate may be a tensor: a CUDA graph would keep a number as it is."""
         parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
         for alike in by_shape(parameters):
             velocities = [self._velocity(parameter) for parameter in alike]
@@ -159,13 +160,13 @@ class Muon(OneByOne):
             torch._foreach_mul_(velocities, group["momentum"])
             torch._foreach_add_(velocities, gradients)
             if alike[0].ndim <= 1:
-                torch._foreach_add_(alike, velocities, alpha=-VECTOR_RATE * group["lr"])
+                torch._foreach_sub_(alike, torch._foreach_mul(velocities, VECTOR_RATE * group["lr"]))
                 continue
             ahead = torch.stack(torch._foreach_add(gradients, velocities, alpha=group["momentum"])).flatten(2)
             rows, columns = ahead.shape[1:]
-            steps = orthogonalised(ahead).view(-1, *alike[0].shape).unbind()
+            steps = orthogonalised(ahead).mul(group["lr"] * max(1.0, rows / columns) ** 0.5)
             torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(alike, steps, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+            torch._foreach_sub_(alike, steps.view(-1, *alike[0].shape).unbind())
 
     def _step_one(self, parameter: Tensor, group: dict[str, Any]) -> None:
         with threads_for(parameter):

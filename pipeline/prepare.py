@@ -23,7 +23,8 @@ FREE = {
     "recipe", "schema", "wandb", "train.epochs", "train.steps", "train.minutes", "train.checkpoint_minutes",
     "train.checkpoint_epochs", "train.keep_checkpoints", "train.threads", "data.loader", "data.processes",
 }  # fmt: skip
-CHOSEN_AT_START = ("train.precision", "augment.backend")  # where `auto` or `fastest` became something, it stays so
+# Where `auto` or `fastest` became something, it stays so.
+CHOSEN_AT_START = ("train.precision", "train.compile", "augment.backend")
 FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.")
 
 # Rates for the first estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels;
@@ -231,7 +232,7 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
         )
     now = replace(
         now,
-        train=replace(now.train, precision=before.train.precision),
+        train=replace(now.train, precision=before.train.precision, compile=before.train.compile),
         augment=replace(now.augment, backend=before.augment.backend),
     )
     if now.train.minutes is not None and now.train.minutes == before.train.minutes:

@@ -40,6 +40,7 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
+from pipeline.graph import can_be_recorded
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -62,6 +63,9 @@ from pipeline.train import Hooks, choose_device, plain_precision, resolve_precis
 from pipeline.trained import Trained, read_decoder, save_decoder
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
+CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up
+COMPILED_FROM, COMPILED_FROM_MINUTES = 2000, 3.0  # steps; a ResNet-18 takes 20 s to compile
+ENDLESS = 1 << 40
 BASELINE = "random-init"
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
@@ -99,6 +103,8 @@ class Work:
         device = choose_device()
         if device.type == "cpu":
             keep_freed_memory()
+        else:
+            torch.set_float32_matmul_precision("high")  # views are off by less than 0.4 of 255, and bf16 rounds more
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         return cls(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
@@ -122,12 +128,14 @@ def run_pretrain(work: Work) -> None:
     """Train the method and export its encoder; raises Stopped when asked to stop before the end."""
     fix_precision(work)
     fix_backend(work)
+    fix_compile(work)
     config = fix_steps(work)
     per_epoch, steps = count_steps(config, len(work.dataset.train))
     key = key_of("pretrain", work.run, config, work.dataset)
     if already_done(work, "pretrain", key):
         return
     method = new_method(config, work)
+    recorded = quicken(method, config, work)
     optimizer = new_optimizer(method, config.train)
     with stage(work, "pretrain", key) as facts:
         start, _ = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
@@ -140,6 +148,7 @@ def run_pretrain(work: Work) -> None:
                 method,
                 batches_of(work, work.dataset.train, config, start, steps),
                 resident=work.resident(),
+                recorded=recorded,
                 optimizer=optimizer,
                 learning_rate=schedule_of(config.train, steps, per_epoch),
                 start=start,
@@ -465,6 +474,15 @@ def new_method(config: Config, work: Work) -> Method[Any]:
     return place(method, work)
 
 
+def quicken(method: Method[Any], config: Config, work: Work) -> bool:
+    """Compile the encoder's network where that is asked for; whether to record the whole step as a CUDA graph."""
+    if config.train.compile != "yes":
+        return False
+    # For every shape by itself: E-SSL has two, and one program for both is slower at each.
+    method.encoder.net.compile(dynamic=False)
+    return can_be_recorded(type(method), config.train.optimizer, work.resident())
+
+
 def required_method(config: Config) -> str:
     """The method's name; raises UserError for a run that trains none."""
     name = configuration.method_name(config)
@@ -621,6 +639,26 @@ def fix_steps(work: Work) -> Config:
     return work.config
 
 
+def fix_compile(work: Work) -> None:
+    """Decide about `auto`, once: what is compiled rounds differently, so a run must not change it."""
+    if work.config.train.compile != "auto":
+        return
+    chosen: Any = "yes" if compiling_pays(work) else "no"
+    work.config = replace(work.config, train=replace(work.config.train, compile=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
+def compiling_pays(work: Work) -> bool:
+    """Whether a step that can be recorded is done so often that the wait for the compiler is worth it."""
+    _, steps = count_steps(work.config, len(work.dataset.train))
+    minutes = work.config.train.minutes
+    long = steps >= COMPILED_FROM if minutes is None else minutes >= COMPILED_FROM_MINUTES
+    method = load_method(required_method(work.config))
+    return long and can_be_recorded(method, work.config.train.optimizer, work.resident())
+
+
 def seconds_a_step(work: Work) -> float:
     """The mean over the steps with small views and the others."""
     share = work.config.train.small_views
@@ -630,9 +668,12 @@ def seconds_a_step(work: Work) -> float:
 
 def measure_speed(work: Work, small_views: float) -> float:
     """Optimiser steps a second of a copy that is thrown away, with such a share of small views."""
-    train_config = replace(work.config.train, small_views=small_views, steps=CALIBRATION_STEPS)
+    steps = CALIBRATION_STEPS if work.config.train.compile != "yes" else ENDLESS
+    train_config = replace(work.config.train, small_views=small_views, steps=steps)
     config = replace(work.config, train=train_config)
     method = new_method(config, work)
+    if config.train.compile == "yes":
+        return compiled_speed(method, config, work)
     marks: list[float] = []
     hooks = Hooks(
         log=lambda rows: None,
@@ -654,6 +695,29 @@ def measure_speed(work: Work, small_views: float) -> float:
         if done < last:
             raise Stopped(0, 0)
     return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
+
+
+def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:
+    """The same of a step that is compiled, and recorded, first."""
+    logged: list[tuple[int, float]] = []
+    hooks = Hooks(
+        log=lambda rows: logged.append((len(rows), time.perf_counter())),
+        progress=lambda row: None,
+        checkpoint=lambda step: None,
+        checkpoint_due=lambda step: False,
+        should_stop=lambda: work.reporter.should_stop() or len(logged) == CALIBRATION_LOGS,
+    )
+    per_epoch, _ = count_steps(config, len(work.dataset.train))
+    train(
+        method, batches_of(work, work.dataset.train, config, 0, ENDLESS), resident=work.resident(),
+        recorded=quicken(method, config, work), optimizer=new_optimizer(method, config.train),
+        learning_rate=lambda step: 1e-6, start=0, stop=ENDLESS, steps_per_epoch=per_epoch, seed=config.train.seed,
+        device=work.device, precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
+    )  # fmt: skip
+    if len(logged) < CALIBRATION_LOGS:
+        raise Stopped(0, 0)
+    (_, began), *timed = logged[1:]
+    return sum(steps for steps, _ in timed) / (timed[-1][1] - began)
 
 
 @contextmanager

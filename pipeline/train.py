@@ -41,6 +41,7 @@ def train(
     batches: Iterator[RawBatch],
     *,
     resident: Tensor | None = None,
+    recorded: bool = False,
     optimizer: Optimizer,
     learning_rate: Callable[[int], float],
     start: int,
@@ -55,25 +56,28 @@ def train(
 ) -> int:
     """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
 
-    `resident` (N, H, W, C): all images, where the device holds them. Raises UserError where the loss or gradient is
-    not finite. Every worker must call it with the same arguments.
+    `resident` (N, H, W, C): all images, where the device holds them. `recorded`: as a CUDA graph, see
+    `pipeline.graph.can_be_recorded`. Raises UserError where the loss or gradient is not finite. Every worker must call
+    it with the same arguments.
     """
-    model = wrap_for_workers(method)
     method.train()
+    take_step = new_step(
+        method,
+        resident=resident,
+        recorded=recorded,
+        optimizer=optimizer,
+        seed=seed,
+        device=device,
+        precision=precision,
+        clip_grad=clip_grad,
+    )
     meter = Meter(stage, stop, steps_per_epoch)
     for step in range(start, stop):
         with meter.waiting():
             raw = next(batches)
-        batch = to_batch(raw, device, precision, seed, resident)
         rate = learning_rate(step)
         set_learning_rate(optimizer, rate)
-        with autocast(device, precision):
-            output: MethodOutput = model(batch)
-        optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        if clip_grad is not None:
-            nn.utils.clip_grad_norm_(method.parameters(), clip_grad)
-        optimizer.step()
+        output = take_step(raw, rate)
         method.after_step(step, stop)
         meter.add(step, raw.epoch, rate, output, len(raw.ids) * distributed.world_size())
         if not meter.time_to_poll(step):
@@ -88,6 +92,41 @@ def train(
         meter.flush(hooks)
         hooks.checkpoint(stop)
     return stop
+
+
+def new_step(
+    method: Method[Any],
+    *,
+    resident: Tensor | None,
+    recorded: bool,
+    optimizer: Optimizer,
+    seed: int,
+    device: torch.device,
+    precision: str,
+    clip_grad: float | None,
+) -> Callable[[RawBatch, float], MethodOutput]:
+    """What does an optimiser's step of a batch, at a learning rate; see `train`."""
+    model = wrap_for_workers(method)
+
+    def compute(batch: Batch) -> MethodOutput:
+        with autocast(device, precision):
+            output: MethodOutput = model(batch)
+        optimizer.zero_grad(set_to_none=True)
+        output.loss.backward()  # type: ignore[no-untyped-call]
+        if clip_grad is not None:
+            nn.utils.clip_grad_norm_(method.parameters(), clip_grad)
+        optimizer.step()
+        return output
+
+    def take_step(raw: RawBatch, rate: float) -> MethodOutput:
+        return compute(to_batch(raw, device, precision, seed, resident))
+
+    if recorded:
+        from pipeline.graph import RecordedStep
+
+        assert resident is not None
+        take_step = RecordedStep(compute, optimizer, resident, seed)
+    return take_step
 
 
 def wrap_for_workers(method: Method[Any]) -> nn.Module:

@@ -8,7 +8,7 @@ until the end. Views (N, C, S, S) lie in memory as (N, S, C, S), which is how th
 operation may change the images that it is given.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -83,11 +83,22 @@ def _send(device: torch.device, *arrays: Values) -> list[Tensor]:
     """int64 arrays, then float32 arrays, moved to the device in one copy that nobody waits for."""
     if not arrays:
         return []
-    flat = [np.ascontiguousarray(array).reshape(-1).view(np.int32) for array in arrays]
-    packed = torch.from_numpy(np.concatenate(flat))
+    packed = pack(arrays)
     if device.type == "cuda":
         packed = packed.pin_memory()
-    parts = torch.split(packed.to(device, non_blocking=True), [len(part) for part in flat])
+    return unpack(packed.to(device, non_blocking=True), arrays)
+
+
+def pack(arrays: Sequence[Values]) -> Tensor:
+    """int64 arrays, then float32 arrays, in one piece (int32, on the CPU)."""
+    return torch.from_numpy(
+        np.concatenate([np.ascontiguousarray(array).reshape(-1).view(np.int32) for array in arrays])
+    )
+
+
+def unpack(packed: Tensor, arrays: Sequence[Values]) -> list[Tensor]:
+    """Tensors of the arrays' types and shapes in the memory of what they were packed into, on any device."""
+    parts = torch.split(packed, [array.nbytes // 4 for array in arrays])
     return [part.view(_DTYPES[array.dtype]).view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
 
@@ -143,8 +154,13 @@ def _square_windows(shapes: NDArray[np.int64], size: int) -> Values:
 def _resample(images: Tensor, windows: Values, size: int) -> Tensor:
     """Views (B, C, S, S) of uint8 images (B, H, W, C)."""
     (sent,) = _send(images.device, windows.astype(np.float32))
-    down = _resize_weights(sent[..., 0], size, images.shape[1])
-    across = _resize_weights(sent[..., 1], size, images.shape[2])
+    return _resample_windows(images, sent, size)
+
+
+def _resample_windows(images: Tensor, windows: Tensor, size: int) -> Tensor:
+    """The same of windows (5, B, 2) that are where the images are."""
+    down = _resize_weights(windows[..., 0], size, images.shape[1])
+    across = _resize_weights(windows[..., 1], size, images.shape[2])
     rows = images.transpose(2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     return _separable(rows, down, across)
 
@@ -225,11 +241,16 @@ def _translation_map(size: int, x: Values, y: Values) -> Values:
 
 def _warp(images: Tensor, maps: Values) -> Tensor:
     """One bilinear resampling for K inverse maps (K, N, 2, 3) in a row, mirrored at the border after each."""
-    last = images.shape[-1] - 1
     (sent,) = _send(images.device, maps.transpose(0, 2, 3, 1).astype(np.float32))
+    return _warp_by(images, sent)
+
+
+def _warp_by(images: Tensor, maps: Tensor) -> Tensor:
+    """The same by maps (K, 2, 3, N) that are where the images are."""
+    last = images.shape[-1] - 1
     pixel = _positions(last + 1, images.device)
     x, y = pixel[None, None, :], pixel[None, :, None]
-    for number, rows in enumerate(reversed(sent[..., None, None].unbind())):
+    for number, rows in enumerate(reversed(maps[..., None, None].unbind())):
         if number > 0:
             x, y = _mirrored(x, last), _mirrored(y, last)
         x, y = (scale_x * x + (scale_y * y + shift) for scale_x, scale_y, shift in rows)
@@ -253,7 +274,9 @@ def color_jitter(
     The images are sorted by how many blends come before their hue. So those with a k-th blend before it, and those
     with it after it, are two slices, and the hue is turned once for all.
     """
-    blends, before = _blends(np.stack([brightness, contrast, saturation]), order, bool(hue.any()))
+    factors = np.stack([brightness, contrast, saturation])
+    changing = np.flatnonzero((factors != 1).any(axis=1))
+    blends, before = _blends(factors, order, changing, bool(hue.any()))
     rows = np.argsort(-before, kind="stable")
     arrays = (blends[..., rows].astype(np.float32), hue[rows].astype(np.float32))
     index, inverse, blends_sent, turns = _send(images.device, rows, np.argsort(rows), *arrays)
@@ -268,13 +291,12 @@ def color_jitter(
     return _select(images, inverse)
 
 
-def _blends(factors: Values, order: Values, turns_hue: bool) -> tuple[Values, NDArray[np.int64]]:
+def _blends(factors: Values, order: Values, changing: Values, turns_hue: bool) -> tuple[Values, NDArray[np.int64]]:
     """The blends (K, 3, N) of every image in its order, and how many of them come before its hue (N,).
 
-    A blend says how much of a value, of the image's mean luma and of the pixel's luma is in the result. An adjustment
-    whose factors (3, N) are all 1 is left out.
+    A blend says how much of a value, of the image's mean luma and of the pixel's luma is in the result. Of the
+    adjustments with factors (3, N) only those numbered in `changing` (K,) are made.
     """
-    changing = np.flatnonzero((factors != 1).any(axis=1))
     is_blend = np.isin(order, changing)
     numbers = order[is_blend].reshape(len(order), len(changing)).T  # (K, N)
     kept = np.take_along_axis(factors, numbers, axis=0)
@@ -323,7 +345,11 @@ def grayscale(images: Tensor) -> Tensor:
 
 def solarize(images: Tensor, threshold: Values) -> Tensor:
     """Inverts the values that, rounded, are at least `threshold` × 255."""
-    (lowest,) = _per_image(images.device, np.ceil(threshold * 255))  # the comparison is exact in float32 as well
+    return _solarize_from(images, *_per_image(images.device, np.ceil(threshold * 255)))
+
+
+def _solarize_from(images: Tensor, lowest: Tensor) -> Tensor:
+    """Inverts from a whole number (N, 1, 1, 1) on: the comparison is exact in float32 as well."""
     return torch.where(images.round() >= lowest, 255 - images, images)
 
 
@@ -334,7 +360,10 @@ def invert(images: Tensor) -> Tensor:
 
 def correct_gamma(images: Tensor, gamma: Values) -> Tensor:
     """Values as shares of 255 to the power of `gamma`."""
-    (exponent,) = _per_image(images.device, gamma)
+    return _power_(images, *_per_image(images.device, gamma))
+
+
+def _power_(images: Tensor, exponent: Tensor) -> Tensor:
     return images.mul_(1 / 255).clamp_(0, 1).pow_(exponent).mul_(255)  # rounding may have left a value below 0
 
 
@@ -346,8 +375,11 @@ def gaussian_blur(images: Tensor, sigma: Values) -> Tensor:
     kernels = _gaussian_kernels(sigma)
     if kernels.shape[1] == 2:  # all are of one pixel
         return images
-    (sent,) = _send(images.device, kernels.astype(np.float32))
-    weights = _blur_weights(sent, images.shape[-1])
+    return _blur_by(images, *_send(images.device, kernels.astype(np.float32)))
+
+
+def _blur_by(images: Tensor, kernels: Tensor) -> Tensor:
+    weights = _blur_weights(kernels, images.shape[-1])
     return _separable(images.transpose(1, 2), weights, weights)
 
 
@@ -371,8 +403,11 @@ def _blur_weights(kernels: Tensor, size: int) -> Tensor:
 
 def gaussian_noise(images: Tensor, sigma: Values, key: Values) -> Tensor:
     """Adds normal noise of sigma × 255, clipped: `pipeline.augment.spec.standard_normal` of every image's key."""
+    return _add_noise_(images, *_send(images.device, key, (255 * sigma).astype(np.float32)))
+
+
+def _add_noise_(images: Tensor, keys: Tensor, scale: Tensor) -> Tensor:
     n, channels, size, _ = images.shape
-    keys, scale = _send(images.device, key, (255 * sigma).astype(np.float32))
     noise = _standard_normal(keys, size * size * channels).view(n, size, size, channels)
     return images.addcmul_(noise.permute(0, 3, 1, 2), scale[:, None, None, None]).clamp_(0, 255)
 
@@ -387,11 +422,18 @@ def _standard_normal(keys: Tensor, n: int) -> Tensor:
 
 def cutout(images: Tensor, size: Values, x: Values, y: Values) -> Tensor:
     """Fills a square of side `size` (a share) with the image's rounded mean; x and y place it in the free room."""
-    length = images.shape[-1]
+    return _cut_square(images, *_per_image(images.device, *_squares(size, x, y, images.shape[-1])))
+
+
+def _squares(size: Values, x: Values, y: Values, length: int) -> tuple[Values, Values, Values, Values]:
+    """Top, bottom, left and right (N,) in images of `length` pixels."""
     side = np.rint(size * length)
     top, left = np.floor(y * (length - side + 1)), np.floor(x * (length - side + 1))
-    top, bottom, left, right = _per_image(images.device, top, top + side, left, left + side)
-    across = _positions(length, images.device)
+    return top, top + side, left, left + side
+
+
+def _cut_square(images: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    across = _positions(images.shape[-1], images.device)
     down = across[:, None]
     inside = (down >= top) & (down < bottom) & (across >= left) & (across < right)
     return torch.where(inside, images.mean(dim=(2, 3), keepdim=True).round_(), images)

@@ -62,6 +62,7 @@ class Method(nn.Module, ABC, Generic[C]):
     Config: ClassVar[Any]
     passes: ClassVar[int] = 1  # forward passes of the encoder for one image: what a step costs
     any_size: ClassVar[bool] = True  # whether views of another size than the encoder was built for will do
+    draws_only_views: ClassVar[bool] = False  # whether `forward` is a function of the weights and views alone
     keeps_decoder: ClassVar[bool] = False  # whether what is not the encoder is of use after training
     encoder: Encoder
 

@@ -37,6 +37,7 @@ class ESSL(Method[ESSLConfig]):
 
     Config = ESSLConfig
     passes = 3  # four turns at half the side cost as much as one view
+    draws_only_views = True
 
     def __init__(self, config: ESSLConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

@@ -26,6 +26,7 @@ class RotNet(Method[RotNetConfig]):
 
     Config = RotNetConfig
     passes = TURNS
+    draws_only_views = True
 
     def __init__(self, config: RotNetConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

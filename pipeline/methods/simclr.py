@@ -31,6 +31,7 @@ class SimCLR(Method[SimCLRConfig]):
 
     Config = SimCLRConfig
     passes = 2
+    draws_only_views = True
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
