@@ -445,3 +445,54 @@ def test_images_that_changed_are_refused(
     (copy / "red" / "0.png").unlink()
     with pytest.raises(UserError, match=r"has changed since .* was started"):
         Work.open(run_folder, Silent())
+
+
+# Compiling.
+
+
+def test_auto_is_decided_once_and_kept(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    for number, (pays, told) in enumerate([(True, "yes"), (False, "no")]):
+        monkeypatch.setattr(stages, "compiling_pays", lambda work, pays=pays: pays)
+        work = Work.open(prepared(f"run-{number}", "simclr", {"train.epochs": 1}).run, Silent())
+        stages.fix_compile(work)
+        kept.append((work.config.train.compile, configuration.load(work.run / "config.json").train.compile))
+        assert kept[-1] == (told, told)
+        monkeypatch.setattr(stages, "compiling_pays", lambda work, pays=pays: not pays)
+        stages.fix_compile(work)
+        assert work.config.train.compile == told
+
+
+def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
+    prepared: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pays(**changes: Any) -> bool:
+        values = {f"train.{name}": value for name, value in changes.items()}
+        return stages.compiling_pays(
+            Work.open(prepared(f"run-{len(values)}-{changes}", "simclr", values).run, Silent())
+        )
+
+    assert not pays(steps=stages.COMPILED_FROM)  # on a CPU nothing is recorded
+    monkeypatch.setattr(stages, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
+    assert pays(steps=stages.COMPILED_FROM)
+    assert not pays(steps=stages.COMPILED_FROM - 1)
+    assert pays(minutes=stages.COMPILED_FROM_MINUTES)
+    assert not pays(minutes=stages.COMPILED_FROM_MINUTES / 2)
+    assert not pays(steps=stages.COMPILED_FROM, optimizer="adamw")
+
+
+def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> None:
+    for value, expected in (("yes", True), ("no", False)):
+        work = Work.open(prepared(value, "simclr", {"train.compile": value}).run, Silent())
+        method = stages.new_method(work.config, work)
+        assert not stages.quicken(method, work.config, work)  # a CPU has no graphs
+        assert (method.encoder.net._compiled_call_impl is not None) is expected
+
+
+def test_a_time_budget_of_a_compiled_step_becomes_steps(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
+    work = Work.open(prepared("run", "simclr", {"train.minutes": 0.1, "train.compile": "yes"}).run, Silent())
+    with torch.compiler.set_stance("force_eager"):
+        stages.fix_steps(work)
+    assert work.config.train.steps is not None
+    assert work.config.train.steps > 10
