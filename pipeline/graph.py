@@ -7,8 +7,11 @@ its views, images that the device holds, one worker.
 Shapes: B images, V views.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +35,12 @@ def can_be_recorded(method: type[Method[Any]], optimizer: str, resident: Tensor 
     """Whether the step is always the same for the device, whatever the batch."""
     held = resident is not None and resident.is_cuda
     return held and method.draws_only_views and optimizer in RECORDED_OPTIMIZERS and distributed.world_size() == 1
+
+
+def has_compiler() -> bool:
+    """Whether torch finds here what it compiles for a GPU with."""
+    compilers = (os.environ.get("CC"), "gcc", "cc", "clang")
+    return find_spec("triton") is not None and any(shutil.which(name) for name in compilers if name)
 
 
 class RecordedStep:

@@ -40,7 +40,7 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.graph import can_be_recorded
+from pipeline.graph import can_be_recorded, has_compiler
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -656,7 +656,7 @@ def compiling_pays(work: Work) -> bool:
     minutes = work.config.train.minutes
     long = steps >= COMPILED_FROM if minutes is None else minutes >= COMPILED_FROM_MINUTES
     method = load_method(required_method(work.config))
-    return long and can_be_recorded(method, work.config.train.optimizer, work.resident())
+    return long and has_compiler() and can_be_recorded(method, work.config.train.optimizer, work.resident())
 
 
 def seconds_a_step(work: Work) -> float:

@@ -474,11 +474,14 @@ def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
 
     assert not pays(steps=stages.COMPILED_FROM)  # on a CPU nothing is recorded
     monkeypatch.setattr(stages, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
+    monkeypatch.setattr(stages, "has_compiler", lambda: True)
     assert pays(steps=stages.COMPILED_FROM)
     assert not pays(steps=stages.COMPILED_FROM - 1)
     assert pays(minutes=stages.COMPILED_FROM_MINUTES)
     assert not pays(minutes=stages.COMPILED_FROM_MINUTES / 2)
     assert not pays(steps=stages.COMPILED_FROM, optimizer="adamw")
+    monkeypatch.setattr(stages, "has_compiler", lambda: False)
+    assert not pays(steps=stages.COMPILED_FROM + 1)
 
 
 def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> None:
