@@ -331,9 +331,11 @@ def new_scheduler(search: Search, standing: Standing) -> Any:
         return scheduler
     if search.settings.scheduler == "median":
         # By reports and not by the clock, and without its pauses: a trial that is paused would begin anew.
-        return MedianStoppingRule(
+        rule = MedianStoppingRule(
             time_attr="training_iteration", grace_period=1, min_samples_required=3, min_time_slice=10**9
         )
+        remember_curves(rule, standing.ended)
+        return rule
     if search.settings.scheduler == "pbt":
         return population(search.space, search.settings.seed, PopulationBasedTraining)
     return FIFOScheduler()  # type: ignore[no-untyped-call]
@@ -346,6 +348,13 @@ def remember_rungs(scheduler: Any, ended: list[Trial]) -> None:
             for milestone, recorded in scheduler._brackets[0]._rungs:
                 if milestone == number:
                     recorded[f"before-{trial.number}"] = score
+
+
+def remember_curves(rule: Any, ended: list[Trial]) -> None:
+    """Let the median be that of an earlier session's trials too."""
+    for trial in ended:
+        for number, (_, score) in enumerate(trial.curve, start=1):
+            rule._results[f"before-{trial.number}"].append({rule._time_attr: number, SCORE: score})
 
 
 def first_population(search: Search, left: list[int]) -> dict[str, Any]:

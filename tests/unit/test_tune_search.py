@@ -20,6 +20,7 @@ from pipeline.cluster.tune import (
     fitted,
     new_scheduler,
     optuna_search,
+    remember_curves,
     remember_rungs,
 )
 from pipeline.cluster.tune import Standing as RayStanding
@@ -336,6 +337,19 @@ def test_rungs_of_an_earlier_session_count() -> None:
     scheduler.on_trial_add(None, SimpleNamespace(trial_id="good"))
     answer = scheduler.on_trial_result(None, SimpleNamespace(trial_id="good"), {"training_iteration": 1, "score": 0.85})
     assert answer == "CONTINUE"
+
+
+def test_the_median_is_that_of_an_earlier_session_too() -> None:
+    from ray.tune.schedulers import MedianStoppingRule
+
+    rule = MedianStoppingRule(
+        time_attr="training_iteration", metric="score", mode="max", grace_period=1, min_samples_required=3
+    )
+    remember_curves(rule, [replace(trial(n, 0.5), curve=[(4, 0.5 + n / 10), (8, 0.9)]) for n in range(4)])
+    controller = SimpleNamespace(get_live_trials=list)
+    for name, score, expected in (("low", 0.55, "STOP"), ("high", 0.75, "CONTINUE")):
+        row = {"training_iteration": 1, "score": score}
+        assert rule.on_trial_result(controller, RayTrial(name), row) == expected
 
 
 def test_values_that_were_written_down_are_within_the_ranges() -> None:
