@@ -30,12 +30,24 @@ from pipeline.cluster.train import (
 )
 from pipeline.errors import UserError
 from pipeline.memory import give_back_memory
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials, save_trial
+from pipeline.tune.ledger import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Trial,
+    drop_member,
+    load_member,
+    load_trials,
+    member_folder,
+    save_member,
+    save_trial,
+)
 from pipeline.tune.objectives import WORST
 from pipeline.tune.search import Search, candidate_config
 from pipeline.tune.space import Candidate, Parameter, Space
 
 SCORE = "score"
+KEPT = (SCORE, "scores", "step", "steps", "parameters", "schedule")  # of a report
 DIED = "the trial's process died: it was killed, or out of memory"
 JOIN_MINUTES = 10  # that the workers of a trial wait for each other
 
@@ -176,6 +188,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
         "cpus": room.cpus,
         "gpus": room.gpus,
         "checkpoints": evolves,
+        "out": str(search.out.absolute()),
         "space": search.space,
     }
     bundle = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
@@ -361,7 +374,9 @@ def first_population(search: Search, left: list[int]) -> dict[str, Any]:
     """The candidates that a population starts from. Ray lets no searcher work together with one."""
     from ray import tune
 
-    known = search.candidates() or []
+    known = dict(enumerate(search.candidates() or []))
+    # Where it has come to before, with what it was trained with last.
+    known |= {number: rows[-1]["parameters"] for number in left if (rows := load_member(search.out, number))}
     return {
         "number": tune.grid_search(left),
         "parameters": tune.sample_from(lambda config: known[config["number"]]),
@@ -415,9 +430,19 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
             standing.running.setdefault(numbers[trial.trial_id], (0, search.config.train.steps or 0, None))
 
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **_: Any) -> None:
-            if "reason" not in result:
-                self.rows.setdefault(trial.trial_id, []).append(result)
-                standing.running[numbers[trial.trial_id]] = (result["step"], result["steps"], result[SCORE])
+            if "reason" in result:
+                return
+            number = numbers[trial.trial_id]
+            if trial.trial_id not in self.rows:
+                earlier = load_member(search.out, number)
+                self.rows[trial.trial_id] = [row for row in earlier if row["step"] < result["step"]]
+            self.rows[trial.trial_id].append({name: result[name] for name in KEPT})
+            standing.running[number] = (result["step"], result["steps"], result[SCORE])
+
+        def on_checkpoint(self, iteration: int, trials: Any, trial: Any, checkpoint: Any, **_: Any) -> None:
+            rows = self.rows.get(trial.trial_id, [])
+            if rows and rows[-1]["step"] < rows[-1]["steps"]:  # else it ends now
+                save_member(search.out, numbers[trial.trial_id], rows, checkpoint.to_directory)
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **_: Any) -> None:
             rows = self.rows.get(trial.trial_id, [])
@@ -452,6 +477,7 @@ def keeper(search: Search, standing: Standing, numbers: dict[str, int], stop: th
                 schedule=changed_schedule(rows),
             )
             save_trial(search.out, ended)
+            drop_member(search.out, number)
             standing.ended.append(ended)
             standing.running.pop(number, None)
 
@@ -486,7 +512,7 @@ def try_candidate(parameters: dict[str, Any], settings: dict[str, Any]) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     with gathered(settings, candidate):
         try:
-            with resumed(tune.get_checkpoint()) as checkpoints:
+            with resumed(tune.get_checkpoint() or kept_before(parameters, settings)) as checkpoints:
                 for report in reports_of(settings, candidate, checkpoints if settings["checkpoints"] else None):
                     row = {
                         SCORE: report.scores[settings["objective"]],
@@ -500,6 +526,16 @@ def try_candidate(parameters: dict[str, Any], settings: dict[str, Any]) -> None:
                     tune.report(row, checkpoint=kept)
         except UserError as error:  # a loss that is not finite, for one: the candidate has lost
             tune.report({SCORE: WORST[settings["objective"]], "reason": str(error)})
+
+
+def kept_before(parameters: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """What an earlier session kept of this member of a population."""
+    from ray import tune
+
+    if "number" not in parameters:
+        return None
+    folder = member_folder(Path(settings["out"]), parameters["number"]) / "checkpoint"
+    return tune.Checkpoint.from_directory(folder) if folder.exists() else None
 
 
 @contextmanager

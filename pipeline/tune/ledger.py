@@ -1,8 +1,9 @@
-"""The trials of a search that have ended: a file each, which are all there is to continue from."""
+"""The trials that have ended, a file each, and how far a population has come: what a search continues from."""
 
 import dataclasses
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,39 @@ def load_trials(folder: Path) -> list[Trial]:
         except (OSError, ValueError, TypeError, KeyError):
             raise UserError(f"{path} is damaged: remove it, and its trial is done again") from None
     return trials
+
+
+def member_folder(folder: Path, number: int) -> Path:
+    """Where a member of a population that has not ended is kept: checkpoint/ and rows.json, its reports so far."""
+    return folder / "population" / f"{number:04d}"
+
+
+def save_member(folder: Path, number: int, rows: Sequence[dict[str, Any]], copy: Callable[[Path], object]) -> None:
+    """Keep what a member has come to, whole or not at all; `copy` copies its checkpoint to where it is told."""
+    place = member_folder(folder, number)
+    new, old = place.with_suffix(".new"), place.with_suffix(".old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    copy(new / "checkpoint")
+    write_json(new / "rows.json", list(rows))
+    if place.exists():
+        place.rename(old)
+    new.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_member(folder: Path, number: int) -> list[dict[str, Any]]:
+    """A member's reports so far; none where nothing of it was kept."""
+    try:
+        rows: list[dict[str, Any]] = json.loads((member_folder(folder, number) / "rows.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return rows
+
+
+def drop_member(folder: Path, number: int) -> None:
+    """It has ended: its trial's file is all that is needed."""
+    shutil.rmtree(member_folder(folder, number), ignore_errors=True)
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -105,13 +105,27 @@ def test_what_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
     assert {trial.state for trial in trials.values()} <= {FAILED, FINISHED, STOPPED}
 
 
-def test_a_population_copies_its_best(tmp_path: Path) -> None:
+def test_a_population_that_is_killed_goes_on_and_copies_its_best(tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,rotation", "parameters": "train.learning-rate=0.0001..1", "images": 200, "share": 0.4}
-    done = tune(out, search="random", scheduler="pbt", trials=4, **settings)
+    settings |= {"search": "random", "scheduler": "pbt", "trials": 4}
+    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: driver.poll() is not None or [*out.glob("population/*/rows.json")], "a report", seconds=120)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    kept = {int(path.parent.name): json.loads(path.read_text()) for path in out.glob("population/*/rows.json")}
+    assert kept
+    for number, rows in kept.items():  # what an earlier session wrote down is told from what is done again
+        rows[-1]["score"] = 0.123
+        (out / "population" / f"{number:04d}" / "rows.json").write_text(json.dumps(rows))
+    done = tune(out, **settings)
     assert done.returncode == 0, done.stderr
     trials = ended(out)
     assert [trial.state for trial in trials.values()] == [FINISHED] * 4
+    for number, rows in kept.items():
+        assert trials[number].curve[: len(rows)] == [(row["step"], row["score"]) for row in rows]
+        assert trials[number].curve[len(rows)][0] > rows[-1]["step"]
+    assert not [*out.glob("population/*")]
     copied = [trial for trial in trials.values() if trial.schedule]
     assert copied
     for trial in copied:

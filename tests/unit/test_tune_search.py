@@ -28,7 +28,20 @@ from pipeline.config import override, to_dict
 from pipeline.errors import UserError
 from pipeline.recipes import build_recipe
 from pipeline.tune.board import Board
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials, save_table, save_trial
+from pipeline.tune.ledger import (
+    FAILED,
+    FINISHED,
+    STOPPED,
+    Trial,
+    best_trial,
+    drop_member,
+    load_member,
+    load_trials,
+    member_folder,
+    save_member,
+    save_table,
+    save_trial,
+)
 from pipeline.tune.search import (
     Search,
     TuneSettings,
@@ -350,6 +363,30 @@ def test_the_median_is_that_of_an_earlier_session_too() -> None:
     for name, score, expected in (("low", 0.55, "STOP"), ("high", 0.75, "CONTINUE")):
         row = {"training_iteration": 1, "score": score}
         assert rule.on_trial_result(controller, RayTrial(name), row) == expected
+
+
+def test_a_member_is_kept_whole_or_as_it_was(tmp_path: Path) -> None:
+    def copy(word: str) -> Callable[[Path], None]:
+        def to(place: Path) -> None:
+            place.mkdir(parents=True)
+            (place / "weights").write_text(word)
+            if word == "torn":
+                raise OSError("disk full")
+
+        return to
+
+    assert load_member(tmp_path, 3) == []
+    save_member(tmp_path, 3, [{"step": 4}], copy("first"))
+    with pytest.raises(OSError, match="disk full"):
+        save_member(tmp_path, 3, [{"step": 4}, {"step": 8}], copy("torn"))
+    assert load_member(tmp_path, 3) == [{"step": 4}]
+    assert (member_folder(tmp_path, 3) / "checkpoint" / "weights").read_text() == "first"
+    save_member(tmp_path, 3, [{"step": 4}, {"step": 8}], copy("second"))
+    assert load_member(tmp_path, 3) == [{"step": 4}, {"step": 8}]
+    assert (member_folder(tmp_path, 3) / "checkpoint" / "weights").read_text() == "second"
+    drop_member(tmp_path, 3)
+    assert load_member(tmp_path, 3) == []
+    assert [*(tmp_path / "population").iterdir()] == []
 
 
 def test_values_that_were_written_down_are_within_the_ranges() -> None:
