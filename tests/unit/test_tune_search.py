@@ -1,6 +1,7 @@
 """A search before it starts, a trial in this process, and what is left when trials have ended."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
