@@ -88,6 +88,7 @@ def simclr_cifar10() -> Config:
         batch_size=_by_device(512, 256),
         optimizer=_by_device("sgd", "muon"),
         learning_rate=_by_device(0.03, 0.06),
+        weight_decay=_by_device(5e-4, 0.03),
         warmup_epochs=_by_device(0.0, 0.5),
         small_views=_by_device(0.0, 0.5),
         checkpoint_minutes=2.0,
@@ -101,7 +102,13 @@ def essl_cifar10() -> Config:
     simclr = simclr_cifar10()
     method = method_config("essl", temperature=_by_device(0.5, 0.2))
     train = replace(
-        simclr.train, epochs=_epochs(200, 7), optimizer="sgd", learning_rate=0.06, warmup_epochs=0.0, small_views=0.0
+        simclr.train,
+        epochs=_epochs(200, 7),
+        optimizer="sgd",
+        learning_rate=0.06,
+        weight_decay=5e-4,
+        warmup_epochs=0.0,
+        small_views=0.0,
     )
     return replace(simclr, method=method, train=train)  # on a GPU SimCLR's rate twice
 
