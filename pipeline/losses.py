@@ -3,7 +3,7 @@
 Shapes: W workers, B images on this worker, N = W·B images in the global batch, D dimensions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,9 +24,19 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     of the global batch, and with DistributedDataParallel's mean the gradients are those of one process.
     Computed in fp32 (fp64 stays fp64), also under autocast. Memory: ROWS × 2N numbers, whatever N.
     """
-    with torch.autocast(z1.device.type, enabled=False):
-        own = F.normalize(at_least_float32(torch.cat([z1, z2])), dim=1)
-        loss: Tensor = _NtXent.apply(own, gather_with_grad(own), temperature)
+    return nt_xent_of_views((z1, z2), temperature)
+
+
+def nt_xent_of_views(projections: Sequence[Tensor], temperature: float) -> Tensor:
+    """NT-Xent of V ≥ 2 views of every image, (B, D) each: the mean over all pairs of views of one image.
+
+    Every pair of views as in Tian et al., "Contrastive multiview coding", ECCV 2020 (there the "full graph"). A pair's
+    softmax is over its own similarity and those to all views of other images: the further views of the same image are
+    no negatives. With two views it is `nt_xent`, which says what else holds here, too.
+    """
+    with torch.autocast(projections[0].device.type, enabled=False):
+        own = F.normalize(at_least_float32(torch.cat(list(projections))), dim=1)
+        loss: Tensor = _NtXent.apply(own, gather_with_grad(own), temperature, len(projections))
         return loss
 
 
@@ -34,26 +44,28 @@ class _NtXent(torch.autograd.Function):
     """The similarities are computed a block of rows at a time, and again on the way back instead of being kept."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, others: Tensor, temperature: float) -> Tensor:
+    def forward(ctx: Any, own: Tensor, others: Tensor, temperature: float, views: int) -> Tensor:
         ctx.temperature = temperature
-        partner = others[_partners(len(own), own.device)]
-        log_sums = [block.logsumexp(dim=1) for _, block in _logits(own, others, temperature)]
-        ctx.save_for_backward(own, others, log_sum := torch.cat(log_sums))
-        return log_sum.mean() - (own * partner).sum() / (temperature * len(own))
+        partners = _partners(len(own), views, own.device)
+        found = [_split(block, partners[rows]) for rows, block in _logits(own, others, temperature)]
+        positives, negatives = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.save_for_backward(own, others, positives, negatives)
+        return F.softplus(negatives[:, None] - positives, threshold=40.0).mean()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        own, others, log_sum = ctx.saved_tensors
-        partners = _partners(len(own), own.device)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        own, others, positives, negatives = ctx.saved_tensors
+        pairs = positives.shape[1]
+        partners = _partners(len(own), pairs + 1, own.device)
+        missed = torch.sigmoid(negatives[:, None] - positives)  # what each pair's softmax leaves to the negatives
         grad_own, grad_others = torch.empty_like(own), torch.zeros_like(others)
         for rows, block in _logits(own, others, ctx.temperature):
-            # d loss / d logits = softmax − 1 at the partner, over the number of rows.
-            block.sub_(log_sum[rows, None]).exp_()
-            block[torch.arange(len(block), device=own.device), partners[rows]] -= 1
+            block.sub_(negatives[rows, None]).exp_().mul_(missed[rows].sum(dim=1, keepdim=True))
+            block.scatter_(1, partners[rows], -missed[rows])
             torch.mm(block, others, out=grad_own[rows])
             grad_others.addmm_(block.T, own[rows])
-        scale = grad / (ctx.temperature * len(own))
-        return grad_own.mul_(scale), grad_others.mul_(scale), None
+        scale = grad / (ctx.temperature * len(own) * pairs)
+        return grad_own.mul_(scale), grad_others.mul_(scale), None, None
 
 
 def _logits(own: Tensor, others: Tensor, temperature: float) -> Iterator[tuple[slice, Tensor]]:
@@ -66,9 +78,17 @@ def _logits(own: Tensor, others: Tensor, temperature: float) -> Iterator[tuple[s
         yield rows, block
 
 
-def _partners(rows: int, device: torch.device) -> Tensor:
-    """(rows,) where the other view of each of this worker's rows stands among all rows."""
-    return rank() * rows + torch.arange(rows, device=device).roll(-rows // 2)
+def _split(block: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, V − 1) logits of a block's positives, and (R,) log Σ exp of its negatives', finite where there are none."""
+    positives = block.gather(1, partners)
+    negatives = block.scatter_(1, partners, -torch.inf).logsumexp(dim=1)
+    return positives, negatives.clamp_(min=torch.finfo(block.dtype).min / 2)
+
+
+def _partners(rows: int, views: int, device: torch.device) -> Tensor:
+    """(rows, V − 1) where the other views of each of this worker's rows stand among all rows."""
+    others = torch.arange(1, views, device=device) * (rows // views)
+    return rank() * rows + (torch.arange(rows, device=device)[:, None] + others) % rows
 
 
 def at_least_float32(x: Tensor) -> Tensor:

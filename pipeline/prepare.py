@@ -115,7 +115,7 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
 
     traits = traits_of(config, dataset)
     method = configuration.method_name(config)
-    views: tuple[View, ...] = load_method(method).default_views(traits) if method else ()
+    views: tuple[View, ...] = load_method(method).views_for(config.method, traits) if method else ()
     if config.augment.spec is not None:
         views = load_views(config.augment.spec, len(views))
     if config.train.small_views > 0:
@@ -286,12 +286,13 @@ def expected_seconds(config: Config, flops: float, steps: int) -> float:
 
     method = configuration.method_name(config)
     passes = load_method(method).passes if method else 0
+    views = len(config.augment.views or ())
     cores = os.cpu_count() or 1
     rate = GPU_FLOPS * config.cluster.workers if has_gpu() else CPU_FLOPS * cores
     side = config.data.image_size or 32
-    augment = len(config.augment.views or ()) * VIEW_SECONDS * (side / 32) ** 1.5 / cores
+    augment = VIEW_SECONDS * (side / 32) ** 1.5 / cores
     pixels = 1 - 0.75 * config.train.small_views
-    return float(pixels * steps * config.train.batch_size * (3 * passes * flops / rate + augment))
+    return float(pixels * steps * config.train.batch_size * views * (3 * passes * flops / rate + augment))
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

@@ -60,7 +60,7 @@ class Method(nn.Module, ABC, Generic[C]):
     """
 
     Config: ClassVar[Any]
-    passes: ClassVar[int] = 1  # forward passes of the encoder for one image: what a step costs
+    passes: ClassVar[int] = 1  # of the encoder, forward, for one view: what a step costs
     any_size: ClassVar[bool] = True  # whether views of another size than the encoder was built for will do
     draws_only_views: ClassVar[bool] = False  # whether `forward` is a function of the weights and views alone
     keeps_decoder: ClassVar[bool] = False  # whether what is not the encoder is of use after training
@@ -73,6 +73,11 @@ class Method(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """The method's own augmentation, one spec a view."""
+
+    @classmethod
+    def views_for(cls, config: Any, traits: Traits) -> tuple[Spec, ...]:
+        """Those of a `Config`, where it has a say in how many they are."""
+        return cls.default_views(traits)
 
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pipeline.augment.defaults import rotation_view, simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
-from pipeline.losses import at_least_float32, nt_xent
+from pipeline.losses import at_least_float32, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import TURNS, all_turns, build_projector, positive_similarity
 
@@ -28,15 +28,18 @@ class ESSLConfig:
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
     projector_layers: Annotated[int, Ge(2), Le(3)] = 2
+    views: Annotated[int, Ge(2), Le(16)] = 2  # of every image, for SimCLR's half
     rotation_weight: Annotated[float, Ge(0)] = 0.4  # λ of equation 2; the paper's value for CIFAR-10 (§4.1)
     rotation_hidden: Annotated[int, Gt(0)] | None = None  # None: four times the encoder's dimensions
 
 
 class ESSL(Method[ESSLConfig]):
-    """Two views of an image attract each other, and four turns of a third, at half the size, are told apart."""
+    """Two views or more of an image attract each other, and four turns of one more, at half the size, are told apart.
+
+    The four turns cost as much as one view.
+    """
 
     Config = ESSLConfig
-    passes = 3  # four turns at half the side cost as much as one view
     draws_only_views = True
 
     def __init__(self, config: ESSLConfig, encoder: Encoder, traits: Traits) -> None:
@@ -58,19 +61,26 @@ class ESSL(Method[ESSLConfig]):
         views = simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
         return (*views, rotation_view(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror))
 
+    @classmethod
+    def views_for(cls, config: ESSLConfig, traits: Traits) -> tuple[Spec, ...]:
+        """As many for SimCLR as the config says, and the one that is turned."""
+        view, _, turned = cls.default_views(traits)
+        return (*[view] * config.views, turned)
+
     def forward(self, batch: Batch) -> MethodOutput:
-        """NT-Xent of the first two views plus the weighted cross-entropy of the turns of the third."""
-        features = self.encoder(torch.cat(batch.views[:2]))
-        z1, z2 = self.projector(features).chunk(2)
-        contrast = nt_xent(z1, z2, self.temperature)
-        images, turns = all_turns(F.avg_pool2d(batch.views[2], 2))
+        """NT-Xent of all views but the last, plus the weighted cross-entropy of the turns of that one."""
+        *alike, turned = batch.views
+        features = self.encoder(torch.cat(alike))
+        projections = self.projector(features).chunk(len(alike))
+        contrast = nt_xent_of_views(projections, self.temperature)
+        images, turns = all_turns(F.avg_pool2d(turned, 2))
         logits = at_least_float32(self.predictor(self.encoder(images)))
         rotation = F.cross_entropy(logits, turns)
         return MethodOutput(
             loss=contrast + self.rotation_weight * rotation,
             features=features.detach(),
             logs={
-                "train/positive_similarity": positive_similarity(z1.detach(), z2.detach()),
+                "train/positive_similarity": positive_similarity(*(z.detach() for z in projections[:2])),
                 "train/contrast_loss": contrast.detach(),
                 "train/rotation_loss": rotation.detach(),
                 "train/rotation_accuracy": (logits.detach().argmax(dim=1) == turns).float().mean(),

@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from pipeline.augment.defaults import simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
-from pipeline.losses import nt_xent
+from pipeline.losses import nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import build_projector, positive_similarity
 
@@ -24,13 +24,13 @@ class SimCLRConfig:
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
     projector_layers: Annotated[int, Ge(2), Le(3)] = 2  # 3: SimCLR v2 (Chen et al., 2020, §2)
+    views: Annotated[int, Ge(2), Le(16)] = 2  # of every image; a step costs as much as with fewer images and two views
 
 
 class SimCLR(Method[SimCLRConfig]):
-    """Two views of an image attract each other and repel all other views of the global batch."""
+    """The views of an image, usually two, attract each other and repel those of all others of the global batch."""
 
     Config = SimCLRConfig
-    passes = 2
     draws_only_views = True
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
@@ -49,12 +49,17 @@ class SimCLR(Method[SimCLRConfig]):
         """Two draws of the same strong augmentation."""
         return simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
 
+    @classmethod
+    def views_for(cls, config: SimCLRConfig, traits: Traits) -> tuple[Spec, ...]:
+        """As many draws as the config says."""
+        return cls.default_views(traits)[:1] * config.views
+
     def forward(self, batch: Batch) -> MethodOutput:
-        """NT-Xent of the first two views."""
-        features = self.encoder(torch.cat(batch.views[:2]))
-        z1, z2 = self.projector(features).chunk(2)
+        """NT-Xent of all views."""
+        features = self.encoder(torch.cat(batch.views))
+        projections = self.projector(features).chunk(len(batch.views))
         return MethodOutput(
-            loss=nt_xent(z1, z2, self.temperature),
+            loss=nt_xent_of_views(projections, self.temperature),
             features=features.detach(),
-            logs={"train/positive_similarity": positive_similarity(z1.detach(), z2.detach())},
+            logs={"train/positive_similarity": positive_similarity(*(z.detach() for z in projections[:2]))},
         )

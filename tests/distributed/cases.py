@@ -15,7 +15,7 @@ from pipeline import distributed
 from pipeline.config import method_config
 from pipeline.distributed import use_global_batch_norm
 from pipeline.encoders import build_encoder
-from pipeline.losses import nt_xent
+from pipeline.losses import nt_xent_of_views
 from pipeline.methods import load_method
 from pipeline.methods.base import Batch, Method, Traits
 from pipeline.optim import build_optimizer
@@ -55,13 +55,13 @@ def helpers() -> dict[str, Any]:
     }
 
 
-def nt_xent_case(dtype: torch.dtype) -> Arrays:
+def nt_xent_case(dtype: torch.dtype, views: int) -> Arrays:
     """Loss of the global batch, and gradients of a shared weight before and of the embeddings themselves."""
     weight = random(5, 4, dtype=dtype).requires_grad_()
-    x1, x2 = (own(random(IMAGES, 5, dtype=dtype, seed=seed)).requires_grad_() for seed in (1, 2))
-    loss = nt_xent(x1 @ weight, x2 @ weight, 0.3)
+    images = [own(random(IMAGES, 5, dtype=dtype, seed=seed)).requires_grad_() for seed in range(1, 1 + views)]
+    loss = nt_xent_of_views([x @ weight for x in images], 0.3)
     loss.backward()
-    of_images = [distributed.gather_rows(x.grad) / distributed.world_size() for x in (x1, x2)]  # type: ignore[arg-type]
+    of_images = [distributed.gather_rows(x.grad) / distributed.world_size() for x in images]  # type: ignore[arg-type]
     return {
         "loss": distributed.mean_over_ranks(loss).numpy(),
         "weight": averaged_gradient(weight),

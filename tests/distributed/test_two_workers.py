@@ -60,9 +60,10 @@ def test_one_worker_may_reconstruct_alone(workers: Workers):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
-def test_nt_xent(workers: Workers, dtype, tolerance):
-    alone = cases.nt_xent_case(dtype)
-    for found in workers.run(cases.nt_xent_case, dtype):
+@pytest.mark.parametrize("views", [2, 3])
+def test_nt_xent(workers: Workers, views, dtype, tolerance):
+    alone = cases.nt_xent_case(dtype, views)
+    for found in workers.run(cases.nt_xent_case, dtype, views):
         assert_same(found, alone, tolerance)
 
 

@@ -4,13 +4,14 @@ That the gradients are right with several workers is tested in tests/distributed
 """
 
 import math
+from itertools import permutations
 
 import pytest
 import torch
 from torch import Tensor
 
 from pipeline import losses
-from pipeline.losses import nt_xent
+from pipeline.losses import nt_xent, nt_xent_of_views
 
 
 def projections(n: int = 6, d: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -60,6 +61,40 @@ def test_value_and_gradients(other, temperature):
     theirs = value_and_gradients(lambda a, b: other(a, b, temperature), *projections())
     for found, expected in zip(ours, theirs):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def every_pair(z: Tensor, temperature: float) -> Tensor:
+    """Views (V, N, D): −log of each pair's share among itself and the views of other images, one pair at a time."""
+    views, n, _ = z.shape
+    z = z / z.norm(dim=2, keepdim=True)
+    losses_of_pairs = []
+    for image in range(n):
+        for a, b in permutations(range(views), 2):
+            negatives = [z[a, image] @ z[v, other] for v in range(views) for other in range(n) if other != image]
+            exponents = torch.exp(torch.stack([z[a, image] @ z[b, image], *negatives]) / temperature)
+            losses_of_pairs.append(-torch.log(exponents[0] / exponents.sum()))
+    return torch.stack(losses_of_pairs).mean()
+
+
+@pytest.mark.parametrize("rows", [3, 1024])
+@pytest.mark.parametrize("views", [2, 3, 5])
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_more_views_than_two(views, temperature, rows, monkeypatch):
+    monkeypatch.setattr(losses, "ROWS", rows)
+    z = torch.randn(views, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found, expected = nt_xent_of_views(tuple(z), temperature), every_pair(z, temperature)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+    gradients = [torch.autograd.grad(loss, z)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_one_image_alone_has_nothing_to_learn(views):
+    z = torch.randn(views, 1, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    loss = nt_xent_of_views(tuple(z), 0.1)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert z.grad.abs().max() == 0.0
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 64])

@@ -36,11 +36,14 @@ def test_loss_is_the_sum_of_both(weight):
     torch.testing.assert_close(output.logs["train/rotation_loss"], rotation.detach())
 
 
-def test_turned_images_have_half_the_side():
-    method, sizes = build(), []
-    method.encoder.register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
-    method(batch())
-    assert sizes == [(8, 3, 16, 16), (16, 3, 8, 8)]
+@pytest.mark.parametrize("count", [2, 3])
+def test_the_last_view_is_turned_at_half_the_side(count):
+    method, seen = build(views=count), []
+    method.encoder.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    views = list(torch.rand(count + 1, 4, 3, 16, 16, generator=torch.Generator().manual_seed(1)))
+    method(Batch(views, torch.arange(1, 5), None, seed=0, epoch=0, step=0))
+    assert [tuple(images.shape) for images in seen] == [(4 * count, 3, 16, 16), (16, 3, 8, 8)]
+    torch.testing.assert_close(seen[1], all_turns(F.avg_pool2d(views[-1], 2))[0])
 
 
 def test_gradients_reach_every_parameter():
@@ -52,6 +55,8 @@ def test_gradients_reach_every_parameter():
 def test_default_views_are_three_and_never_turned():
     views = ESSL.default_views(TRAITS)
     assert len(views) == 3
+    assert ESSL.views_for(ESSLConfig(), TRAITS) == views
+    assert ESSL.views_for(ESSLConfig(views=4), TRAITS) == (*views[:1] * 4, views[2])
     assert not {"rotation", "quarter_turn"} & {operation.name for operation in views[2].operations}
 
 

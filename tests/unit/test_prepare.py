@@ -210,8 +210,10 @@ def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkey
         announce(prepared, lambda line: None)
 
 
-def test_guesses_grow_with_the_work(tiny_config: Make) -> None:
-    config = tiny_config()
+def test_guesses_grow_with_the_work(tiny_config: Make, tmp_path: Path) -> None:
+    config = prepare_quietly(tiny_config(), tmp_path / "two").config
+    more = prepare_quietly(tiny_config(changes={"method.views": 6}), tmp_path / "six").config
+    assert expected_seconds(more, 1e6, 100) == pytest.approx(3 * expected_seconds(config, 1e6, 100))
     assert expected_seconds(config, 1e6, 200) == pytest.approx(2 * expected_seconds(config, 1e6, 100))
     assert expected_seconds(config, 1e9, 100) > expected_seconds(config, 1e6, 100)
     facts = {"parameters": 1e6, "dim": 100}

@@ -7,7 +7,7 @@ from torch import nn
 from pipeline.config import method_config
 from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
-from pipeline.losses import nt_xent
+from pipeline.losses import nt_xent, nt_xent_of_views
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.parts import build_projector
 from pipeline.methods.simclr import SimCLR, SimCLRConfig
@@ -45,6 +45,12 @@ def test_loss_is_that_of_both_views_normalised_together():
     assert not output.features.requires_grad
 
 
+def test_all_views_are_used():
+    method, views = build(temperature=0.2), torch.rand(3, 4, 3, 8, 8)
+    z = method.projector(method.encoder(torch.cat(list(views)))).chunk(3)
+    torch.testing.assert_close(method(batch_of(*views)).loss, nt_xent_of_views(z, 0.2))
+
+
 def test_equal_views_have_similarity_one():
     images = torch.rand(4, 3, 8, 8)
     output = build()(batch_of(images, images))
@@ -60,9 +66,13 @@ def test_gradients_reach_every_parameter():
 
 def test_default_views_are_two():
     assert len(SimCLR.default_views(TRAITS)) == 2
+    assert SimCLR.views_for(SimCLRConfig(), TRAITS) == SimCLR.default_views(TRAITS)
+    assert SimCLR.views_for(SimCLRConfig(views=5), TRAITS) == SimCLR.default_views(TRAITS)[:1] * 5
 
 
-@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"projector_layers": 4}, {"projector_dim": 0}, {"tau": 1}])
+@pytest.mark.parametrize(
+    "values", [{"temperature": 0.0}, {"projector_layers": 4}, {"projector_dim": 0}, {"tau": 1}, {"views": 1}]
+)
 def test_values_out_of_range_are_refused(values):
     with pytest.raises(UserError, match=f"--method.{next(iter(values))}"):
         method_config("simclr", **values)

@@ -1,0 +1,40 @@
+"""Whitening: features in which no direction outweighs the others, by a linear map that needs no labels.
+
+Shapes: N vectors of D dimensions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SHRINKAGE = 0.1  # in units of the mean variance; chosen on held-out images of CIFAR-10 (docs/speed.md)
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Subtract `mean` (D,), then multiply by `matrix` (D, D)."""
+
+    mean: NDArray[np.float32]
+    matrix: NDArray[np.float32]
+
+    def __call__(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(N, D) to (N, D)."""
+        whitened: NDArray[np.float32] = np.matmul(vectors - self.mean, self.matrix)
+        return whitened
+
+
+def fit_whitening(vectors: NDArray[np.float32], shrinkage: float = SHRINKAGE) -> Whitening:
+    """The symmetric map that brings the covariance of `vectors` (N, D) close to the identity.
+
+    The variance λ of a principal direction becomes λ / (λ + shrinkage · mean λ): directions that hardly vary are not
+    blown up. Without shrinkage this is ZCA (Bell and Sejnowski, 1997), here of features, where it makes neighbours by
+    cosine better (Jégou and Chum, "Negative evidences and co-occurences in image retrieval", ECCV 2012, §3.2).
+    """
+    mean = vectors.mean(axis=0, dtype=np.float64)
+    centred = vectors - mean
+    variances, directions = np.linalg.eigh(centred.T @ centred / len(vectors))
+    variances = variances.clip(min=0)
+    scales = 1 / np.sqrt(variances + shrinkage * variances.mean() + np.finfo(np.float32).tiny)
+    matrix = (directions * scales) @ directions.T
+    return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
