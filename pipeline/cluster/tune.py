@@ -350,7 +350,7 @@ def new_scheduler(search: Search, standing: Standing) -> Any:
         remember_curves(rule, standing.ended)
         return rule
     if search.settings.scheduler == "pbt":
-        return population(search.space, search.settings.seed, PopulationBasedTraining)
+        return population(search.space, search.settings.seed, ending(PopulationBasedTraining))
     return FIFOScheduler()  # type: ignore[no-untyped-call]
 
 
@@ -406,6 +406,21 @@ def population(space: Space, seed: int, scheduler: Any) -> Any:
         custom_explore_fn=within,
         log_config=False,
     )
+
+
+def ending(scheduler: type[Any]) -> type[Any]:
+    """The scheduler, but a member that has reported its last step has ended.
+
+    Its end comes only after the report: in between, another member could copy a network that has nothing left to learn.
+    """
+
+    class Ending(scheduler):  # type: ignore[misc]
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            if "step" in result and result["step"] == result["steps"]:
+                return str(self.STOP)
+            return str(super().on_trial_result(tune_controller, trial, result))
+
+    return Ending
 
 
 # What is kept

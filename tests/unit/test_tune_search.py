@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pyarrow.parquet as pq
 import pytest
@@ -331,6 +332,31 @@ def test_a_slow_trial_is_not_stopped_for_being_slow(tmp_path: Path) -> None:
             assert scheduler.on_trial_result(controller, one, row) == "CONTINUE"
     row = {"training_iteration": 2, "time_total_s": 1.0, "score": 0.01}
     assert scheduler.on_trial_result(controller, RayTrial("bad"), row) == "STOP"
+
+
+def test_a_network_that_has_nothing_left_to_learn_is_not_copied(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path, scheduler="pbt", search="random")
+    scheduler = new_scheduler(search, RayStanding(4, search.space))
+    scheduler.set_search_properties("score", "max")
+    members = [MagicMock(status="RUNNING", **{"is_finished.return_value": False}) for _ in range(4)]
+    controller = MagicMock(search_alg=None, **{"get_trials.return_value": members})
+    controller._schedule_trial_save = lambda member, result: f"a checkpoint of step {result['step']}"
+    copied: list[str] = []
+    scheduler._exploit = lambda _, member, best: copied.append(scheduler._trial_state[best].last_checkpoint)
+    for member in members:
+        member.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = None
+        member.config = {"parameters": {name: 0.5 for name in search.space.parameters}}
+        scheduler.on_trial_add(controller, member)
+
+    def report(number: int, step: int, score: float) -> str:
+        row = {"training_iteration": step, "score": score, "step": step, "steps": 3}
+        return str(scheduler.on_trial_result(controller, members[number], row))
+
+    for number, step, score in ((3, 1, 0.9), (2, 1, 0.6), (1, 1, 0.5), (3, 2, 0.92)):
+        assert report(number, step, score) == "CONTINUE"
+    assert report(3, 3, 0.95) == "STOP"
+    report(0, 1, 0.1)
+    assert copied == ["a checkpoint of step 2"]
 
 
 def test_a_copied_network_brings_its_history_along(tmp_path: Path) -> None:
