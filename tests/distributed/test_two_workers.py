@@ -94,9 +94,13 @@ def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
         assert np.linalg.norm(together - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize(("name", "values"), METHODS[:6])  # over convolutions with BatchNorm, where a bit matters
+@pytest.mark.parametrize(("name", "values"), METHODS[:5])  # over convolutions with BatchNorm, where a bit matters
 def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Workers, name, values):
-    """Where one bit of a statistic differed, ReLUs would open that are shut in the other run: gradients 1e-3 apart."""
+    """Where one bit of a statistic differed, ReLUs would open that are shut in the other run: gradients 1e-3 apart.
+
+    Drawn noise and dense layers are not promised to the bit: on some CPUs torch's logarithm and matrix product round
+    otherwise at another place in a batch.
+    """
     alone = cases.features_case(name, values, 64, 32)
     for found in workers.run(cases.features_case, name, values, 64, 32):
         np.testing.assert_array_equal(found["features"], alone["features"])

@@ -345,7 +345,7 @@ def test_a_network_that_has_nothing_left_to_learn_is_not_copied(tmp_path: Path) 
     scheduler._exploit = lambda _, member, best: copied.append(scheduler._trial_state[best].last_checkpoint)
     for member in members:
         member.run_metadata.checkpoint_manager.checkpoint_config.num_to_keep = None
-        member.config = {"parameters": {name: 0.5 for name in search.space.parameters}}
+        member.config = {"parameters": dict.fromkeys(search.space.parameters, 0.5)}
         scheduler.on_trial_add(controller, member)
 
     def report(number: int, step: int, score: float) -> str:
