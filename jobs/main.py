@@ -1,10 +1,12 @@
 """`rayssl VERB …`: finds the verb's module and turns its end into an exit code."""
 
+import atexit
 import importlib
 import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 from pipeline.errors import UserError, nearest
 
@@ -45,6 +47,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_verb(words[0], words[1:])
 
 
+def command() -> NoReturn:
+    """The console command as a process."""
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process; one of torchrun's without Python's own ending.
+
+    There a thread of gloo's may still hold a tensor of the last collective, and where it lets it go while the
+    interpreter ends, it aborts a process whose work is done. No call waits for that thread: a wrapped model of
+    DistributedDataParallel keeps the process group alive after it was destroyed.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """0: done; 2: the input is wrong (one line on stderr); 1: a fault of ours; 130, 143: stopped by a signal."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -83,4 +105,4 @@ def usage() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

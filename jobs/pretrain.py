@@ -6,7 +6,7 @@ import sys
 import click
 
 from jobs.cli import command_line, parse
-from jobs.main import run_verb
+from jobs.main import leave, run_verb
 from jobs.start import plan_of, stop_early
 
 SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
@@ -32,4 +32,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("pretrain", sys.argv[1:]))
+    leave(run_verb("pretrain", sys.argv[1:]))

@@ -6,7 +6,7 @@ import sys
 import click
 
 from jobs.cli import command_line, parse
-from jobs.main import run_verb
+from jobs.main import leave, run_verb
 from jobs.start import plan_of, show_results, stop_early
 
 SUMMARY = (
@@ -33,4 +33,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb("run", sys.argv[1:]))
+    leave(run_verb("run", sys.argv[1:]))

@@ -43,3 +43,24 @@ def test_wrong_input_under_torchrun_is_one_line(tmp_path):
     assert len(told) == 1
     assert "is not empty and is no run folder" in told[0]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["notes.txt"]
+
+
+def test_a_process_of_torchruns_is_gone_before_the_interpreter_ends():
+    code = """
+import atexit
+from jobs.main import leave
+class Late:
+    def __del__(self): print("late")
+late = Late()
+atexit.register(print, "closed")
+print("told")
+leave(3)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TORCHELASTIC_RUN_ID": "none"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.split()) == (3, ["told", "closed"])
