@@ -30,6 +30,7 @@ FLAGS = {
     "--cluster.gpu-per-worker": ("X", "GPUs a worker [1 where there are any]"),
     "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
     "--index.factory": ("S", "a FAISS factory string"),
+    "--index.whiten": ("true", "search by whitened features: see knn-whitened/top1"),
     "--tune.space": ("OP,…|FILE", "operations to choose from: crop,flip,color,grey,blur,…"),
     "--tune.parameters": ("NAME,…", "searched too: temperature,learning-rate,method.noise=0.1..0.6"),
     "--tune.objective": ("NAME", "knn, probe, rotation, rankme, alignment-uniformity [knn, rotation without labels]"),
@@ -40,7 +41,7 @@ FLAGS = {
     "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
-RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune."))
+RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune.") and name != "--index.whiten")
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
 

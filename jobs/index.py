@@ -12,7 +12,7 @@ SUMMARY = "A FAISS index over the embeddings of all images of a run, with its re
 
 def main(argv: list[str]) -> int:
     """Parse, build, print where the index is."""
-    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=("--index.factory",))
+    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=("--index.factory", "--index.whiten"))
     run = run_folder(parsed)
     from pipeline.launch import changed_config
     from pipeline.runfolder import read_manifest

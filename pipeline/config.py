@@ -138,6 +138,7 @@ class IndexConfig:
 
     __pydantic_config__ = _STRICT
     factory: str = "auto"  # a FAISS factory string, or auto: by the number of vectors
+    whiten: bool = False  # search by features in which no direction outweighs the others (pipeline/whitening.py)
 
 
 @dataclass(frozen=True)

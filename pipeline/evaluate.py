@@ -13,6 +13,7 @@ from pipeline import metrics
 from pipeline.embeddings import Embeddings
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.whitening import fit_whitening
 
 SCHEMA = 1
 
@@ -59,7 +60,7 @@ def evaluate_embeddings(
     checkpoint: str = "last",
     all_classes: bool = True,
 ) -> list[Record]:
-    """Records of knn/top1, cluster/acc|nmi|ari, retrieval/… (where there are labels) and health/… (always).
+    """Records of knn/top1, knn-whitened/top1, cluster/acc|nmi|ari, retrieval/… (with labels) and health/… (always).
 
     `clusters` None: as many as classes. `prefix`, such as "baseline/raw-pixels/", goes before every metric's name.
     What a set is too small for is left out, and kNN where the training images are not of `all_classes`. Raises
@@ -69,7 +70,7 @@ def evaluate_embeddings(
     records = _health_records(train, seed)
     train, test = _labelled(train), _labelled(test)
     if len(train.ids) and len(test.ids):
-        records += [_knn_record(train, test, k, temperature)] if all_classes else []
+        records += _knn_records(train, test, k, temperature) if all_classes else []
         records += _cluster_records(test, clusters or _n_classes(train, test), seed)
         records += _retrieval_records(test)
     return [
@@ -197,7 +198,18 @@ def _record(
     }
 
 
-def _knn_record(train: Embeddings, test: Embeddings, k: int, temperature: float) -> Record:
+def _knn_records(train: Embeddings, test: Embeddings, k: int, temperature: float) -> list[Record]:
+    """Of the features, and of whitened ones."""
+    whiten = fit_whitening(metrics.normalise(train.vectors))
+    known, asked = (replace(part, vectors=whiten(metrics.normalise(part.vectors))) for part in (train, test))
+    what = " of L2-normalised embeddings, whitened by those of the former"
+    return [
+        _knn_record("knn/top1", train, test, k, temperature),
+        _knn_record("knn-whitened/top1", known, asked, k, temperature, what),
+    ]
+
+
+def _knn_record(metric: str, train: Embeddings, test: Embeddings, k: int, temperature: float, what: str = "") -> Record:
     assert train.labels is not None
     assert test.labels is not None
     used = min(k, len(train.vectors))
@@ -207,10 +219,10 @@ def _knn_record(train: Embeddings, test: Embeddings, k: int, temperature: float)
     n = len(test.labels)
     hits = int((predicted == test.labels).sum())
     protocol = (
-        f"k nearest neighbours by cosine, k = {used}, weights exp(s/T) with T = {temperature:g}; "
+        f"k nearest neighbours by cosine{what}, k = {used}, weights exp(s/T) with T = {temperature:g}; "
         f"votes of {len(train.vectors)} images of {train.split} for {n} of {test.split}; Wilson interval"
     )
-    return _record(test, "knn/top1", hits / n, protocol, n, metrics.interval_of_proportion(hits, n))
+    return _record(test, metric, hits / n, protocol, n, metrics.interval_of_proportion(hits, n))
 
 
 def _cluster_records(test: Embeddings, clusters: int, seed: int) -> list[Record]:

@@ -1,5 +1,7 @@
 """A FAISS index over normalised embeddings: the inner product it searches by is the cosine.
 
+An index that whitens maps its vectors and its queries by itself, and searches by the cosine of what comes out.
+
 <folder>/index.faiss and <folder>/manifest.json. The embeddings are the truth: an index that is damaged or does not
 match them is refused and can always be built again.
 """
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
+from pipeline.whitening import fit_whitening
 
 SCHEMA = 1
 FACTS = ("encoder_hash", "data_fingerprint", "factory", "metric", "recall", "dim", "count", "sha256")
@@ -45,8 +48,8 @@ def auto_factory(n: int) -> str:
     return f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))},Flat"
 
 
-def build_index(vectors: Floats, ids: Ints, factory: str = "auto") -> faiss.Index:
-    """An index that finds `ids` (N,) by the cosine of `vectors` (N, D).
+def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool = False) -> faiss.Index:
+    """An index that finds `ids` (N,) by the cosine of `vectors` (N, D), or of whitened ones.
 
     Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, and for
     vectors that are not finite.
@@ -59,6 +62,8 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto") -> faiss.Inde
         index = faiss.index_factory(points.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if not isinstance(index, faiss.IndexIVF | faiss.IndexIDMap):
             index = faiss.IndexIDMap2(index)
+        if whiten:
+            index = _behind_whitening(index, points)
         index.train(points)
         index.add_with_ids(points, ids)
     except RuntimeError as error:
@@ -68,6 +73,28 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto") -> faiss.Inde
         ) from None
     _set_effort(index)
     return index
+
+
+def _behind_whitening(index: faiss.Index, points: Floats) -> faiss.Index:
+    """The index behind a linear map and a normalisation, which FAISS applies to all that is added or searched."""
+    whitening = fit_whitening(points)
+    linear = faiss.LinearTransform(index.d, index.d, True)
+    faiss.copy_array_to_vector(whitening.matrix.T.ravel(), linear.A)
+    faiss.copy_array_to_vector(-whitening.mean @ whitening.matrix, linear.b)
+    linear.is_trained = True
+    whitened = faiss.IndexPreTransform(index)
+    whitened.prepend_transform(faiss.NormalizationTransform(index.d, 2.0))
+    whitened.prepend_transform(linear)
+    return whitened
+
+
+def _searched(index: faiss.Index, points: Floats) -> Floats:
+    """Normalised vectors as the index compares them."""
+    if isinstance(index, faiss.IndexPreTransform):
+        chain: Any = index.chain
+        for place in range(chain.size()):
+            points = faiss.downcast_VectorTransform(chain.at(place)).apply(points)
+    return points
 
 
 def _set_effort(index: faiss.Index) -> None:
@@ -84,6 +111,8 @@ def _set_effort(index: faiss.Index) -> None:
 
 
 def _inner(index: faiss.Index) -> faiss.Index:
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
 
 
@@ -104,9 +133,10 @@ def measure_recall(
     if k < 1:
         return 1.0
     rows = np.sort(np.random.default_rng(seed).permutation(len(points))[:sample])
+    _, found = index.search(points[rows], k + 1)
+    points = _searched(index, points)
     exact, _ = search(_exact(points, ids), points[rows], k, [{int(own)} for own in ids[rows]])
     order = np.argsort(ids)
-    _, found = index.search(points[rows], k + 1)
     position = order[np.searchsorted(ids, np.maximum(found, ids.min()), sorter=order)]
     similarity = np.einsum("qd,qkd->qk", points[rows], points[position])
     similarity[(found < 0) | (found == ids[rows][:, None])] = -np.inf
@@ -160,6 +190,7 @@ def save_index(
     recall: float,
     dim: int,
     count: int,
+    whitened: bool = False,
 ) -> None:
     """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index."""
     with replacing(folder / "index.faiss") as temporary:
@@ -168,6 +199,7 @@ def save_index(
         "schema": SCHEMA,
         "metric": "cosine",
         "factory": factory,
+        "whitened": whitened,
         "recall": recall,
         "dim": dim,
         "count": count,

@@ -270,7 +270,7 @@ def index_embeddings(run: Path, name: str) -> None:
     if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
         return
     began = time.perf_counter()
-    index = build_index(vectors, ids, config.index.factory)
+    index = build_index(vectors, ids, config.index.factory, config.index.whiten)
     recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
     with writer_lock(run):
         save_index(
@@ -282,6 +282,7 @@ def index_embeddings(run: Path, name: str) -> None:
             recall=recall,
             dim=vectors.shape[1],
             count=len(ids),
+            whitened=config.index.whiten,
         )
         mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
 

@@ -35,7 +35,7 @@ def stop_in_the_middle(server: Server, run: Path, epochs: int) -> tuple[str, int
 
 def test_stopped_job_is_submitted_again_and_ends_as_if_undisturbed(server: Server, tmp_path: Path) -> None:
     run = tmp_path / "job"
-    epochs = epochs_for(12, tmp_path)
+    epochs = epochs_for(8, tmp_path)
     told, code = stop_in_the_middle(server, run, epochs)
     assert code == 1, told
     assert told.splitlines()[-1] == "rayssl-job-1: stopped", told

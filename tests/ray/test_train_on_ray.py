@@ -111,7 +111,7 @@ def interrupt(run: Path, number: int, epochs: int) -> tuple[int, str, int]:
 
 def test_signals_write_a_checkpoint_first_and_the_same_command_continues(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    epochs = epochs_for(12, tmp_path)
+    epochs = epochs_for(8, tmp_path)
     code, told, first = interrupt(run, signal.SIGINT, epochs)
     assert code == 130, told
     assert "the same command continues from the checkpoint" in told

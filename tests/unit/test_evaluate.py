@@ -37,7 +37,7 @@ def evaluate(train: Embeddings, test: Embeddings, prefix: str = "", k: int = 20)
 
 
 LABEL_FREE = {"health/rankme", "health/uniformity", "health/std"}
-LABELLED = {"knn/top1", "cluster/acc", "cluster/nmi", "cluster/ari"} | {
+LABELLED = {"knn/top1", "knn-whitened/top1", "cluster/acc", "cluster/nmi", "cluster/ari"} | {
     f"retrieval/{name}" for name in ("recall@1", "recall@10", "precision@1", "map@r")
 }
 
@@ -61,6 +61,17 @@ def test_records_say_what_was_measured() -> None:
             low, high = record["interval"]
             assert low <= record["value"] <= high
     assert all(records[name]["interval"] for name in LABELLED)
+
+
+def test_whitened_neighbours_are_those_of_whitened_features() -> None:
+    """Directions that say nothing outweigh the others, until they are whitened."""
+    train, test = make("train", 300), make("test", 100, seed=1)
+    for part, seed in ((train, 5), (test, 6)):
+        part.vectors[:, 4:] = 5 * np.random.default_rng(seed).normal(size=(len(part.vectors), 2))
+    records = evaluate(train, test)
+    assert records["knn-whitened/top1"]["value"] > records["knn/top1"]["value"] + 0.1
+    assert "whitened" in records["knn-whitened/top1"]["protocol"]
+    assert "whitened" not in records["knn/top1"]["protocol"]
 
 
 def test_without_labels_only_health() -> None:
@@ -93,9 +104,9 @@ def test_prefix_goes_before_every_metric() -> None:
 def test_sets_too_small_leave_out_what_cannot_be_said() -> None:
     one = replace(make("test", 1), labels=np.array([3]))
     records = evaluate(make("train", 10), one)
-    assert set(records) == LABEL_FREE | {"knn/top1"}
+    assert set(records) == LABEL_FREE | {"knn/top1", "knn-whitened/top1"}
     assert "k = 10" in records["knn/top1"]["protocol"]  # all there are, and says so
-    assert set(evaluate(make("train", 1), one)) == {"knn/top1"}
+    assert set(evaluate(make("train", 1), one)) == {"knn/top1", "knn-whitened/top1"}
 
 
 def test_diverged_embeddings_are_refused() -> None:
@@ -203,4 +214,4 @@ def test_knn_is_left_out_where_training_images_are_of_some_classes() -> None:
     sets = make("train", 60), make("test", 40, seed=1)
     settings = {"k": 20, "temperature": 0.07, "clusters": None, "seed": 3}
     found = {record["metric"] for record in evaluate_embeddings(*sets, **settings, all_classes=False)}  # type: ignore[arg-type]
-    assert found == (LABEL_FREE | LABELLED) - {"knn/top1"}
+    assert found == (LABEL_FREE | LABELLED) - {"knn/top1", "knn-whitened/top1"}

@@ -18,6 +18,8 @@ from pipeline.index import (
     save_index,
     search,
 )
+from pipeline.metrics import normalise
+from pipeline.whitening import fit_whitening
 
 DIM = 16
 
@@ -85,6 +87,24 @@ def test_k_beyond_what_there_is() -> None:
             search(index, x[:1], k)
     with pytest.raises(UserError, match="k is 5: the index holds only 4 vectors besides the image itself"):
         search(index, x[:1], 5, [{int(ids[0])}])
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF1,Flat"])
+def test_a_whitened_index_searches_by_the_cosine_of_whitened_vectors(folder: Path, factory: str) -> None:
+    x, ids, queries = vectors(200) * np.geomspace(1, 30, DIM, dtype=np.float32), big_ids(200), vectors(9, seed=5)
+    index = build_index(x, ids, factory, whiten=True)
+    assert measure_recall(index, x, ids, k=5) == 1.0
+    facts: dict[str, Any] = {"encoder_hash": "e", "data_fingerprint": "d", "factory": factory, "recall": 1.0}
+    save_index(index, folder, **facts, dim=DIM, count=200, whitened=True)
+    loaded, manifest = load_index(folder)
+    assert manifest["whitened"]
+    scores, found = search(loaded, queries, 6)
+
+    whiten = fit_whitening(normalise(x))
+    cosine = normalise(whiten(normalise(queries))) @ normalise(whiten(normalise(x))).T
+    order = np.argsort(-cosine, axis=1)[:, :6]
+    np.testing.assert_array_equal(found, ids[order])
+    np.testing.assert_allclose(scores, np.take_along_axis(cosine, order, axis=1), rtol=1e-4, atol=1e-6)
 
 
 def test_approximate_index_never_pads() -> None:
