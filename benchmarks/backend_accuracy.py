@@ -16,8 +16,9 @@ from jobs.cli import take_config_paths
 from pipeline.embed import embed_images
 from pipeline.export import load_encoder
 from pipeline.files import write_json
-from pipeline.metrics import knn_classify
+from pipeline.metrics import knn_classify, normalise
 from pipeline.train import choose_device
+from pipeline.whitening import fit_whitening
 
 BACKENDS = ("albumentations", "batched")
 K, TEMPERATURE = 20, 0.07
@@ -51,13 +52,16 @@ def main() -> int:
     return 0 if abs(difference) <= noise else 1
 
 
-def knn(run: Path, dataset: object, part: str = "test") -> float:
+def knn(run: Path, dataset: object, part: str = "test", whitened: bool = False) -> float:
     """Accuracy of the frozen encoder on the images of a part by all training images."""
     encoder, device = load_encoder(run), choose_device()
     splits = [getattr(dataset, name) for name in ("train", part)]
     train_vectors, vectors = (
-        embed_images(encoder.to(device), images, device=device, precision="fp32") for images in splits
+        normalise(embed_images(encoder.to(device), images, device=device, precision="fp32")) for images in splits
     )
+    if whitened:
+        whiten = fit_whitening(train_vectors)
+        train_vectors, vectors = whiten(train_vectors), whiten(vectors)
     classes = len(dataset.class_names or ())  # type: ignore[attr-defined]
     predicted = knn_classify(train_vectors, splits[0].labels, vectors, K, TEMPERATURE, classes)
     return float((predicted == splits[1].labels).mean())

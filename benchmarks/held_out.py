@@ -3,7 +3,7 @@
     python benchmarks/held_out.py --data.path CIFAR10 --encoder.name resnet-tiny --train.steps 1046 --train.threads 1
 
 Pre-trains in this process, without Ray, and prints kNN (cosine, k = 20, T = 0.07) of the held-out images by the other
-training images. Further --a.b options go to the run.
+training images, also of whitened features. Further --a.b options go to the run.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def main() -> int:
     options = parser.parse_args(rest)
     torch.set_num_threads(int(changes.get("train.threads", torch.get_num_threads())))
     dataset = train(options.recipe, options.run, changes).dataset
-    print(f"kNN of {len(dataset.val)} held-out images {knn(options.run, dataset, 'val'):.4f}")
+    plain, whitened = (knn(options.run, dataset, "val", whitened) for whitened in (False, True))
+    print(f"kNN of {len(dataset.val)} held-out images {plain:.4f}, whitened {whitened:.4f}")
     return 0
 
 
