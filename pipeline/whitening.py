@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 SHRINKAGE = 0.1  # in units of the mean variance; chosen on held-out images of CIFAR-10 (docs/speed.md)
 
+ROWS = 16_384  # that are held in double precision at a time
+
 
 @dataclass(frozen=True)
 class Whitening:
@@ -32,9 +34,16 @@ def fit_whitening(vectors: NDArray[np.float32], shrinkage: float = SHRINKAGE) ->
     cosine better (Jégou and Chum, "Negative evidences and co-occurences in image retrieval", ECCV 2012, §3.2).
     """
     mean = vectors.mean(axis=0, dtype=np.float64)
-    centred = vectors - mean
-    variances, directions = np.linalg.eigh(centred.T @ centred / len(vectors))
+    variances, directions = np.linalg.eigh(_covariance(vectors, mean))
     variances = variances.clip(min=0)
     scales = 1 / np.sqrt(variances + shrinkage * variances.mean() + np.finfo(np.float32).tiny)
     matrix = (directions * scales) @ directions.T
     return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
+
+
+def _covariance(vectors: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    total = np.zeros((vectors.shape[1], vectors.shape[1]))
+    for start in range(0, len(vectors), ROWS):
+        centred = vectors[start : start + ROWS] - mean
+        total += centred.T @ centred
+    return total / len(vectors)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from pipeline import whitening
 from pipeline.whitening import fit_whitening
 
 
@@ -24,6 +25,12 @@ def test_shrinkage_leaves_small_variances_small(shrinkage):
     found = fit_whitening(given, shrinkage)(given)
     expected = variances / (variances + shrinkage * variances.mean())
     np.testing.assert_allclose(np.linalg.eigvalsh(np.cov(found.T, bias=True)), expected, atol=1e-3)
+
+
+def test_blocks_of_rows_make_no_difference(monkeypatch):
+    whole = fit_whitening(vectors())
+    monkeypatch.setattr(whitening, "ROWS", 7)
+    np.testing.assert_allclose(fit_whitening(vectors()).matrix, whole.matrix, rtol=1e-5, atol=1e-6)
 
 
 def test_a_feature_that_never_varies_stays_zero():
