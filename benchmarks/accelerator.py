@@ -101,9 +101,9 @@ from pipeline.methods.base import Batch, Method
 from pipeline.prepare import resolve
 from pipeline.reporter import Silent
 from pipeline.runfolder import describe_software
-from pipeline.stages import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 from pipeline.train import Hooks, autocast, new_step, resolve_precision, set_learning_rate, to_batch, train
 from pipeline.whitening import fit_whitening
+from pipeline.work import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 
 PARTS = ("check", "throughput", "speedrun")
 OPTIONAL = ("albumentations", "faiss", "ray", "wandb")

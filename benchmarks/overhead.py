@@ -32,8 +32,9 @@ from pipeline.prepare import open_data, prepare
 from pipeline.recipes import build_recipe
 from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, describe_software
-from pipeline.stages import new_encoder, run_index, run_worker_stages
+from pipeline.stages import run_index, run_worker_stages
 from pipeline.train import choose_device, resolve_precision, to_float
+from pipeline.work import new_encoder
 
 RECIPE = "simclr-cifar10"
 BOUNDS = {"ray": 0.97, "data wait": 0.05, "help": 0.5, "query": 3.0, "embedding": 0.9}

@@ -29,8 +29,8 @@ from pipeline.files import write_json
 from pipeline.prepare import open_data
 from pipeline.reporter import Silent
 from pipeline.runfolder import describe_software
-from pipeline.stages import Work, batches_of, new_method
 from pipeline.train import to_batch, wrap_for_workers
+from pipeline.work import Work, batches_of, new_method
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50

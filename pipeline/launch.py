@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from pipeline.cluster.train import Resources
     from pipeline.data import Images
     from pipeline.encoders import Encoder
-    from pipeline.stages import Work
     from pipeline.trained import Trained
     from pipeline.tune.board import Board
     from pipeline.tune.ledger import Trial
     from pipeline.tune.search import Search, TuneSettings
     from pipeline.tune.space import Space
+    from pipeline.work import Work
 
 WORKER = ("pretrain", "probe", "finetune", "embed")
 HERE = ("index", "evaluate")
@@ -154,9 +154,10 @@ def prepare_shown(config: Config, run: Path, command: str, display: Display) -> 
 
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
+    from pipeline.choices import choose_backend
     from pipeline.prepare import open_and_resolve
     from pipeline.reporter import LocalReporter
-    from pipeline.stages import Work, choose_backend
+    from pipeline.work import Work
 
     config, dataset = open_and_resolve(config, _warn(display), _reading(display))
     work = Work.begin(Path(), LocalReporter(display), config, dataset)
@@ -188,7 +189,8 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
 
     from pipeline import distributed
     from pipeline.reporter import LocalReporter, Silent
-    from pipeline.stages import Stopped, pending, run_worker_stages
+    from pipeline.stages import pending, run_worker_stages
+    from pipeline.work import Stopped
 
     cuda = torch.cuda.is_available()
     if cuda:
@@ -253,7 +255,8 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
     from pipeline.export import export_encoder
     from pipeline.reporter import LocalReporter
-    from pipeline.stages import new_encoder, run_index, run_worker_stages
+    from pipeline.stages import run_index, run_worker_stages
+    from pipeline.work import new_encoder
 
     prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
     with writer_lock(run):

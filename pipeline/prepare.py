@@ -204,7 +204,7 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
     """
     from pipeline.encoders import describe
     from pipeline.methods import load_method
-    from pipeline.stages import new_encoder
+    from pipeline.work import new_encoder
 
     encoder = new_encoder(config)
     facts = describe(encoder)

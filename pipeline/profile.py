@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.loader import RawBatch
 from pipeline.methods.base import Batch, Method
-from pipeline.stages import Work, batches_of, new_method, new_optimizer, views_of
 from pipeline.train import autocast, to_batch
+from pipeline.work import Work, batches_of, new_method, new_optimizer, views_of
 
 WARM_UP = 3  # steps before anything is measured: first steps choose kernels and take memory
 TRACED = 3  # steps in the trace

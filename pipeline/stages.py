@@ -6,11 +6,10 @@ again it does nothing. Shapes: N images, D features.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,19 @@ from numpy.typing import NDArray
 
 from pipeline import config as configuration
 from pipeline import distributed
-from pipeline.augment import Spec, view_from_dict
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.choices import (
+    fix_backend,
+    fix_compile,
+    fix_precision,
+    fix_steps,
+)
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
-from pipeline.encoders import Encoder, build_encoder
+from pipeline.encoders import Encoder
 from pipeline.errors import UserError
 from pipeline.evaluate import (
     Record,
@@ -40,12 +44,9 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.graph import can_be_recorded, has_compiler
-from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
-from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
@@ -59,69 +60,24 @@ from pipeline.runfolder import (
     writer_lock,
 )
 from pipeline.tracking import Tracker, start_tracker
-from pipeline.train import Hooks, choose_device, plain_precision, resolve_precision, to_batch, to_float, train
+from pipeline.train import Hooks, choose_device, plain_precision, resolve_precision, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
+from pipeline.work import (
+    Stopped,
+    Work,
+    batches_of,
+    loader_processes,
+    new_encoder,
+    new_method,
+    new_optimizer,
+    place,
+    quicken,
+    required_method,
+    schedule_of,
+)
 
-CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
-CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up
-COMPILED_FROM, COMPILED_FROM_MINUTES = 2000, 3.0  # steps; a ResNet-18 takes 20 s to compile
-ENDLESS = 1 << 40
 BASELINE = "random-init"
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
-RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
-
-
-@dataclass
-class Work:
-    """A run while stages work on it: opened once, shared by the stages of one process."""
-
-    run: Path
-    reporter: Reporter
-    config: Config
-    dataset: Dataset
-    device: torch.device
-    precision: str
-    features: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
-    _resident: torch.Tensor | None = None
-
-    @classmethod
-    def open(cls, run: Path, reporter: Reporter) -> "Work":
-        """Open the run's config and data; raises UserError where the images are not those it was trained on."""
-        config = configuration.load(run / "config.json")
-        dataset = open_data(config)
-        expected = read_manifest(run)["data"]["fingerprint"]
-        if dataset.fingerprint != expected:
-            raise UserError(
-                f"{dataset.path} has changed since {run} was started (fingerprint {dataset.fingerprint[:12]}, there "
-                f"{expected[:12]}): start a new run with another --out, or bring the images back"
-            )
-        return cls.begin(run, reporter, config, dataset)
-
-    @classmethod
-    def begin(cls, run: Path, reporter: Reporter, config: Config, dataset: Dataset) -> "Work":
-        """Choose device, precision and threads for a config and data that belong together."""
-        device = choose_device()
-        if device.type == "cpu":
-            keep_freed_memory()
-        else:
-            torch.set_float32_matmul_precision("high")  # views are off by less than 0.4 of 255, and bf16 rounds more
-        if config.train.threads is not None:
-            torch.set_num_threads(config.train.threads)
-        return cls(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this is the worker that writes."""
-        return distributed.rank() == 0
-
-    def resident(self) -> torch.Tensor | None:
-        """(N, H, W, C) training images in the GPU's memory, where they fit and have one size; sent there once."""
-        if self.config.augment.backend == "albumentations":  # which needs them on the CPU
-            return None
-        if self._resident is None and fits_on_device(self.dataset.train, self.device):
-            pixels, _ = self.dataset.train.padded(np.arange(len(self.dataset.train)))
-            self._resident = torch.from_numpy(pixels).to(self.device)
-        return self._resident
 
 
 def run_pretrain(work: Work) -> None:
@@ -334,13 +290,6 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
         save_splits(work, encoder, "")
 
 
-class Stopped(Exception):  # noqa: N818
-    """A stage was asked to stop; its checkpoint is written."""
-
-    def __init__(self, done: int, steps: int) -> None:
-        super().__init__(f"stopped after step {done} of {steps}")
-
-
 WORKER_STAGES: dict[str, Callable[[Work], None]] = {
     "pretrain": run_pretrain,
     "probe": run_probe,
@@ -446,279 +395,6 @@ def identity(config: Config) -> dict[str, Any]:
 
     flat = flatten(configuration.to_dict(config))
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
-
-
-def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
-    """The run's encoder before training: a function of the seed (and of the weights it starts from)."""
-    data = config.data
-    if data.channels is None or data.image_size is None:
-        raise UserError("the config is not resolved: start the run with `rayssl run` or `rayssl pretrain`")
-    torch.manual_seed(config.train.seed)
-    return build_encoder(
-        config.encoder.name,
-        channels=data.channels,
-        image_size=data.image_size,
-        stem=config.encoder.stem,
-        weights=config.encoder.weights if weights else None,
-        latent_dim=config.encoder.latent_dim,
-        depth=config.encoder.depth,
-        kernel=config.encoder.kernel,
-    )
-
-
-def new_method(config: Config, work: Work) -> Method[Any]:
-    """The method with its first weights, on this worker's device."""
-    traits = traits_of(config, work.dataset)
-    encoder = new_encoder(config)
-    torch.manual_seed(config.train.seed + 1)
-    method = load_method(required_method(config))(config.method, encoder, traits)
-    return place(method, work)
-
-
-def quicken(method: Method[Any], config: Config, work: Work) -> bool:
-    """Compile the encoder's network where that is asked for; whether to record the whole step as a CUDA graph."""
-    if config.train.compile != "yes":
-        return False
-    # For every shape by itself: E-SSL has two, and one program for both is slower at each.
-    method.encoder.net.compile(dynamic=False)
-    return can_be_recorded(type(method), config.train.optimizer, work.resident())
-
-
-def required_method(config: Config) -> str:
-    """The method's name; raises UserError for a run that trains none."""
-    name = configuration.method_name(config)
-    if name is None:
-        raise UserError("this run folder holds an encoder that was not trained here: `rayssl run RECIPE` trains one")
-    return name
-
-
-def place(method: Method[Any], work: Work) -> Method[Any]:
-    """Global BatchNorm, precision, device and memory layout."""
-    distributed.use_global_batch_norm(method)
-    if work.precision == "fp64":
-        method.double()
-    return method.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
-
-
-def new_optimizer(method: Method[Any], settings: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimiser."""
-    return build_optimizer(
-        settings.optimizer,
-        method,
-        learning_rate=scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer),
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-    )
-
-
-def schedule_of(settings: TrainConfig, steps: int, per_epoch: int) -> Callable[[int], float]:
-    """Step → learning rate: a function of the planned number of steps.
-
-    A finished run that is extended goes on with the rate that the longer plan has at that step.
-    """
-    peak = scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer)
-    warmup = min(round(settings.warmup_epochs * per_epoch), steps)
-    return lambda step: learning_rate_at(step, steps, warmup, peak)
-
-
-def batches_of(work: Work, images: Images, config: Config, start: int, stop: int) -> Iterator[Any]:
-    """This worker's batches of the pre-training steps start … stop − 1."""
-    views = views_of(work, images, config)
-    processes = 0 if views.on_device else loader_processes(config, work.device)  # nothing to decode or to send
-    return load_batches(views, start, stop, processes)
-
-
-def views_of(work: Work, images: Images, config: Config) -> Views:
-    """What makes this worker's batches."""
-    _, steps = count_steps(config, len(images))
-    return Views(
-        images,
-        Order(len(images), config.train.batch_size, config.train.seed),
-        [view_from_dict(view) for view in config.augment.views or ()],
-        work.dataset.image_size,
-        config.train.seed,
-        distributed.rank(),
-        distributed.world_size(),
-        backend=config.augment.backend,
-        on_device=config.augment.backend == "batched" and work.resident() is not None,
-        small_until=round(config.train.small_views * steps),
-    )
-
-
-def fits_on_device(images: Images, device: torch.device) -> bool:
-    """Whether all images, decoded, take at most a share of the GPU's free memory."""
-    size = images.uniform_bytes()
-    return device.type == "cuda" and size is not None and size <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0]
-
-
-def loader_processes(config: Config, device: torch.device) -> int:
-    """Next to a GPU, processes; next to a CPU, where augmentation is a few percent of a step, a thread will do."""
-    if config.data.processes is not None:
-        return config.data.processes
-    return min(8, max(1, (os.cpu_count() or 2) // distributed.world_size() - 1)) if device.type == "cuda" else 0
-
-
-def fix_precision(work: Work) -> None:
-    """Write down what `auto` became, once: a run that is continued on another machine must not change it."""
-    if work.config.train.precision != "auto":
-        return
-    chosen: Any = distributed.broadcast_object(work.precision)
-    work.precision = chosen
-    work.config = replace(work.config, train=replace(work.config.train, precision=chosen))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
-
-
-def fix_backend(work: Work) -> None:
-    """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
-    if work.config.augment.backend not in ("auto", "fastest"):
-        return
-    found = distributed.broadcast_object(choose_backend(work) if work.is_main else None)
-    assert found is not None
-    chosen, reason = found
-    work.reporter.message(f"augmentation: {chosen} backend ({reason})")
-    work.config = replace(work.config, augment=replace(work.config.augment, backend=chosen))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
-
-
-def choose_backend(work: Work) -> tuple[Any, str]:
-    """The backend, and why.
-
-    "auto" goes by the device, never by a clock: the same command must give the same run. "fastest" times both.
-    """
-    views = [view_from_dict(view) for view in work.config.augment.views or ()]
-    if not all(isinstance(view, Spec) for view in views):
-        return "albumentations", "the views are a pipeline of your own"
-    if work.config.augment.backend == "auto":
-        usual = "batched" if work.device.type == "cuda" else "albumentations"
-        return usual, f"usual on a {'GPU' if usual == 'batched' else 'CPU'}; --augment.backend fastest measures"
-    micros = {name: 1e6 * seconds_a_view(work, name) for name in ("albumentations", "batched")}
-    told = ", ".join(f"{name} {value:.0f} µs a view" for name, value in micros.items())
-    return min(micros, key=lambda name: micros[name]), told
-
-
-def seconds_a_view(work: Work, backend: str) -> float:
-    """Time for a view, from decoded image to floats on the device; loader processes share their part of it.
-
-    On a CPU that is time of the processor, which the step is in want of, whatever else the machine does.
-    """
-    clock = time.perf_counter if work.device.type == "cuda" else time.process_time
-    config = replace(
-        work.config,
-        augment=replace(work.config.augment, backend=backend),  # type: ignore[arg-type]
-        train=replace(work.config.train, batch_size=min(256, len(work.dataset.train))),
-    )
-    views = views_of(work, work.dataset.train, config)
-    times = []
-    for _ in range(4):  # the first one warms up
-        began = clock()
-        raw = views[0]
-        loaded = clock()
-        to_batch(raw, work.device, work.precision, 0, work.resident())
-        if work.device.type == "cuda":
-            torch.cuda.synchronize()
-        hands = 1 if views.on_device else max(1, loader_processes(config, work.device))
-        times.append((loaded - began) / hands + clock() - loaded)
-    return min(times[1:]) / (len(raw.ids) * len(views.views))
-
-
-def fix_steps(work: Work) -> Config:
-    """Turn a time budget into a number of steps, once: it is kept in config.json, so nothing depends on the clock."""
-    config = work.config
-    if config.train.minutes is None or config.train.steps is not None:
-        return config
-    work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
-    seconds = distributed.broadcast_object(seconds_a_step(work))
-    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 / seconds))))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
-    return work.config
-
-
-def fix_compile(work: Work) -> None:
-    """Decide about `auto`, once: what is compiled rounds differently, so a run must not change it."""
-    if work.config.train.compile != "auto":
-        return
-    chosen: Any = "yes" if compiling_pays(work) else "no"
-    work.config = replace(work.config, train=replace(work.config.train, compile=chosen))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
-
-
-def compiling_pays(work: Work) -> bool:
-    """Whether a step that can be recorded is done so often that the wait for the compiler is worth it."""
-    _, steps = count_steps(work.config, len(work.dataset.train))
-    minutes = work.config.train.minutes
-    long = steps >= COMPILED_FROM if minutes is None else minutes >= COMPILED_FROM_MINUTES
-    method = load_method(required_method(work.config))
-    return long and has_compiler() and can_be_recorded(method, work.config.train.optimizer, work.resident())
-
-
-def seconds_a_step(work: Work) -> float:
-    """The mean over the steps with small views and the others."""
-    share = work.config.train.small_views
-    full = 1 / measure_speed(work, 0.0)
-    return full if share == 0 else share / measure_speed(work, 1.0) + (1 - share) * full
-
-
-def measure_speed(work: Work, small_views: float) -> float:
-    """Optimiser steps a second of a copy that is thrown away, with such a share of small views."""
-    steps = CALIBRATION_STEPS if work.config.train.compile != "yes" else ENDLESS
-    train_config = replace(work.config.train, small_views=small_views, steps=steps)
-    config = replace(work.config, train=train_config)
-    method = new_method(config, work)
-    if config.train.compile == "yes":
-        return compiled_speed(method, config, work)
-    marks: list[float] = []
-    hooks = Hooks(
-        log=lambda rows: None,
-        progress=lambda row: None,
-        checkpoint=lambda step: marks.append(time.perf_counter()),
-        checkpoint_due=lambda step: False,
-        should_stop=work.reporter.should_stop,
-    )
-    batches = batches_of(work, work.dataset.train, config, 0, CALIBRATION_STEPS)
-    per_epoch, _ = count_steps(config, len(work.dataset.train))
-    optimizer = new_optimizer(method, config.train)
-    warm = CALIBRATION_STEPS // 3
-    for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
-        done = train(
-            method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=lambda step: 1e-6,
-            start=first, stop=last, steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device,
-            precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
-        )  # fmt: skip
-        if done < last:
-            raise Stopped(0, 0)
-    return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
-
-
-def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:
-    """The same of a step that is compiled, and recorded, first."""
-    logged: list[tuple[int, float]] = []
-    hooks = Hooks(
-        log=lambda rows: logged.append((len(rows), time.perf_counter())),
-        progress=lambda row: None,
-        checkpoint=lambda step: None,
-        checkpoint_due=lambda step: False,
-        should_stop=lambda: work.reporter.should_stop() or len(logged) == CALIBRATION_LOGS,
-    )
-    per_epoch, _ = count_steps(config, len(work.dataset.train))
-    train(
-        method, batches_of(work, work.dataset.train, config, 0, ENDLESS), resident=work.resident(),
-        recorded=quicken(method, config, work), optimizer=new_optimizer(method, config.train),
-        learning_rate=lambda step: 1e-6, start=0, stop=ENDLESS, steps_per_epoch=per_epoch, seed=config.train.seed,
-        device=work.device, precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
-    )  # fmt: skip
-    if len(logged) < CALIBRATION_LOGS:
-        raise Stopped(0, 0)
-    (_, began), *timed = logged[1:]
-    return sum(steps for steps, _ in timed) / (timed[-1][1] - began)
 
 
 @contextmanager

@@ -11,15 +11,17 @@ from typing import Any
 from pipeline import config as configuration
 from pipeline import distributed
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.choices import choose_backend
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.prepare import count_steps, open_data
 from pipeline.reporter import Silent
-from pipeline.stages import Work, batches_of, check_finite, choose_backend, new_method, new_optimizer, schedule_of
+from pipeline.stages import check_finite
 from pipeline.train import Hooks, plain_precision, train
 from pipeline.tune.objectives import Material, at_most, measurable, measure
+from pipeline.work import Work, batches_of, new_method, new_optimizer, schedule_of
 
 
 @dataclass(frozen=True)

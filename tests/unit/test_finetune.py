@@ -12,7 +12,8 @@ from pipeline.evaluate import read_evaluation
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
 from pipeline.reporter import Silent
-from pipeline.stages import Stopped, run_worker_stages
+from pipeline.stages import run_worker_stages
+from pipeline.work import Stopped
 
 LABELS: NDArray[np.int64] = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 100, 40, 4]))
 

@@ -16,7 +16,6 @@ from pipeline.probe import ProbeResult
 from pipeline.query import query
 from pipeline.reporter import Silent
 from pipeline.stages import (
-    Work,
     pending,
     probe_stages,
     require_labels,
@@ -26,6 +25,7 @@ from pipeline.stages import (
     run_worker_stages,
     split_of,
 )
+from pipeline.work import Work
 
 # 60 images, of which 30 have a label: 6 of these are for testing and 2 are held out.
 TRAIN, VAL, TEST, LABELLED_TRAIN = 52, 2, 6, 22

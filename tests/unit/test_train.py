@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline import choices, stages
 from pipeline import config as configuration
-from pipeline import stages
 from pipeline import train as loop
 from pipeline.augment.spec import Spec
 from pipeline.checkpoint import find_checkpoint, list_checkpoints
@@ -23,8 +23,9 @@ from pipeline.optim import learning_rate_at
 from pipeline.prepare import Prepared
 from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
-from pipeline.stages import Stopped, Work, run_pretrain
+from pipeline.stages import run_pretrain
 from pipeline.train import Hooks, collapse_indicator, resolve_precision, set_learning_rate, to_batch, to_float, train
+from pipeline.work import Stopped, Work, new_method, quicken
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]
@@ -251,7 +252,8 @@ class StopAt(Silent):
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit is promised for one kind of processor."""
-    monkeypatch.setattr(stages, "choose_device", lambda: CPU)
+    for module in ("work", "stages"):
+        monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: CPU)
 
 
 def pretrain(path: Path, reporter: Any = None) -> Work:
@@ -360,13 +362,13 @@ def steps_of(path: Path) -> int | None:
 
 
 def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     assert steps_of(run_folder) is None
     pretrain(run_folder)
     assert steps_of(run_folder) == 12  # 3 s at 4 steps a second
     assert len(losses(run_folder)) == 12
-    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 400.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 400.0)
     again = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     pretrain(again)
     assert steps_of(run_folder) == 12
@@ -374,7 +376,7 @@ def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.Monkey
 
 
 def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 16.0 if small else 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 16.0 if small else 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05, "train.small_views": 2 / 3}).run
     pretrain(run_folder)
     assert steps_of(run_folder) == 24  # 16 of them in one second, 8 in two
@@ -382,7 +384,7 @@ def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypat
 
 def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"albumentations": 2e-6, "batched": 1e-6}
-    monkeypatch.setattr(stages, "seconds_a_view", lambda work, name: quick[name])
+    monkeypatch.setattr(choices, "seconds_a_view", lambda work, name: quick[name])
     for asked, expected in (("auto", "albumentations"), ("fastest", "batched")):
         run_folder = prepared(asked, "simclr", {"augment.backend": asked}).run
         pretrain(run_folder)
@@ -391,7 +393,7 @@ def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monk
 
 
 def test_a_longer_budget_is_measured_again(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "measure_speed", lambda work, small: 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 4.0)
     pretrain(prepared("run", "rotnet", {"train.minutes": 0.05}).run)
     longer = prepared("run", "rotnet", {"train.minutes": 0.1}).run
     pretrain(longer)
@@ -405,11 +407,11 @@ def test_measuring_the_speed_leaves_no_trace(method: str, prepared: Prepare, mon
     pretrain(plain)
     measured = []
 
-    def measure(work: Work, small: float, real: Callable[[Work, float], float] = stages.measure_speed) -> float:
+    def measure(work: Work, small: float, real: Callable[[Work, float], float] = choices.measure_speed) -> float:
         measured.append(real(work, small))
         return 7.0
 
-    monkeypatch.setattr(stages, "measure_speed", measure)
+    monkeypatch.setattr(choices, "measure_speed", measure)
     budget = prepared("budget", method, {"train.minutes": 1 / 60}).run
     pretrain(budget)
     assert measured[0] > 0
@@ -453,13 +455,13 @@ def test_images_that_changed_are_refused(
 def test_auto_is_decided_once_and_kept(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     for number, (pays, told) in enumerate([(True, "yes"), (False, "no")]):
-        monkeypatch.setattr(stages, "compiling_pays", lambda work, pays=pays: pays)
+        monkeypatch.setattr(choices, "compiling_pays", lambda work, pays=pays: pays)
         work = Work.open(prepared(f"run-{number}", "simclr", {"train.epochs": 1}).run, Silent())
-        stages.fix_compile(work)
+        choices.fix_compile(work)
         kept.append((work.config.train.compile, configuration.load(work.run / "config.json").train.compile))
         assert kept[-1] == (told, told)
-        monkeypatch.setattr(stages, "compiling_pays", lambda work, pays=pays: not pays)
-        stages.fix_compile(work)
+        monkeypatch.setattr(choices, "compiling_pays", lambda work, pays=pays: not pays)
+        choices.fix_compile(work)
         assert work.config.train.compile == told
 
 
@@ -468,27 +470,27 @@ def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
 ) -> None:
     def pays(**changes: Any) -> bool:
         values = {f"train.{name}": value for name, value in changes.items()}
-        return stages.compiling_pays(
+        return choices.compiling_pays(
             Work.open(prepared(f"run-{len(values)}-{changes}", "simclr", values).run, Silent())
         )
 
-    assert not pays(steps=stages.COMPILED_FROM)  # on a CPU nothing is recorded
-    monkeypatch.setattr(stages, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
-    monkeypatch.setattr(stages, "has_compiler", lambda: True)
-    assert pays(steps=stages.COMPILED_FROM)
-    assert not pays(steps=stages.COMPILED_FROM - 1)
-    assert pays(minutes=stages.COMPILED_FROM_MINUTES)
-    assert not pays(minutes=stages.COMPILED_FROM_MINUTES / 2)
-    assert not pays(steps=stages.COMPILED_FROM, optimizer="adamw")
-    monkeypatch.setattr(stages, "has_compiler", lambda: False)
-    assert not pays(steps=stages.COMPILED_FROM + 1)
+    assert not pays(steps=choices.COMPILED_FROM)  # on a CPU nothing is recorded
+    monkeypatch.setattr(choices, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
+    monkeypatch.setattr(choices, "has_compiler", lambda: True)
+    assert pays(steps=choices.COMPILED_FROM)
+    assert not pays(steps=choices.COMPILED_FROM - 1)
+    assert pays(minutes=choices.COMPILED_FROM_MINUTES)
+    assert not pays(minutes=choices.COMPILED_FROM_MINUTES / 2)
+    assert not pays(steps=choices.COMPILED_FROM, optimizer="adamw")
+    monkeypatch.setattr(choices, "has_compiler", lambda: False)
+    assert not pays(steps=choices.COMPILED_FROM + 1)
 
 
 def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> None:
     for value, expected in (("yes", True), ("no", False)):
         work = Work.open(prepared(value, "simclr", {"train.compile": value}).run, Silent())
-        method = stages.new_method(work.config, work)
-        assert not stages.quicken(method, work.config, work)  # a CPU has no graphs
+        method = new_method(work.config, work)
+        assert not quicken(method, work.config, work)  # a CPU has no graphs
         assert (method.encoder.net._compiled_call_impl is not None) is expected
 
 
@@ -496,6 +498,6 @@ def test_a_time_budget_of_a_compiled_step_becomes_steps(prepared: Prepare, monke
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     work = Work.open(prepared("run", "simclr", {"train.minutes": 0.1, "train.compile": "yes"}).run, Silent())
     with torch.compiler.set_stance("force_eager"):
-        stages.fix_steps(work)
+        choices.fix_steps(work)
     assert work.config.train.steps is not None
     assert work.config.train.steps > 10

@@ -1,0 +1,195 @@
+"""What `auto` and a time budget become at a run's start: measured or looked up once, then kept in config.json."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pipeline import config as configuration
+from pipeline import distributed
+from pipeline.augment import Spec, view_from_dict
+from pipeline.config import Config
+from pipeline.graph import can_be_recorded, has_compiler
+from pipeline.methods import load_method
+from pipeline.methods.base import Method
+from pipeline.prepare import count_steps
+from pipeline.train import Hooks, to_batch, train
+from pipeline.work import (
+    Stopped,
+    Work,
+    batches_of,
+    loader_processes,
+    new_method,
+    new_optimizer,
+    quicken,
+    required_method,
+    views_of,
+)
+
+CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
+CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up
+COMPILED_FROM, COMPILED_FROM_MINUTES = 2000, 3.0  # steps; a ResNet-18 takes 20 s to compile
+ENDLESS = 1 << 40
+
+
+def fix_precision(work: Work) -> None:
+    """Write down what `auto` became, once: a run that is continued on another machine must not change it."""
+    if work.config.train.precision != "auto":
+        return
+    chosen: Any = distributed.broadcast_object(work.precision)
+    work.precision = chosen
+    work.config = replace(work.config, train=replace(work.config.train, precision=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
+def fix_backend(work: Work) -> None:
+    """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
+    if work.config.augment.backend not in ("auto", "fastest"):
+        return
+    found = distributed.broadcast_object(choose_backend(work) if work.is_main else None)
+    assert found is not None
+    chosen, reason = found
+    work.reporter.message(f"augmentation: {chosen} backend ({reason})")
+    work.config = replace(work.config, augment=replace(work.config.augment, backend=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
+def choose_backend(work: Work) -> tuple[Any, str]:
+    """The backend, and why.
+
+    "auto" goes by the device, never by a clock: the same command must give the same run. "fastest" times both.
+    """
+    views = [view_from_dict(view) for view in work.config.augment.views or ()]
+    if not all(isinstance(view, Spec) for view in views):
+        return "albumentations", "the views are a pipeline of your own"
+    if work.config.augment.backend == "auto":
+        usual = "batched" if work.device.type == "cuda" else "albumentations"
+        return usual, f"usual on a {'GPU' if usual == 'batched' else 'CPU'}; --augment.backend fastest measures"
+    micros = {name: 1e6 * seconds_a_view(work, name) for name in ("albumentations", "batched")}
+    told = ", ".join(f"{name} {value:.0f} µs a view" for name, value in micros.items())
+    return min(micros, key=lambda name: micros[name]), told
+
+
+def seconds_a_view(work: Work, backend: str) -> float:
+    """Time for a view, from decoded image to floats on the device; loader processes share their part of it.
+
+    On a CPU that is time of the processor, which the step is in want of, whatever else the machine does.
+    """
+    clock = time.perf_counter if work.device.type == "cuda" else time.process_time
+    config = replace(
+        work.config,
+        augment=replace(work.config.augment, backend=backend),  # type: ignore[arg-type]
+        train=replace(work.config.train, batch_size=min(256, len(work.dataset.train))),
+    )
+    views = views_of(work, work.dataset.train, config)
+    times = []
+    for _ in range(4):  # the first one warms up
+        began = clock()
+        raw = views[0]
+        loaded = clock()
+        to_batch(raw, work.device, work.precision, 0, work.resident())
+        if work.device.type == "cuda":
+            torch.cuda.synchronize()
+        hands = 1 if views.on_device else max(1, loader_processes(config, work.device))
+        times.append((loaded - began) / hands + clock() - loaded)
+    return min(times[1:]) / (len(raw.ids) * len(views.views))
+
+
+def fix_steps(work: Work) -> Config:
+    """Turn a time budget into a number of steps, once: it is kept in config.json, so nothing depends on the clock."""
+    config = work.config
+    if config.train.minutes is None or config.train.steps is not None:
+        return config
+    work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
+    seconds = distributed.broadcast_object(seconds_a_step(work))
+    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 / seconds))))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+    return work.config
+
+
+def fix_compile(work: Work) -> None:
+    """Decide about `auto`, once: what is compiled rounds differently, so a run must not change it."""
+    if work.config.train.compile != "auto":
+        return
+    chosen: Any = "yes" if compiling_pays(work) else "no"
+    work.config = replace(work.config, train=replace(work.config.train, compile=chosen))
+    if work.is_main:
+        configuration.save(work.config, work.run / "config.json")
+    distributed.barrier()
+
+
+def compiling_pays(work: Work) -> bool:
+    """Whether a step that can be recorded is done so often that the wait for the compiler is worth it."""
+    _, steps = count_steps(work.config, len(work.dataset.train))
+    minutes = work.config.train.minutes
+    long = steps >= COMPILED_FROM if minutes is None else minutes >= COMPILED_FROM_MINUTES
+    method = load_method(required_method(work.config))
+    return long and has_compiler() and can_be_recorded(method, work.config.train.optimizer, work.resident())
+
+
+def seconds_a_step(work: Work) -> float:
+    """The mean over the steps with small views and the others."""
+    share = work.config.train.small_views
+    full = 1 / measure_speed(work, 0.0)
+    return full if share == 0 else share / measure_speed(work, 1.0) + (1 - share) * full
+
+
+def measure_speed(work: Work, small_views: float) -> float:
+    """Optimiser steps a second of a copy that is thrown away, with such a share of small views."""
+    steps = CALIBRATION_STEPS if work.config.train.compile != "yes" else ENDLESS
+    train_config = replace(work.config.train, small_views=small_views, steps=steps)
+    config = replace(work.config, train=train_config)
+    method = new_method(config, work)
+    if config.train.compile == "yes":
+        return compiled_speed(method, config, work)
+    marks: list[float] = []
+    hooks = Hooks(
+        log=lambda rows: None,
+        progress=lambda row: None,
+        checkpoint=lambda step: marks.append(time.perf_counter()),
+        checkpoint_due=lambda step: False,
+        should_stop=work.reporter.should_stop,
+    )
+    batches = batches_of(work, work.dataset.train, config, 0, CALIBRATION_STEPS)
+    per_epoch, _ = count_steps(config, len(work.dataset.train))
+    optimizer = new_optimizer(method, config.train)
+    warm = CALIBRATION_STEPS // 3
+    for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
+        done = train(
+            method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=lambda step: 1e-6,
+            start=first, stop=last, steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device,
+            precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
+        )  # fmt: skip
+        if done < last:
+            raise Stopped(0, 0)
+    return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
+
+
+def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:
+    """The same of a step that is compiled, and recorded, first."""
+    logged: list[tuple[int, float]] = []
+    hooks = Hooks(
+        log=lambda rows: logged.append((len(rows), time.perf_counter())),
+        progress=lambda row: None,
+        checkpoint=lambda step: None,
+        checkpoint_due=lambda step: False,
+        should_stop=lambda: work.reporter.should_stop() or len(logged) == CALIBRATION_LOGS,
+    )
+    per_epoch, _ = count_steps(config, len(work.dataset.train))
+    train(
+        method, batches_of(work, work.dataset.train, config, 0, ENDLESS), resident=work.resident(),
+        recorded=quicken(method, config, work), optimizer=new_optimizer(method, config.train),
+        learning_rate=lambda step: 1e-6, start=0, stop=ENDLESS, steps_per_epoch=per_epoch, seed=config.train.seed,
+        device=work.device, precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
+    )  # fmt: skip
+    if len(logged) < CALIBRATION_LOGS:
+        raise Stopped(0, 0)
+    (_, began), *timed = logged[1:]
+    return sum(steps for steps, _ in timed) / (timed[-1][1] - began)
