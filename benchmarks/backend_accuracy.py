@@ -10,6 +10,8 @@ import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from runs import facts, train
 
 from jobs.cli import take_config_paths
@@ -18,7 +20,6 @@ from pipeline.export import load_encoder
 from pipeline.files import write_json
 from pipeline.metrics import knn_classify, normalise
 from pipeline.train import choose_device
-from pipeline.whitening import fit_whitening
 
 BACKENDS = ("albumentations", "batched")
 K, TEMPERATURE = 20, 0.07
@@ -52,19 +53,27 @@ def main() -> int:
     return 0 if abs(difference) <= noise else 1
 
 
-def knn(run: Path, dataset: object, part: str = "test", whitened: bool = False) -> float:
-    """Accuracy of the frozen encoder on the images of a part by all training images."""
+def knn(run: Path, dataset: object) -> float:
+    """Accuracy of the frozen encoder on the test images by all training images."""
+    return rate(dataset, "test", *features(run, dataset, "test"))
+
+
+def features(run: Path, dataset: object, part: str) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """L2-normalised, of all training images and of a part."""
     encoder, device = load_encoder(run), choose_device()
-    splits = [getattr(dataset, name) for name in ("train", part)]
-    train_vectors, vectors = (
-        normalise(embed_images(encoder.to(device), images, device=device, precision="fp32")) for images in splits
+    encoder.to(device)
+    known, asked = (
+        normalise(embed_images(encoder, getattr(dataset, name), device=device, precision="fp32"))
+        for name in ("train", part)
     )
-    if whitened:
-        whiten = fit_whitening(train_vectors)
-        train_vectors, vectors = whiten(train_vectors), whiten(vectors)
-    classes = len(dataset.class_names or ())  # type: ignore[attr-defined]
-    predicted = knn_classify(train_vectors, splits[0].labels, vectors, K, TEMPERATURE, classes)
-    return float((predicted == splits[1].labels).mean())
+    return known, asked
+
+
+def rate(dataset: object, part: str, known: NDArray[np.float32], asked: NDArray[np.float32]) -> float:
+    """The share of a part whose class most votes of the training images name."""
+    labels, truth = (getattr(dataset, name).labels for name in ("train", part))
+    predicted = knn_classify(known, labels, asked, K, TEMPERATURE, len(dataset.class_names or ()))  # type: ignore[attr-defined]
+    return float((predicted == truth).mean())
 
 
 if __name__ == "__main__":

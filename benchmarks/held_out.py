@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 import torch
-from backend_accuracy import knn
+from backend_accuracy import features, rate
 from runs import train
 
 from jobs.cli import take_config_paths
+from pipeline.whitening import fit_whitening
 
 
 def main() -> int:
@@ -26,7 +27,9 @@ def main() -> int:
     options = parser.parse_args(rest)
     torch.set_num_threads(int(changes.get("train.threads", torch.get_num_threads())))
     dataset = train(options.recipe, options.run, changes).dataset
-    plain, whitened = (knn(options.run, dataset, "val", whitened) for whitened in (False, True))
+    known, asked = features(options.run, dataset, "val")
+    whiten = fit_whitening(known)
+    plain, whitened = rate(dataset, "val", known, asked), rate(dataset, "val", whiten(known), whiten(asked))
     print(f"kNN of {len(dataset.val)} held-out images {plain:.4f}, whitened {whitened:.4f}")
     return 0
 

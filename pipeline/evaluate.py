@@ -200,8 +200,10 @@ def _record(
 
 def _knn_records(train: Embeddings, test: Embeddings, k: int, temperature: float) -> list[Record]:
     """Of the features, and of whitened ones."""
-    whiten = fit_whitening(metrics.normalise(train.vectors))
-    known, asked = (replace(part, vectors=whiten(metrics.normalise(part.vectors))) for part in (train, test))
+    points = metrics.normalise(train.vectors)
+    whiten = fit_whitening(points)
+    known = replace(train, vectors=whiten(points))
+    asked = replace(test, vectors=whiten(metrics.normalise(test.vectors)))
     what = " of L2-normalised embeddings, whitened by those of the former"
     return [
         _knn_record("knn/top1", train, test, k, temperature),

@@ -108,6 +108,12 @@ def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Work
         assert error <= 1e-5 * np.linalg.norm(alone["gradient"])
 
 
+def test_features_of_drawn_noise_and_a_dense_layer_are_close_at_32_pixels(workers: Workers):
+    alone = cases.features_case(*METHODS[5], 64, 32)["features"]
+    for found in workers.run(cases.features_case, *METHODS[5], 64, 32):
+        assert np.linalg.norm(found["features"] - alone) <= 1e-6 * np.linalg.norm(alone)
+
+
 def gradients(results: cases.Arrays) -> cases.Arrays:
     return {name: value for name, value in results.items() if name.startswith("grad.")}
 
