@@ -49,7 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The console command as a process."""
-    leave(main())
+    try:
+        code = main()
+    except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
+        code = int(stop.code or 0)
+    leave(code)
 
 
 def leave(code: int) -> NoReturn:

@@ -57,6 +57,7 @@ def show(found: "Profile", console: "Console") -> None:
     lines = [
         f"{found.images_per_s:,.0f} images/s: {found.step_ms:.1f} ms a step of {found.batch_size} images, of which "
         f"{found.waiting:.1%} waits for data",
+        *made_quick(found),
         "",
         "part by part (the device is waited for between them)",
     ]
@@ -75,6 +76,13 @@ def show(found: "Profile", console: "Console") -> None:
     ]
     for line in lines:
         console.print(line, soft_wrap=True, markup=False)
+
+
+def made_quick(found: "Profile") -> list[str]:
+    """What training does to its step, if anything."""
+    if found.recorded:
+        return ["network compiled, the whole step one CUDA graph; the parts below are launched piece by piece"]
+    return ["network compiled"] if found.compiled else []
 
 
 if __name__ == "__main__":

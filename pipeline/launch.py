@@ -154,7 +154,7 @@ def prepare_shown(config: Config, run: Path, command: str, display: Display) -> 
 
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
-    from pipeline.choices import choose_backend
+    from pipeline.choices import choose_backend, compiling_pays
     from pipeline.prepare import open_and_resolve
     from pipeline.reporter import LocalReporter
     from pipeline.work import Work
@@ -169,6 +169,9 @@ def open_for_profile(config: Config, display: Display) -> "Work":
     train = replace(config.train, precision=work.precision, small_views=0.0)  # type: ignore[arg-type]
     augment = replace(config.augment, backend=backend)
     work.config = replace(config, train=train, augment=augment)
+    if train.compile == "auto":
+        chosen: Any = "yes" if compiling_pays(work) else "no"
+        work.config = replace(work.config, train=replace(train, compile=chosen))
     return work
 
 

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.loader import RawBatch
-from pipeline.methods.base import Batch, Method
-from pipeline.train import autocast, to_batch
-from pipeline.work import Work, batches_of, new_method, new_optimizer, views_of
+from pipeline.graph import WARM_STEPS
+from pipeline.methods.base import Batch, Method, MethodOutput
+from pipeline.train import autocast, new_step, to_batch
+from pipeline.work import Work, batches_of, new_method, new_optimizer, quicken, views_of
 
-WARM_UP = 3  # steps before anything is measured: first steps choose kernels and take memory
+WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace
 OPERATORS = 10  # that are listed
 PARTS = ("data", "augmentation", "forward", "backward", "optimizer")
@@ -48,6 +49,8 @@ class Profile:
     batch_size: int
     steps: int
     step_ms: float  # of the plain pass
+    compiled: bool  # the network
+    recorded: bool  # the step of the plain pass is one CUDA graph
     waiting: float  # share of it that waited for the loader
     parts: dict[str, float]  # of the pass that stops between parts: PARTS and "rest"
     encoder_ms: float  # within "forward"; 0 where a method calls the encoder's stages instead
@@ -63,6 +66,8 @@ class Profile:
 def profile_run(work: Work, steps: int, trace: Path) -> Profile:
     """Measure a run that is opened and has its backend and precision chosen; writes the trace. Nothing is trained."""
     with closing(Bench(work)) as bench:
+        floor = find_floor(bench)  # first: no operation of a compiled network is seen
+        bench.quicken()
         for _ in range(WARM_UP):
             bench.step()
         waited, seconds = plain_pass(bench, steps)
@@ -71,29 +76,47 @@ def profile_run(work: Work, steps: int, trace: Path) -> Profile:
             batch_size=work.config.train.batch_size,
             steps=steps,
             step_ms=1e3 * seconds / steps,
+            compiled=work.config.train.compile == "yes",
+            recorded=bench.recorded,
             waiting=waited / seconds,
             parts=parts,
             encoder_ms=encoder,
             loader_ms=time_loader(work),
-            floor=find_floor(bench),
+            floor=floor,
             operators=trace_steps(bench, trace),
         )
 
 
 @dataclass
 class Bench:
-    """A training step in its parts."""
+    """A training step, whole and in its parts."""
 
     work: Work
     method: Method[Any] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     batches: Iterator[RawBatch] = field(init=False)
+    recorded: bool = field(init=False, default=False)
+    take_step: Callable[[RawBatch, float], MethodOutput] = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.work.config
         self.method = new_method(config, self.work).train()
         self.optimizer = new_optimizer(self.method, config.train)
         self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
+        self._set_step()
+
+    def quicken(self) -> None:
+        """Compile and record what training would."""
+        self.recorded = quicken(self.method, self.work.config, self.work)
+        self._set_step()
+
+    def _set_step(self) -> None:
+        work = self.work
+        self.take_step = new_step(
+            self.method, resident=work.resident(), recorded=self.recorded, optimizer=self.optimizer,
+            seed=work.config.train.seed, device=work.device, precision=work.precision,
+            clip_grad=work.config.train.clip_grad,
+        )  # fmt: skip
 
     def place(self, raw: RawBatch) -> Batch:
         """The batch on the device, its views made."""
@@ -108,16 +131,17 @@ class Bench:
 
     def update(self) -> None:
         """The optimiser's step."""
+        if (largest := self.work.config.train.clip_grad) is not None:
+            nn.utils.clip_grad_norm_(self.method.parameters(), largest)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> float:
-        """A whole step; returns the seconds that it waited for data."""
+        """A whole step as training does it; returns the seconds that it waited for data."""
         began = time.perf_counter()
         raw = next(self.batches)
         waited = time.perf_counter() - began
-        self.forward(self.place(raw)).backward()  # type: ignore[no-untyped-call]
-        self.update()
+        self.take_step(raw, self.optimizer.param_groups[0]["lr"])
         return waited
 
     def close(self) -> None:

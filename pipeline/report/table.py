@@ -38,6 +38,7 @@ class Row:
 
 
 KNN = Column("knn/top1", "kNN", about="nearest neighbours vote on frozen features")
+WHITENED = Column("knn-whitened/top1", "kNN of whitened embeddings")
 PROBE = Column("probe/top1", "linear probe", about="linear classifier on frozen features, best stage on held-out train")
 ACC = Column("cluster/acc", "k-means ACC", about="clusters matched one-to-one with classes")
 NMI = Column("cluster/nmi", "k-means NMI", about="information that clusters and classes share")
@@ -119,6 +120,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     if any(run.data_path == "digits" for run in runs):
         found.append(_digits_remark(rows))
     found += _baselines_that_win(rows, columns)
+    found += _whitening_helps(runs)
     size = next((n for column in columns for row in rows if (n := _size(row, column))), SMALL_TEST_SET)
     if size < SMALL_TEST_SET:
         found.append(f"The test split has {size:,} images: differences within the ± mean nothing.")
@@ -263,6 +265,21 @@ def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[
             words = [f"loses to {_phrase(baseline)} at {_and(clear)}"] if clear else []
             words += [f"is no better than {_phrase(baseline)} at {_and(unclear)}"] if unclear else []
             found += [f"{row.label} {' and '.join(words)}."] if words else []
+    return found
+
+
+def _whitening_helps(runs: Sequence[Run]) -> list[str]:
+    """Where neighbours are clearly better among whitened embeddings."""
+    found = []
+    for row in rows_of(runs, [KNN, WHITENED]):
+        if row.baseline or len(row.estimates) < 2:
+            continue
+        plain, whitened = row.estimates[KNN.metric], row.estimates[WHITENED.metric]
+        if whitened.value > plain.value and not _indistinguishable(plain, whitened):
+            found.append(
+                f"{row.label}: kNN of whitened embeddings is {_percent(row, WHITENED)} %; `rayssl index RUN "
+                "--index.whiten true` searches them."
+            )
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from small_run import arguments, losses, pretrain_here, read_rows
 
 CHANGES = {"train__steps": 20, "train__precision": "fp64"}
@@ -45,16 +46,19 @@ def test_wrong_input_under_torchrun_is_one_line(tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["notes.txt"]
 
 
-def test_a_process_of_torchruns_is_gone_before_the_interpreter_ends():
-    code = """
+@pytest.mark.parametrize("end", ["leave(3)", "command()"])
+def test_a_process_of_torchruns_is_gone_before_the_interpreter_ends(end):
+    code = f"""
 import atexit
-from jobs.main import leave
+import sys
+from jobs import main
 class Late:
     def __del__(self): print("late")
 late = Late()
 atexit.register(print, "closed")
 print("told")
-leave(3)
+main.main = lambda: sys.exit(3)
+main.{end}
 """
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -4,12 +4,16 @@ import json
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from jobs.main import run_verb
+from pipeline import profile
+from pipeline.graph import WARM_STEPS, RecordedStep
 from pipeline.profile import Floor, saved_bytes
+from pipeline.work import Work
 
 
 @pytest.fixture
@@ -36,6 +40,38 @@ def test_parts_make_up_the_step_and_only_the_trace_is_left(profiled):
     names = {event.get("name", "") for event in json.loads((folder / "trace.json").read_text())["traceEvents"]}
     assert any("convolution" in name for name in names)
     assert found["operators"][0][1] >= found["operators"][-1][1] > 0
+
+
+def test_a_step_that_is_compiled_or_recorded_is_measured_as_such(images: Path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = "--data.image-size 16 --encoder.name cnn-small --train.batch-size 8 --train.precision fp32 --steps 1 --json"
+    words = ["simclr-folder", "--data.path", str(images), *flags.split(), "--data.loader", "resident"]
+    floors = {}
+    for value in ("no", "yes"):
+        with torch.compiler.set_stance("force_eager"):
+            assert run_verb("profile", [*words, "--augment.backend", "batched", "--train.compile", value]) == 0
+        said = capsys.readouterr()
+        found = json.loads(said.out)
+        assert (found["compiled"], found["recorded"]) == (value == "yes", False)  # a CPU has no graphs
+        assert ("network compiled" in said.err) is (value == "yes")
+        floors[value] = found["floor"]["flops"]
+    assert floors["yes"] == floors["no"] > 0
+
+    steps = []
+    take_step = RecordedStep.__call__
+
+    def held(work: Work) -> torch.Tensor:
+        return torch.from_numpy(work.dataset.train.padded(np.arange(len(work.dataset.train)))[0])
+
+    monkeypatch.setattr(RecordedStep, "__call__", lambda *given: steps.append(given) or take_step(*given))
+    monkeypatch.setattr(profile, "quicken", lambda *_: True)
+    monkeypatch.setattr(Work, "resident", held)
+    assert run_verb("profile", [*words, "--augment.backend", "batched"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["recorded"]
+    assert "CUDA graph" in said.err
+    assert len(steps) == profile.WARM_UP + 1 + profile.TRACED
+    assert profile.WARM_UP > WARM_STEPS
 
 
 def test_bytes_saved_for_backward_count_a_storage_once():

@@ -406,6 +406,14 @@ def test_baselines_that_win_are_named(tmp_path: Path) -> None:
     assert not any("random encoder" in remark for remark in table.remarks([run]))
 
 
+@pytest.mark.parametrize(("whitened", "told"), [(0.97, True), (0.91, False), (0.8, False)])
+def test_a_clear_gain_by_whitening_is_told(whitened: float, told: bool, tmp_path: Path) -> None:
+    records = [record("knn/top1", 0.9), record("knn-whitened/top1", whitened)]
+    (run,) = load_runs([make_run(tmp_path / "a", records=records)])
+    expected = f"SimCLR: kNN of whitened embeddings is {100 * whitened:.1f} ± 1.0 %"
+    assert any(remark.startswith(expected) for remark in table.remarks([run])) is told
+
+
 def test_the_test_split_is_called_small_with_its_size(tmp_path: Path) -> None:
     (run,) = load_runs([make_run(tmp_path / "a")])
     assert any("has 40 images" in remark for remark in table.remarks([run]))
