@@ -360,15 +360,19 @@ def build_backbone(
     latent_dim: int | None = None,
     depth: int | None = None,
     kernel: int | None = None,
+    width: int | None = None,
 ) -> nn.Module:
     """A randomly initialised network by name; ValueError for a network unknown or unable to take the images.
 
     latent_dim: size of the code, or channels of pixelcnn. depth: layers of "deep" and "pixelcnn".
     kernel: side of the strided convolutions of "conv" (3) or of the first layer of "pixelcnn" (7).
+    width: times the channels of a ResNet, as in "ResNet-50 (4×)" (Kolesnikov et al., "Revisiting self-supervised visual
+    representation learning", CVPR 2019, §3.1).
     """
     pixels = channels * image_size**2
     if name in RESNETS:
         block, depths, widths, _ = RESNETS[name]
+        widths = tuple((width or 1) * number for number in widths)
         return coded(
             ResNet(block, depths, widths, channels, *stem_layers(name, stem)), channels, image_size, latent_dim
         )

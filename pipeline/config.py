@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -56,6 +56,15 @@ class AugmentConfig:
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
 
+class Sizes(TypedDict):
+    """A network's sizes as `pipeline.encoders.build_encoder` takes them; see EncoderConfig."""
+
+    latent_dim: int | None
+    depth: int | None
+    kernel: int | None
+    width: int | None
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """The network that is kept."""
@@ -67,6 +76,12 @@ class EncoderConfig:
     latent_dim: Positive | None = None  # size of the code, channels of pixelcnn; None: as it comes
     depth: Positive | None = None  # layers, of deep and pixelcnn
     kernel: Positive | None = None  # side of the convolutions of conv, of the first one of pixelcnn
+    width: Positive | None = None  # times the channels of a ResNet; None: as it comes
+
+    @property
+    def sizes(self) -> Sizes:
+        """What is said of the network's size."""
+        return {"latent_dim": self.latent_dim, "depth": self.depth, "kernel": self.kernel, "width": self.width}
 
 
 @dataclass(frozen=True)

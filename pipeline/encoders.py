@@ -36,6 +36,7 @@ TAKES = {
     "latent_dim": (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn"),
     "depth": ("deep", "pixelcnn"),
     "kernel": ("conv", "pixelcnn"),
+    "width": tuple(RESNETS),
 }
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of [0, 1] images
@@ -134,13 +135,15 @@ def build_encoder(
     latent_dim: int | None = None,
     depth: int | None = None,
     kernel: int | None = None,
+    width: int | None = None,
 ) -> Encoder:
     """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
 
     name: one of ENCODERS or any torchvision classifier. image_size: side in pixels. stem: one of STEMS.
     weights: torchvision's name for them (IMAGENET1K_V1, DEFAULT), a .safetensors, .pt or .pth file, or a run folder.
     mean, std: of [0, 1] images, one a channel; by default those of the weights, else ImageNet's for three channels
-    and 0.5 and 0.25 for any other number. latent_dim, depth, kernel: see `build_backbone`.
+    and 0.5 and 0.25 for any other number. latent_dim, depth, kernel, width: see
+    `build_backbone`.
     UserError for anything that does not fit together.
     """
     if channels < 1 or image_size < 1:
@@ -148,7 +151,7 @@ def build_encoder(
     _check_name(name)
     start = read_weights(name, weights, image_size) if weights is not None else None
     stem = _resolve_stem(name, stem, image_size, start)
-    sizes = {"latent_dim": latent_dim, "depth": depth, "kernel": kernel}
+    sizes = {"latent_dim": latent_dim, "depth": depth, "kernel": kernel, "width": width}
     _check_sizes(name, channels * image_size**2, sizes)
     net = _build_net(name, channels, image_size, stem, sizes)
     if start is not None:

@@ -27,7 +27,8 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r}, {latent_dim}, {depth}, {kernel})
+        sizes = {latent_dim}, {depth}, {kernel}, {width}
+        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r}, *sizes)
         self.register_buffer("mean", torch.tensor({mean}))
         self.register_buffer("std", torch.tensor({std}))
 
@@ -131,7 +132,7 @@ def _described(encoder: Encoder) -> dict[str, Any]:
 def _is_torchvisions(encoder: Encoder) -> bool:
     """Whether torchvision's network of that name takes the weights as they are, without its classifier."""
     same_stem = encoder.name not in ENCODERS or encoder.stem == "large"
-    own = encoder.name == "resnet-tiny" or encoder.sizes["latent_dim"] is not None
+    own = encoder.name == "resnet-tiny" or any(size is not None for size in encoder.sizes.values())
     return encoder.channels == 3 and same_stem and not own
 
 

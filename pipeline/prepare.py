@@ -155,9 +155,7 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
         channels=dataset.channels,
         image_size=dataset.image_size,
         stem=config.encoder.stem,
-        latent_dim=config.encoder.latent_dim,
-        depth=config.encoder.depth,
-        kernel=config.encoder.kernel,
+        **config.encoder.sizes,
     )
     try:
         with torch.no_grad():

@@ -156,7 +156,7 @@ def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
     for key, value in wanted.items():
         if key in state and state[key].shape != value.shape:
             found, right = tuple(state[key].shape), tuple(value.shape)
-            raise UserError(f"{start}{key} is {found} where {right} is needed{_stem_hint(key, found, right)}")
+            raise UserError(f"{start}{key} is {found} where {right} is needed{_hint(key, found, right)}")
     # Strict but for the counters, which weights from other trainers may lack.
     net.load_state_dict({k: state.get(k, v) for k, v in wanted.items()})
 
@@ -186,8 +186,10 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, torch.arange(channels) % old] * (old / channels)
 
 
-def _stem_hint(key: str, found: tuple[int, ...], right: tuple[int, ...]) -> str:
-    """What to do about a first convolution of another kernel size."""
-    if key != "conv1.weight" or len(found) != 4 or found[2:] == right[2:]:
+def _hint(key: str, found: tuple[int, ...], right: tuple[int, ...]) -> str:
+    """What to do about a first convolution of another width or kernel size."""
+    if key != "conv1.weight" or len(found) != 4:
         return ""
+    if found[2:] == right[2:]:
+        return "; use another --encoder.width"
     return f"; use --encoder.stem {'large' if found[2] == 7 else 'small'}"

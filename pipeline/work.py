@@ -106,9 +106,7 @@ def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
         image_size=data.image_size,
         stem=config.encoder.stem,
         weights=config.encoder.weights if weights else None,
-        latent_dim=config.encoder.latent_dim,
-        depth=config.encoder.depth,
-        kernel=config.encoder.kernel,
+        **config.encoder.sizes,
     )
 
 

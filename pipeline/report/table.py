@@ -220,7 +220,7 @@ def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
     for name in BASELINES:
         for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
-                encoder = "" if name == "raw-pixels" else str(run.config["encoder"]["name"])
+                encoder = "" if name == "raw-pixels" else _network(run)
                 found.setdefault((name, encoder, run.data_path), run)
     encoders = {key[1] for key in found if key[1]}
     paths = {key[2] for key in found}
@@ -229,6 +229,11 @@ def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
         details = [encoder] * (len(encoders) > 1 and bool(encoder)) + [path] * (len(paths) > 1)
         labels[f"{BASELINES[name]} ({', '.join(details)})" if details else BASELINES[name]] = (run, name)
     return labels
+
+
+def _network(run: Run) -> str:
+    name, width = run.config["encoder"]["name"], run.config["encoder"].get("width")
+    return f"{name} {width}×" if width else str(name)
 
 
 def _baseline_flat(run: Run, name: str) -> dict[str, float]:

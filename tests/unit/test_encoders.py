@@ -47,6 +47,16 @@ def test_shapes_and_stages(name: str, channels: int, image_size: int) -> None:
     torch.testing.assert_close(last.mean((2, 3)), encoder(x))
 
 
+@torch.no_grad()
+def test_width_multiplies_the_channels_of_a_resnet() -> None:
+    plain, wide = build(), build(width=3)
+    maps = zip(plain.stages(images(plain)).values(), wide.stages(images(wide)).values(), strict=True)
+    assert all(theirs.shape[1] == 3 * ours.shape[1] for ours, theirs in maps)
+    assert wide.dim == 384
+    with pytest.raises(UserError, match=r"--encoder\.width 2 means nothing to cnn-small"):
+        build("cnn-small", width=2)
+
+
 @pytest.mark.parametrize(
     ("name", "image_size", "stem", "last"),
     [
@@ -191,6 +201,9 @@ def wrong_weights(tmp_path: Path, case: str) -> tuple[str, str]:
     elif case == "stem":
         state = build("resnet-tiny", 3, 96).net.state_dict()
         message = r"conv1\.weight is \(32, 3, 7, 7\) where \(32, 3, 3, 3\) is needed; use --encoder\.stem large"
+    elif case == "width":
+        state = build(width=2).net.state_dict()
+        message = r"conv1\.weight is \(64, 3, 3, 3\) where \(32, 3, 3, 3\) is needed; use another --encoder\.width"
     else:
         state = {**build().net.state_dict(), "bn1.weight": torch.ones(31)}
         message = r"bn1\.weight is \(31,\) where \(32,\) is needed"
@@ -198,7 +211,7 @@ def wrong_weights(tmp_path: Path, case: str) -> tuple[str, str]:
     return str(tmp_path / "wrong.pth"), message
 
 
-@pytest.mark.parametrize("case", ["missing", "extra", "stem", "shape"])
+@pytest.mark.parametrize("case", ["missing", "extra", "stem", "width", "shape"])
 def test_weights_that_do_not_fit(case: str, tmp_path: Path) -> None:
     path, message = wrong_weights(tmp_path, case)
     with pytest.raises(UserError, match=message):

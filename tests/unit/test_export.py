@@ -56,7 +56,7 @@ def test_round_trip(name: str, channels: int, image_size: int, tmp_path: Path) -
 CODED = [
     ("linear", {"latent_dim": 5}), ("deep", {"latent_dim": 5, "depth": 2}), ("conv", {"kernel": 5}),
     ("pixelcnn", {"depth": 2, "kernel": 3, "latent_dim": 6}), ("resnet18", {"latent_dim": 5}),
-    ("cnn-small", {"latent_dim": 5}),
+    ("cnn-small", {"latent_dim": 5}), ("resnet18", {"width": 2}),
 ]  # fmt: skip
 
 
@@ -96,8 +96,9 @@ assert not {"pipeline", "torchvision"} & set(sys.modules)
 
 @pytest.mark.parametrize(
     ("name", "channels", "image_size", "sizes"),
-    [("resnet-tiny", 3, 32, {}), ("cnn-small", 4, 72, {}), ("deep", 1, 12, {"latent_dim": 4, "depth": 2})],
-)
+    [("resnet-tiny", 3, 32, {}), ("cnn-small", 4, 72, {}), ("deep", 1, 12, {"latent_dim": 4, "depth": 2}),
+     ("resnet-tiny", 3, 32, {"width": 2})],
+)  # fmt: skip
 @torch.no_grad()
 def test_used_without_the_project(
     name: str, channels: int, image_size: int, sizes: dict[str, int], tmp_path: Path
