@@ -1074,7 +1074,7 @@ def rate_encoder(work: Work, method: Method[Any], split: str) -> dict[str, Any]:
     references, queries = work.dataset.train, getattr(work.dataset, split)
     with torch.compiler.set_stance("force_eager"):  # compiling for other batches would take longer than embedding
         known, asked = (
-            embed_images(method.encoder, images, device=work.device, precision=work.precision)
+            metrics.normalise(embed_images(method.encoder, images, device=work.device, precision=work.precision))
             for images in (references, queries)
         )
     assert references.labels is not None
