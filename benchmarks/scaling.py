@@ -29,9 +29,10 @@ from pipeline.config import override
 from pipeline.files import write_json
 from pipeline.index import build_index, measure_recall
 from pipeline.launch import open_for_profile
-from pipeline.profile import WARM_UP, Bench, plain_pass
+from pipeline.profile import Bench, plain_pass
 from pipeline.recipes import build_recipe
 from pipeline.runfolder import MetricsLog, describe_software
+from pipeline.work import quicken
 
 RECIPE = "simclr-cifar10"
 RESOLUTIONS, BATCHES, WORKERS, VECTORS = (16, 32, 64, 96, 128), (64, 128, 256, 512, 1024), (1, 2), (10**4, 10**5, 10**6)
@@ -77,8 +78,9 @@ def measure_step(options: argparse.Namespace, size: int, batch: int) -> dict[str
     changes |= {"train.batch_size": batch, "train.small_views": 0.0, "encoder.stem": "small"}
     config = override(build_recipe(RECIPE), changes)
     with closing(Bench(open_for_profile(config, lambda row: None))) as bench:  # type: ignore[arg-type]
-        for _ in range(WARM_UP):
-            bench.step()
+        if quicken(bench.method, bench.work.config, bench.work):
+            bench.record()
+        bench.warm_up()
         _, seconds = plain_pass(bench, options.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"batch": batch, "images_per_s": round(batch * options.steps / seconds), "peak_mb": round(peak)}

@@ -49,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The console command as a process."""
-    try:
-        code = main()
-    except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
-        code = int(stop.code or 0)
-    leave(code)
+    leave(main())
 
 
 def leave(code: int) -> NoReturn:
@@ -81,6 +77,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
         code: int = importlib.import_module(f"jobs.{verb}").main(list(argv))
         return code
+    except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except UserError as error:
         print(f"rayssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -81,7 +81,7 @@ def show(found: "Profile", console: "Console") -> None:
 def made_quick(found: "Profile") -> list[str]:
     """What training does to its step, if anything."""
     if found.recorded:
-        return ["network compiled, the whole step one CUDA graph; the parts below are launched piece by piece"]
+        return ["network compiled, the whole step one CUDA graph; the parts below are launched one by one"]
     return ["network compiled"] if found.compiled else []
 
 

@@ -366,8 +366,8 @@ def build_backbone(
 
     latent_dim: size of the code, or channels of pixelcnn. depth: layers of "deep" and "pixelcnn".
     kernel: side of the strided convolutions of "conv" (3) or of the first layer of "pixelcnn" (7).
-    width: times the channels of a ResNet, as in "ResNet-50 (4×)" (Kolesnikov et al., "Revisiting self-supervised visual
-    representation learning", CVPR 2019, §3.1).
+    width: times the channels of a ResNet, the widening factor of Kolesnikov et al., "Revisiting self-supervised visual
+    representation learning", CVPR 2019, §3.1.
     """
     pixels = channels * image_size**2
     if name in RESNETS:

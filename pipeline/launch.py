@@ -172,6 +172,8 @@ def open_for_profile(config: Config, display: Display) -> "Work":
     if train.compile == "auto":
         chosen: Any = "yes" if compiling_pays(work) else "no"
         work.config = replace(work.config, train=replace(train, compile=chosen))
+        if work.device.type == "cuda":
+            display({"message": f"--train.compile {chosen}, which auto chooses by the length of the recipe's run"})
     return work
 
 
@@ -322,6 +324,7 @@ def tune(
     with Board() as board:
         command = f"rayssl.tune(config, {str(out)!r})"
         changes = {"data.path": config.data.path, "encoder.name": config.encoder.name}
+        changes |= {f"encoder.{name}": str(size) for name, size in config.encoder.sizes.items() if size is not None}
         return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space, changes)[1]
 
 

@@ -32,7 +32,7 @@ class Floor:
     """The least time that a step can take: its operations and bytes over rates that were measured on this machine."""
 
     flops: float  # of forward and backward pass
-    bytes: float  # saved for the backward pass, weights, gradients and optimiser state
+    bytes: float  # saved for the backward pass (by a network not compiled), weights, gradients and optimiser state
     flops_per_s: float  # of a large matrix product in the run's precision
     bytes_per_s: float  # of a large copy
 
@@ -67,17 +67,19 @@ def profile_run(work: Work, steps: int, trace: Path) -> Profile:
     """Measure a run that is opened and has its backend and precision chosen; writes the trace. Nothing is trained."""
     with closing(Bench(work)) as bench:
         floor = find_floor(bench)  # first: no operation of a compiled network is seen
-        bench.quicken()
-        for _ in range(WARM_UP):
-            bench.step()
-        waited, seconds = plain_pass(bench, steps)
+        recorded = quicken(bench.method, work.config, work)
+        bench.warm_up()
         parts, encoder = instrumented_pass(bench, steps)
+        if recorded:
+            bench.record()
+            bench.warm_up()
+        waited, seconds = plain_pass(bench, steps)
         return Profile(
             batch_size=work.config.train.batch_size,
             steps=steps,
             step_ms=1e3 * seconds / steps,
             compiled=work.config.train.compile == "yes",
-            recorded=bench.recorded,
+            recorded=recorded,
             waiting=waited / seconds,
             parts=parts,
             encoder_ms=encoder,
@@ -95,7 +97,6 @@ class Bench:
     method: Method[Any] = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     batches: Iterator[RawBatch] = field(init=False)
-    recorded: bool = field(init=False, default=False)
     take_step: Callable[[RawBatch, float], MethodOutput] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -103,20 +104,24 @@ class Bench:
         self.method = new_method(config, self.work).train()
         self.optimizer = new_optimizer(self.method, config.train)
         self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
-        self._set_step()
+        self.take_step = self._new_step(recorded=False)
 
-    def quicken(self) -> None:
-        """Compile and record what training would."""
-        self.recorded = quicken(self.method, self.work.config, self.work)
-        self._set_step()
+    def record(self) -> None:
+        """Whole steps are repeated as one CUDA graph from here on."""
+        self.take_step = self._new_step(recorded=True)
 
-    def _set_step(self) -> None:
+    def _new_step(self, *, recorded: bool) -> Callable[[RawBatch, float], MethodOutput]:
         work = self.work
-        self.take_step = new_step(
-            self.method, resident=work.resident(), recorded=self.recorded, optimizer=self.optimizer,
+        return new_step(
+            self.method, resident=work.resident(), recorded=recorded, optimizer=self.optimizer,
             seed=work.config.train.seed, device=work.device, precision=work.precision,
             clip_grad=work.config.train.clip_grad,
         )  # fmt: skip
+
+    def warm_up(self) -> None:
+        """Steps that are not measured."""
+        for _ in range(WARM_UP):
+            self.step()
 
     def place(self, raw: RawBatch) -> Batch:
         """The batch on the device, its views made."""
@@ -174,6 +179,7 @@ def instrumented_pass(bench: Bench, steps: int) -> tuple[dict[str, float], float
         spent[part] += time.perf_counter() - began
         return value
 
+    bench.optimizer.zero_grad(set_to_none=True)
     bench.wait()
     with encoder_clock(bench) as inside:
         began = time.perf_counter()

@@ -394,6 +394,8 @@ def identity(config: Config) -> dict[str, Any]:
     from pipeline.prepare import FREE, FREE_GROUPS, flatten
 
     flat = flatten(configuration.to_dict(config))
+    if flat["encoder.width"] is None:  # runs that are older than this field have the key they had
+        del flat["encoder.width"]
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones import RESNETS
 from pipeline.errors import UserError
 
 SCHEMA = 1  # of encoder.json
@@ -156,7 +157,7 @@ def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
     for key, value in wanted.items():
         if key in state and state[key].shape != value.shape:
             found, right = tuple(state[key].shape), tuple(value.shape)
-            raise UserError(f"{start}{key} is {found} where {right} is needed{_hint(key, found, right)}")
+            raise UserError(f"{start}{key} is {found} where {right} is needed{_hint(name, key, found, right)}")
     # Strict but for the counters, which weights from other trainers may lack.
     net.load_state_dict({k: state.get(k, v) for k, v in wanted.items()})
 
@@ -186,10 +187,10 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, torch.arange(channels) % old] * (old / channels)
 
 
-def _hint(key: str, found: tuple[int, ...], right: tuple[int, ...]) -> str:
+def _hint(name: str, key: str, found: tuple[int, ...], right: tuple[int, ...]) -> str:
     """What to do about a first convolution of another width or kernel size."""
     if key != "conv1.weight" or len(found) != 4:
         return ""
     if found[2:] == right[2:]:
-        return "; use another --encoder.width"
+        return "; use another --encoder.width" if name in RESNETS else ""
     return f"; use --encoder.stem {'large' if found[2] == 7 else 'small'}"

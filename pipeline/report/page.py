@@ -98,7 +98,7 @@ def _images(material: Material) -> str:
 
 
 def _encoders(materials: Sequence[Material]) -> str:
-    return ", ".join(dict.fromkeys(str(material.run.config["encoder"]["name"]) for material in materials))
+    return ", ".join(dict.fromkeys(material.run.network for material in materials))
 
 
 def _commits(materials: Sequence[Material]) -> str:

@@ -44,6 +44,12 @@ class Run:
         return str((self.config.get("method") or {}).get("name", ""))
 
     @property
+    def network(self) -> str:
+        """Name of the encoder and, where it is not 1, its width: "resnet18", "resnet18 2×"."""
+        name, width = self.config["encoder"]["name"], self.config["encoder"].get("width")
+        return f"{name} {width}×" if width else str(name)
+
+    @property
     def data_path(self) -> str:
         """`data.path` of the config."""
         return str(self.config["data"]["path"])

@@ -216,7 +216,7 @@ def _facts(material: Material) -> dict[str, str]:
         "method": run.method,
         "data": run.data_path,
         **_data_facts(manifest.get("data", {})),
-        "encoder": _encoder(config["encoder"]),
+        "encoder": _encoder(run),
         "epochs": train.get("epochs"),
         "steps": trained.get("steps"),
         "batch": train.get("batch_size"),
@@ -255,9 +255,9 @@ def _channels(n: int) -> str:
     return "1 channel" if n == 1 else f"{n} channels"
 
 
-def _encoder(encoder: dict[str, Any]) -> str:
-    weights = encoder.get("weights")
-    return f"{encoder['name']}, started from {weights}" if weights else str(encoder["name"])
+def _encoder(run: Run) -> str:
+    weights = run.config["encoder"].get("weights")
+    return f"{run.network}, started from {weights}" if weights else run.network
 
 
 def _times(manifest: dict[str, Any]) -> str:

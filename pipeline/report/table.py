@@ -220,7 +220,7 @@ def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
     for name in BASELINES:
         for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
-                encoder = "" if name == "raw-pixels" else _network(run)
+                encoder = "" if name == "raw-pixels" else run.network
                 found.setdefault((name, encoder, run.data_path), run)
     encoders = {key[1] for key in found if key[1]}
     paths = {key[2] for key in found}
@@ -229,11 +229,6 @@ def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
         details = [encoder] * (len(encoders) > 1 and bool(encoder)) + [path] * (len(paths) > 1)
         labels[f"{BASELINES[name]} ({', '.join(details)})" if details else BASELINES[name]] = (run, name)
     return labels
-
-
-def _network(run: Run) -> str:
-    name, width = run.config["encoder"]["name"], run.config["encoder"].get("width")
-    return f"{name} {width}×" if width else str(name)
 
 
 def _baseline_flat(run: Run, name: str) -> dict[str, float]:
@@ -276,8 +271,9 @@ def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[
 def _whitening_helps(runs: Sequence[Run]) -> list[str]:
     """Where neighbours are clearly better among whitened embeddings."""
     found = []
+    searched = {run.label for run in runs if run.config.get("index", {}).get("whiten")}
     for row in rows_of(runs, [KNN, WHITENED]):
-        if row.baseline or len(row.estimates) < 2:
+        if row.baseline or len(row.estimates) < 2 or row.label in searched:
             continue
         plain, whitened = row.estimates[KNN.metric], row.estimates[WHITENED.metric]
         if whitened.value > plain.value and not _indistinguishable(plain, whitened):

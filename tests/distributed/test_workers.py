@@ -46,18 +46,20 @@ def test_wrong_input_under_torchrun_is_one_line(tmp_path):
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["notes.txt"]
 
 
-@pytest.mark.parametrize("end", ["leave(3)", "command()"])
+@pytest.mark.parametrize("end", ["leave(3)", "leave(main.run_verb('run', []))", "command()"])
 def test_a_process_of_torchruns_is_gone_before_the_interpreter_ends(end):
     code = f"""
 import atexit
 import sys
+from types import SimpleNamespace
 from jobs import main
 class Late:
     def __del__(self): print("late")
 late = Late()
 atexit.register(print, "closed")
 print("told")
-main.main = lambda: sys.exit(3)
+sys.argv = ["rayssl", "run"]
+main.importlib.import_module = lambda _: SimpleNamespace(main=lambda _: sys.exit(3))
 main.{end}
 """
     done = subprocess.run(

@@ -11,7 +11,7 @@ from torch import nn
 
 from jobs.main import run_verb
 from pipeline import profile
-from pipeline.graph import WARM_STEPS, RecordedStep
+from pipeline.graph import RecordedStep
 from pipeline.profile import Floor, saved_bytes
 from pipeline.work import Work
 
@@ -42,21 +42,37 @@ def test_parts_make_up_the_step_and_only_the_trace_is_left(profiled):
     assert found["operators"][0][1] >= found["operators"][-1][1] > 0
 
 
-def test_a_step_that_is_compiled_or_recorded_is_measured_as_such(images: Path, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def words(images: Path, tmp_path: Path, monkeypatch) -> list[str]:
+    """A tiny profile on the CPU whose views are made by the device."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     flags = "--data.image-size 16 --encoder.name cnn-small --train.batch-size 8 --train.precision fp32 --steps 1 --json"
-    words = ["simclr-folder", "--data.path", str(images), *flags.split(), "--data.loader", "resident"]
-    floors = {}
-    for value in ("no", "yes"):
-        with torch.compiler.set_stance("force_eager"):
-            assert run_verb("profile", [*words, "--augment.backend", "batched", "--train.compile", value]) == 0
-        said = capsys.readouterr()
-        found = json.loads(said.out)
-        assert (found["compiled"], found["recorded"]) == (value == "yes", False)  # a CPU has no graphs
-        assert ("network compiled" in said.err) is (value == "yes")
-        floors[value] = found["floor"]["flops"]
-    assert floors["yes"] == floors["no"] > 0
+    return ["simclr-folder", "--data.path", str(images), *flags.split(), "--augment.backend", "batched"]
 
+
+def test_a_compiled_network_is_measured_after_its_operations_were_counted(words, monkeypatch, capsys):
+    calls = []
+    for name in ("find_floor", "quicken", "instrumented_pass", "plain_pass"):
+        monkeypatch.setattr(profile, name, noted(calls, name, getattr(profile, name)))
+    with torch.compiler.set_stance("force_eager"):
+        assert run_verb("profile", [*words, "--train.compile", "yes"]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    assert (found["compiled"], found["recorded"]) == (True, False)  # a CPU has no graphs
+    assert "network compiled" in said.err
+    assert calls == ["find_floor", "quicken", "instrumented_pass", "plain_pass"]
+
+
+def noted(calls: list[str], name: str, call):
+    def noting(*given):
+        calls.append(name)
+        return call(*given)
+
+    return noting
+
+
+def test_a_recorded_step_is_measured_whole(words, monkeypatch, capsys):
     steps = []
     take_step = RecordedStep.__call__
 
@@ -66,12 +82,11 @@ def test_a_step_that_is_compiled_or_recorded_is_measured_as_such(images: Path, t
     monkeypatch.setattr(RecordedStep, "__call__", lambda *given: steps.append(given) or take_step(*given))
     monkeypatch.setattr(profile, "quicken", lambda *_: True)
     monkeypatch.setattr(Work, "resident", held)
-    assert run_verb("profile", [*words, "--augment.backend", "batched"]) == 0
+    assert run_verb("profile", words) == 0
     said = capsys.readouterr()
     assert json.loads(said.out)["recorded"]
     assert "CUDA graph" in said.err
     assert len(steps) == profile.WARM_UP + 1 + profile.TRACED
-    assert profile.WARM_UP > WARM_STEPS
 
 
 def test_bytes_saved_for_backward_count_a_storage_once():

@@ -414,6 +414,13 @@ def test_a_clear_gain_by_whitening_is_told(whitened: float, told: bool, tmp_path
     assert any(remark.startswith(expected) for remark in table.remarks([run])) is told
 
 
+def test_nobody_is_told_to_whiten_what_is_whitened(tmp_path: Path) -> None:
+    records = [record("knn/top1", 0.9), record("knn-whitened/top1", 0.97)]
+    (run,) = load_runs([make_run(tmp_path / "a", records=records)])
+    run.config["index"] = {"whiten": True}
+    assert not any("--index.whiten" in remark for remark in table.remarks([run]))
+
+
 def test_the_test_split_is_called_small_with_its_size(tmp_path: Path) -> None:
     (run,) = load_runs([make_run(tmp_path / "a")])
     assert any("has 40 images" in remark for remark in table.remarks([run]))

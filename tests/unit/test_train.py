@@ -23,7 +23,7 @@ from pipeline.optim import learning_rate_at
 from pipeline.prepare import Prepared
 from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
-from pipeline.stages import run_pretrain
+from pipeline.stages import identity, run_pretrain
 from pipeline.train import Hooks, collapse_indicator, resolve_precision, set_learning_rate, to_batch, to_float, train
 from pipeline.work import Stopped, Work, new_method, quicken
 
@@ -484,6 +484,16 @@ def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
     assert not pays(steps=choices.COMPILED_FROM, optimizer="adamw")
     monkeypatch.setattr(choices, "has_compiler", lambda: False)
     assert not pays(steps=choices.COMPILED_FROM + 1)
+
+
+def test_the_width_that_is_asked_for_is_the_networks(prepared: Prepare) -> None:
+    plain, wide = (
+        Work.open(prepared(str(width), "simclr", {"encoder.width": width}).run, Silent()) for width in (None, 2)
+    )
+    assert new_method(wide.config, wide).encoder.dim == 2 * new_method(plain.config, plain).encoder.dim
+    # Runs that were made before there was a width are still known.
+    assert {**identity(plain.config), "encoder.width": 2} == identity(wide.config)
+    assert "encoder.width" not in identity(plain.config)
 
 
 def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> None:
