@@ -487,8 +487,10 @@ def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
 
 
 def test_the_width_that_is_asked_for_is_the_networks(prepared: Prepare) -> None:
+    changes = {"encoder.name": "resnet-tiny"}
     plain, wide = (
-        Work.open(prepared(str(width), "simclr", {"encoder.width": width}).run, Silent()) for width in (None, 2)
+        Work.open(prepared(str(width), "simclr", {**changes, "encoder.width": width}).run, Silent())
+        for width in (None, 2)
     )
     assert new_method(wide.config, wide).encoder.dim == 2 * new_method(plain.config, plain).encoder.dim
     # Runs that were made before there was a width are still known.
