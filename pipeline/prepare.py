@@ -269,7 +269,7 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     say(f"{prepared.run}")
     say(f"  images   {len(data.train):,} train, {len(data.val):,} held out, {test:,} test; "
         f"{data.image_size} px, {data.channels} channels, {labels} ({data.path})")  # fmt: skip
-    width = f", {config.encoder.width} times as wide" if config.encoder.width else ""
+    width = f", {config.encoder.width} times as wide" if (config.encoder.width or 1) > 1 else ""
     say(f"  encoder  {config.encoder.name}{width}: {facts['parameters'] / 1e6:.2f} M parameters, "
         f"{facts['flops'] / 1e6:,.0f} MFLOPs an image, {facts['dim']} features")  # fmt: skip
     say(f"  method   {configuration.method_name(config)}: {steps:,} steps of {config.train.batch_size} images "

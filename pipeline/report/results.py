@@ -47,7 +47,7 @@ class Run:
     def network(self) -> str:
         """Name of the encoder and, where it is not 1, its width: "resnet18", "resnet18 2×"."""
         name, width = self.config["encoder"]["name"], self.config["encoder"].get("width")
-        return f"{name} {width}×" if width else str(name)
+        return f"{name} {width}×" if (width or 1) > 1 else str(name)
 
     @property
     def data_path(self) -> str:

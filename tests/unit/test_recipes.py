@@ -40,8 +40,9 @@ def test_every_recipe_can_be_built_into_a_method(name: str, monkeypatch: pytest.
     assert size is not None
     traits = Traits(size, channels, config.augment.mirror is not False, classes=10)
     method = load_method(method_of(name))
-    sizes = {key: getattr(config.encoder, key) for key in ("stem", "latent_dim", "depth", "kernel")}
-    encoder = build_encoder(config.encoder.name, channels=channels, image_size=size, **sizes)
+    encoder = build_encoder(
+        config.encoder.name, channels=channels, image_size=size, stem=config.encoder.stem, **config.encoder.sizes
+    )
     built = method(config.method, encoder, traits)
     assert sum(p.numel() for p in built.parameters()) >= sum(p.numel() for p in encoder.parameters())
     for view in method.default_views(traits):

@@ -414,6 +414,13 @@ def test_a_clear_gain_by_whitening_is_told(whitened: float, told: bool, tmp_path
     assert any(remark.startswith(expected) for remark in table.remarks([run])) is told
 
 
+@pytest.mark.parametrize(("width", "name"), [(None, "resnet-tiny"), (1, "resnet-tiny"), (2, "resnet-tiny 2×")])
+def test_a_wide_network_is_called_so(width: int | None, name: str, tmp_path: Path) -> None:
+    (run,) = load_runs([make_run(tmp_path / "a")])
+    run.config["encoder"] = {"name": "resnet-tiny", "width": width}
+    assert run.network == name
+
+
 def test_nobody_is_told_to_whiten_what_is_whitened(tmp_path: Path) -> None:
     records = [record("knn/top1", 0.9), record("knn-whitened/top1", 0.97)]
     (run,) = load_runs([make_run(tmp_path / "a", records=records)])
