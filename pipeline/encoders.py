@@ -149,10 +149,10 @@ def build_encoder(
     if channels < 1 or image_size < 1:
         raise UserError(f"an encoder cannot take {channels} channels of {image_size} pixels; both start at 1")
     _check_name(name)
-    start = read_weights(name, weights, image_size) if weights is not None else None
-    stem = _resolve_stem(name, stem, image_size, start)
     sizes = {"latent_dim": latent_dim, "depth": depth, "kernel": kernel, "width": width}
     _check_sizes(name, channels * image_size**2, sizes)
+    start = read_weights(name, weights, image_size, width or 1) if weights is not None else None
+    stem = _resolve_stem(name, stem, image_size, start)
     net = _build_net(name, channels, image_size, stem, sizes)
     if start is not None:
         own_code = any(key.startswith("code.") for key in start.state)

@@ -32,8 +32,11 @@ class Weights:
     stem: str | None = None
 
 
-def read_weights(name: str, weights: str, image_size: int) -> Weights:
-    """Weights for the encoder `name` from a file, a run folder or torchvision; UserError if there are none."""
+def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> Weights:
+    """Weights for the encoder `name`, `width` times as wide, from a file, a run folder or torchvision.
+
+    UserError if there are none.
+    """
     path = Path(weights).expanduser()
     if path.name == "encoder.safetensors" and path.with_name("encoder.json").is_file():
         path = path.parent
@@ -43,7 +46,7 @@ def read_weights(name: str, weights: str, image_size: int) -> Weights:
         return Weights(str(path), state, mean, std, manifest["stem"] if manifest["name"] == name else None)
     if path.is_file():
         return Weights(str(path), read_state(path))
-    return named_weights(name, weights, image_size)
+    return named_weights(name, weights, image_size, width)
 
 
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -102,7 +105,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def named_weights(name: str, weights: str, image_size: int) -> Weights:
+def named_weights(name: str, weights: str, image_size: int, width: int = 1) -> Weights:
     """Torchvision's weights by name, downloaded to torch's cache on first use."""
     from torchvision import models
 
@@ -112,6 +115,8 @@ def named_weights(name: str, weights: str, image_size: int) -> Weights:
         raise UserError(
             f"--encoder.weights {weights} is no file, no run folder and no name for {name} (names: {names})"
         )
+    if width != 1:  # said before hundreds of megabytes are downloaded
+        raise UserError(f"--encoder.width {width} does not go with {weights}, which has width 1: leave one out")
     member = members[weights]
     try:
         state = member.get_state_dict(progress=False, check_hash=True)

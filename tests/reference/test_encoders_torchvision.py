@@ -142,6 +142,12 @@ def test_named_weights_need_the_large_stem(download: dict[str, Tensor]) -> None:
     assert encoder.stem == "large"
 
 
+def test_named_weights_of_another_width_are_not_downloaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *a, **k: pytest.fail("downloaded"))
+    with pytest.raises(UserError, match=r"--encoder\.width 2 does not go with DEFAULT"):
+        build_encoder("resnet18", channels=3, image_size=96, weights="DEFAULT", width=2)
+
+
 def test_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise OSError("no route\nto host")
