@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -25,6 +26,9 @@ from pipeline.reporter import Silent, handle_signals
 POLL_SECONDS = 0.2
 STARTING_SECONDS = 600  # a cluster may have to start machines first
 CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
+
+SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # what Ray appends to its folder
+LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -95,12 +99,27 @@ def quiet_ray(address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
+        choose_ray_folder()
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # On one machine workers need no environment of their own; a submitted job does.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray's workers give way to every other process (niceness 15): next to a busy browser they would stand still.
         os.environ.setdefault("RAY_worker_niceness", "0")
+
+
+def choose_ray_folder() -> None:
+    """Ray's files go below RAY_TMPDIR or TMPDIR, but to /tmp where a batch system's TMPDIR is too long for sockets.
+
+    UserError where RAY_TMPDIR itself is too long.
+    """
+    asked = os.environ.get("RAY_TMPDIR")
+    longest = LONGEST_SOCKET - len(SOCKET.format(pid=os.getpid()))
+    if len(os.fsencode(asked or os.environ.get("TMPDIR", ""))) <= longest:
+        return
+    if asked:
+        raise UserError(f"RAY_TMPDIR is {asked}: for Ray's sockets its path may have at most {longest} characters")
+    os.environ["RAY_TMPDIR"] = "/tmp"
 
 
 @contextmanager

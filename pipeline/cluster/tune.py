@@ -7,6 +7,7 @@ actor is rank 0 and the others are tasks in its placement group, so no trial eve
 import json
 import logging
 import os
+import shutil
 import socket
 import tempfile
 import threading
@@ -189,6 +190,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
         "gpus": room.gpus,
         "checkpoints": evolves,
         "out": str(search.out.absolute()),
+        "scratch": str(control),
         "space": search.space,
     }
     bundle = {"CPU": room.cpus, **({"GPU": room.gpus} if room.gpus else {})}
@@ -210,7 +212,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
             storage_path=str(control / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=2),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
             stop=stopper(stop),
             callbacks=[keeper(search, standing, numbers, stop)],
         ),
@@ -527,7 +529,8 @@ def try_candidate(parameters: dict[str, Any], settings: dict[str, Any]) -> None:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     with gathered(settings, candidate):
         try:
-            with resumed(tune.get_checkpoint() or kept_before(parameters, settings)) as checkpoints:
+            found = tune.get_checkpoint() or kept_before(parameters, settings)
+            with resumed(found, Path(settings["scratch"]), tune.get_context().get_trial_id()) as checkpoints:
                 for report in reports_of(settings, candidate, checkpoints if settings["checkpoints"] else None):
                     row = {
                         SCORE: report.scores[settings["objective"]],
@@ -554,9 +557,15 @@ def kept_before(parameters: dict[str, Any], settings: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def resumed(checkpoint: Any) -> Iterator[Path]:
-    """A folder with the checkpoint that Tune hands over, or an empty one."""
-    with tempfile.TemporaryDirectory(prefix="trial-") as folder:
+def resumed(checkpoint: Any, scratch: Path, trial: str) -> Iterator[Path]:
+    """A folder in `scratch` with the checkpoint that Tune hands over, or an empty one.
+
+    Tune ends a trial by ending its process, which cleans up nothing: what an earlier process of the trial left goes
+    now, the rest with `scratch`.
+    """
+    for left in scratch.glob(f"{trial}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{trial}-", dir=scratch) as folder:
         if checkpoint is not None:
             checkpoint.to_directory(folder)
         yield Path(folder)

@@ -105,8 +105,12 @@ def test_what_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
     assert {trial.state for trial in trials.values()} <= {FAILED, FINISHED, STOPPED}
 
 
-def test_a_population_that_is_killed_goes_on_and_copies_its_best(tmp_path: Path) -> None:
-    out = tmp_path / "tuned"
+def test_a_population_that_is_killed_goes_on_and_copies_its_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, temporary = tmp_path / "tuned", tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     settings = {"space": "crop,rotation", "parameters": "train.learning-rate=0.0001..1", "images": 200, "share": 0.4}
     settings |= {"search": "random", "scheduler": "pbt", "trials": 4}
     driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -126,6 +130,8 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(tmp_path: Path)
         assert trials[number].curve[: len(rows)] == [(row["step"], row["score"]) for row in rows]
         assert trials[number].curve[len(rows)][0] > rows[-1]["step"]
     assert not [*out.glob("population/*")]
+    assert not [*out.glob(".control*")]
+    assert not [*temporary.rglob("schedule.json")]  # nor what processes that were ended worked on
     copied = [trial for trial in trials.values() if trial.schedule]
     assert copied
     for trial in copied:

@@ -1,8 +1,11 @@
 """Starting Ray on this machine, with Ray's own start replaced."""
 
+import os
+
 import pytest
 
 from pipeline.cluster import train
+from pipeline.errors import UserError
 
 SLOW = Exception("The current node timed out during startup. This could happen because …")
 
@@ -37,6 +40,19 @@ def test_other_failures_are_not_tried_again(monkeypatch):
     with pytest.raises(ConnectionError):
         train.start_here({})
     assert calls == ["init"]
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_not_rays(monkeypatch):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    longest = 107 - len(f"/ray/session_2026-11-27_17-38-39_674536_{os.getpid()}/sockets/plasma_store")
+    for length, folder in ((longest, None), (longest + 1, "/tmp")):
+        monkeypatch.setenv("TMPDIR", "/" + (length - 1) * "x")
+        train.choose_ray_folder()
+        assert os.environ.get("RAY_TMPDIR") == folder
+    monkeypatch.setenv("RAY_TMPDIR", "/" + longest * "x")
+    with pytest.raises(UserError, match=f"at most {longest} characters"):
+        train.choose_ray_folder()
 
 
 @pytest.mark.parametrize("own_cluster", [True, False])
