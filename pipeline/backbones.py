@@ -414,16 +414,17 @@ def narrowing(inputs: int, code: int, depth: int) -> tuple[int, ...]:
 def torchvision_backbone(name: str, channels: int, image_size: int) -> nn.Module:
     """A torchvision classifier with its last layer replaced by the identity, its first fitted to `channels`.
 
-    The head's dropout goes too: features that are trained on should not be noisy.
+    Dropout and stochastic depth go too: features that are trained on should not be noisy, and what torch's global
+    generator draws would depend on interruptions and on the number of workers.
     """
     from torchvision import models
+    from torchvision.ops import StochasticDepth
 
     net: nn.Module = models.get_model(name, weights=None, **torchvision_arguments(name, image_size))
     last = head_path(net, nn.Linear, nn.Conv2d)
     net.set_submodule(last, nn.Identity())
-    head = last.split(".")[0]
-    for path, layer in list(net.get_submodule(head).named_modules(prefix=head)):
-        if isinstance(layer, nn.Dropout):
+    for path, layer in list(net.named_modules()):
+        if isinstance(layer, nn.Dropout | StochasticDepth):
             net.set_submodule(path, nn.Identity())
     if channels != 3:
         fit_first_convolution(net, channels)

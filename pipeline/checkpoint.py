@@ -38,7 +38,7 @@ def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: Opt
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
     _sync(folder)
-    _prune(folder, keep)
+    _prune(folder, keep, step)
     return final
 
 
@@ -109,8 +109,10 @@ def _sync(path: Path) -> None:
     os.close(handle)
 
 
-def _prune(folder: Path, keep: int) -> None:
-    for old in list_checkpoints(folder)[keep:]:
+def _prune(folder: Path, keep: int, step: int) -> None:
+    # Later ones than the one just written were passed over when the run was continued: they are damaged.
+    whole = [path for path in list_checkpoints(folder) if path.name <= f"step-{step:09d}"]
+    for old in {*list_checkpoints(folder)} - {*whole[:keep]}:
         shutil.rmtree(old, ignore_errors=True)
     for left in folder.glob(".writing-*"):
         shutil.rmtree(left, ignore_errors=True)

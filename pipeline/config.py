@@ -22,6 +22,7 @@ LISTS = ("data.classes",)  # where there may be none, and text stands for severa
 
 Positive = Annotated[int, Gt(0)]
 NonNegative = Annotated[int, Ge(0)]
+Seed = Annotated[int, Ge(0), Le(2**62)]
 PositiveFloat = Annotated[float, Gt(0)]
 NonNegativeFloat = Annotated[float, Ge(0)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -94,7 +95,7 @@ class TrainConfig:
     batch_size: Positive = 256  # of all workers together
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"  # the network; on one GPU the step is recorded as a CUDA graph, too
-    seed: NonNegative = 0
+    seed: Seed = 0
     optimizer: Literal["sgd", "adamw", "lars", "muon"] = "sgd"
     learning_rate: PositiveFloat = 0.06  # at a batch of 256; scaled linearly with the batch (not for adamw, muon)
     weight_decay: NonNegativeFloat = 5e-4  # never on biases and normalisation

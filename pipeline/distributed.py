@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pipeline.errors import UserError
+
 T = TypeVar("T")
 
 _TINY = 1e-12  # added to a variance where a kernel demands something
@@ -113,6 +115,8 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         if not self.training or (world_size() == 1 and (input.is_cuda or _is_low_precision(input))):
             return super().forward(input)
         self._check_input_dim(input)
+        if world_size() * input.numel() == input.shape[1]:
+            raise UserError("one value a channel: BatchNorm cannot normalise it; use a larger --train.batch-size")
         output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._update_running(mean, variance, world_size() * input.numel() // input.shape[1])

@@ -75,11 +75,12 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-        blank = torch.zeros(1, channels, image_size, image_size)
-        self._taps = {} if name in ENCODERS else _frozen(net, lambda: _find_taps(net, blank))
-        found = _frozen(net, lambda: _outputs(net, blank, self._taps))
+        noise = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
+        self._taps = {} if name in ENCODERS else _frozen(net, lambda: _find_taps(net, noise))
+        found = _frozen(net, lambda: _outputs(net, noise, self._taps))
         self.stage_names = tuple(found)
         self.dim = int(found["features"].shape[1])
+        self.pools_last_map = not self.has_code and _are_pooled(found)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to features (B, D)."""
@@ -101,11 +102,13 @@ class Encoder(nn.Module):
     def feature_map(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to the last map before pooling, (B, C_last, h, w).
 
-        Networks whose features are no pooled map give them as (B, D, 1, 1).
+        Networks whose features are more than the mean of that map, or no map's, give them as (B, D, 1, 1): every layer
+        of the network has a part in what is returned.
         """
         found = self.stages(x)
-        maps = [value for value in found.values() if value.ndim == 4]
-        return maps[-1] if maps and not self.has_code else found["features"][:, :, None, None]
+        if not self.pools_last_map:
+            return found["features"][:, :, None, None]
+        return [value for value in found.values() if value.ndim == 4][-1]
 
     def output_shape(self, call: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
         """The shape, without B, of what `call` makes of an image (1, C, H, W); nothing of the encoder is changed."""
@@ -279,6 +282,14 @@ def _outputs(net: nn.Module, x: Tensor, taps: dict[str, str]) -> dict[str, Tenso
         return net.layers(x)
     found = _recorded(net, x, taps)
     return {stage: found[stage] for stage in (*taps, "features")}
+
+
+def _are_pooled(found: dict[str, Tensor]) -> bool:
+    """Whether the features are the last map, averaged."""
+    features, maps = found["features"], [value for value in found.values() if value.ndim == 4]
+    if not maps or maps[-1].shape[1] != features.shape[1]:
+        return False
+    return torch.allclose(pooled(maps[-1]), features, rtol=1e-4, atol=1e-6)
 
 
 def _recorded(net: nn.Module, x: Tensor, paths: dict[str, str]) -> dict[str, Tensor]:

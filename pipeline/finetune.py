@@ -12,6 +12,7 @@ from pipeline.augment.defaults import finetune_view
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError
+from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.randomness import permutation
 
@@ -44,7 +45,7 @@ class Classifier(Method[ClassifierConfig]):
         assert batch.labels is not None
         features = self.encoder(batch.views[0])
         scores = self.head(features)
-        loss = nn.functional.cross_entropy(scores.float(), batch.labels)
+        loss = nn.functional.cross_entropy(at_least_float32(scores), batch.labels)
         accuracy = (scores.argmax(dim=1) == batch.labels).float().mean()
         return MethodOutput(loss, features.detach(), {"train/accuracy": accuracy.detach()})
 
@@ -72,4 +73,5 @@ def draw_labelled(
 def predict(classifier: Classifier, pixels: Any) -> NDArray[np.int64]:
     """Predicted classes (B,) of images (B, C, H, W) in [0, 1]."""
     classifier.eval()
-    return classifier.head(classifier.encoder(pixels).float()).argmax(dim=1).cpu().numpy()  # type: ignore[no-any-return]
+    features = classifier.encoder(pixels).to(classifier.head.weight.dtype)
+    return classifier.head(features).argmax(dim=1).cpu().numpy()  # type: ignore[no-any-return]

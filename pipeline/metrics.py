@@ -267,12 +267,14 @@ def interval_of_proportion(successes: int, n: int, z: float = _Z_95) -> tuple[fl
     return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
 
 
-def interval_of_mean(values: NDArray[np.float64], z: float = _Z_95) -> tuple[float, float] | None:
-    """Mean ± z standard errors of (N,) values; None for fewer than two."""
+def interval_of_mean(
+    values: NDArray[np.float64], least: float = -math.inf, most: float = math.inf, z: float = _Z_95
+) -> tuple[float, float] | None:
+    """Mean ± z standard errors of (N,) values that lie within least … most; None for fewer than two."""
     if len(values) < 2:
         return None
     half = z * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    return max(float(values.mean()) - half, least), min(float(values.mean()) + half, most)
 
 
 def _chunks(n: int, width: int) -> Iterator[slice]:

@@ -209,6 +209,7 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
+    x = x / power_of_two(x)  # exact; without it the squares of a tiny matrix would vanish, and its norm with them
     norm = x.norm() if x.ndim == 2 else x.norm(dim=(1, 2), keepdim=True)
     x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
     a, b, c = NEWTON_SCHULZ
@@ -222,6 +223,13 @@ def orthogonalised(matrix: Tensor) -> Tensor:
             square = factor @ (square @ factor)
     found: Tensor = product @ x
     return found.mT if tall else found
+
+
+def power_of_two(matrix: Tensor) -> Tensor:
+    """The smallest power of two above every entry of a matrix (..., M, N), as (..., 1, 1); 1 for zeros."""
+    largest = torch.linalg.vector_norm(matrix, torch.inf, dim=(-2, -1), keepdim=True)
+    mantissa, _ = torch.frexp(largest)
+    return torch.where(largest > 0, largest / mantissa, torch.ones_like(largest))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,6 +120,8 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         views = load_views(config.augment.spec, len(views))
     if config.train.small_views > 0:
         check_small_views(method, config, dataset)
+    made = config.augment.views or tuple(view_to_dict(view) for view in views)
+    check_backend(config.augment.backend, made)
     return replace(
         config,
         data=replace(
@@ -133,10 +135,22 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         augment=replace(
             config.augment,
             mirror=traits.mirror,
-            views=config.augment.views or tuple(view_to_dict(view) for view in views),
+            views=made,
         ),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
+
+
+def check_backend(backend: str, views: Sequence[Mapping[str, Any]]) -> None:
+    """Raises UserError where the batched backend is asked to apply somebody's own pipeline."""
+    from pipeline.augment import Spec, view_from_dict
+
+    own = [number for number, view in enumerate(views) if not isinstance(view_from_dict(view), Spec)]
+    if backend == "batched" and own:
+        raise UserError(
+            f"--augment.backend batched: view {own[0]} is a pipeline of your own, which albumentations must apply: use "
+            "--augment.backend albumentations"
+        )
 
 
 def check_small_views(method: str | None, config: Config, dataset: Dataset) -> None:
@@ -148,6 +162,8 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
 
     name, side = config.encoder.name, dataset.image_size // 2
     told = f"--train.small-views {config.train.small_views:g}"
+    if method is not None:
+        side //= load_method(method).shrinks
     if method is not None and not load_method(method).any_size:
         raise UserError(f"{told}: {method} takes views of one size only: use 0")
     encoder = build_encoder(

@@ -160,7 +160,7 @@ def run_finetune(work: Work) -> None:
 def record_finetuning(work: Work, prefix: str, accuracies: list[float]) -> None:
     """Mean and standard deviation over the draws of the labelled images."""
     settings = work.config.finetune
-    amount = f"{settings.label_fraction:.0%} of the labels"
+    amount = f"{100 * settings.label_fraction:g}% of the labels"
     name = f"finetune@{100 * settings.label_fraction:g}%"
     if settings.labels_per_class is not None:
         amount, name = f"{settings.labels_per_class} labels a class", f"finetune@{settings.labels_per_class}-a-class"

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from pipeline.augment.defaults import rotation_view, simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
+from pipeline.errors import UserError
 from pipeline.losses import at_least_float32, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import TURNS, all_turns, build_projector, positive_similarity
@@ -40,10 +41,12 @@ class ESSL(Method[ESSLConfig]):
     """
 
     Config = ESSLConfig
+    shrinks = 2
     draws_only_views = True
 
     def __init__(self, config: ESSLConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
+        check_half_size(encoder)
         self.temperature = config.temperature
         self.rotation_weight = config.rotation_weight
         self.encoder = encoder
@@ -86,3 +89,15 @@ class ESSL(Method[ESSLConfig]):
                 "train/rotation_accuracy": (logits.detach().argmax(dim=1) == turns).float().mean(),
             },
         )
+
+
+def check_half_size(encoder: Encoder) -> None:
+    """Raises UserError where the encoder cannot see the small images."""
+    half = encoder.image_size // 2
+    try:
+        encoder.output_shape(lambda x: encoder(F.avg_pool2d(x, 2)))
+    except (RuntimeError, AssertionError, ValueError):
+        raise UserError(
+            f"essl also shows the encoder images of {half} pixels: {encoder.name} built for "
+            f"{encoder.image_size} cannot take them; use --encoder.name resnet-tiny, or larger images"
+        ) from None

@@ -17,7 +17,8 @@ from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_json
-from pipeline.prepare import check_disk, count_steps, flatten, open_and_resolve
+from pipeline.methods import load_method
+from pipeline.prepare import check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
 from pipeline.runfolder import describe_software
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
@@ -27,7 +28,8 @@ SCHEMA = 1
 REPORTS = 4  # how often a trial is measured where a scheduler decides by it
 GRID_LIMIT = 10_000
 CHECKED = 16  # draws that are looked at before a search starts
-ALIKE = ("epochs", "steps", "minutes", "seed", "threads", "small_views")  # training values that all trials share
+SHARED = ("epochs", "steps", "minutes", "seed", "threads", "small_views")
+ALIKE = ("method.name", "method.views", *(f"train.{name}" for name in SHARED))  # in all trials
 
 Positive = Annotated[int, Gt(0)]
 
@@ -127,6 +129,9 @@ def plan_search(
     Raises UserError for what cannot work.
     """
     refuse_settings(config, out)
+    if config.augment.backend == "fastest":
+        warn("--augment.backend fastest: each trial would choose for itself, so it is auto for all of them")
+        config = replace(config, augment=replace(config.augment, backend="auto"))
     config, dataset = open_and_resolve(config, warn, progress)
     config = with_share(config, dataset, settings.share)
     check_disk(config, dataset, out)
@@ -137,6 +142,9 @@ def plan_search(
     trials = count_trials(settings, space, config.cluster.workers)
     search = Search(out, config, settings, space, objective, trials, labels, dict(changes or {}))
     check_candidates(search)
+    check_batches(search, dataset)
+    if settings.scheduler == "pbt":
+        check_population(search, dataset)
     check_same_search(search, dataset)
     return search, dataset
 
@@ -189,7 +197,7 @@ def space_of(settings: TuneSettings, config: Config) -> Space:
 def check_paths(space: Space, config: Config) -> None:
     """Raises UserError for a parameter that is no value of the method or of training."""
     known = [path for path in flatten(configuration.to_dict(config)) if path.startswith(("method.", "train."))]
-    known = [path for path in known if path not in {"method.name", *(f"train.{name}" for name in ALIKE)}]
+    known = [path for path in known if path not in ALIKE]
     for path in space.config_paths:
         if path not in known:
             raise UserError(
@@ -262,12 +270,41 @@ def count_grid(settings: TuneSettings, space: Space) -> int:
     return sum(1 for _ in space.grid(settings.levels))
 
 
-def check_candidates(search: Search) -> None:
-    """Both ends of every range, and some draws, must be values that the config takes."""
-    for end in (0, -1):
-        search.config_of({name: parameter.levels(2)[end] for name, parameter in search.space.parameters.items()})
-    for number in range(CHECKED):
-        search.config_of(search.space.draw(search.settings.seed, number))
+def check_candidates(search: Search) -> list[Config]:
+    """The configs of both ends of every range and of some draws; raises UserError where one takes a value not."""
+    ends = [{name: parameter.levels(2)[end] for name, parameter in search.space.parameters.items()} for end in (0, -1)]
+    draws = [search.space.draw(search.settings.seed, number) for number in range(CHECKED)]
+    return [search.config_of(candidate) for candidate in (*ends, *draws)]
+
+
+def check_batches(search: Search, dataset: Dataset) -> None:
+    """Raises UserError for a batch of a candidate that the images or the workers do not make."""
+    if (parameter := search.space.parameters.get("train.batch_size")) is None:
+        return
+    for size in parameter.levels(CHECKED):
+        config = configuration.override(search.config, {"train.batch_size": size})
+        if config.train.batch_size > len(dataset.train):
+            raise UserError(f"a train.batch-size of {size} is searched: there are {len(dataset.train)} training images")
+        fit_batch(config, dataset, warn=lambda text: None)
+
+
+def check_population(search: Search, dataset: Dataset) -> None:
+    """Raises UserError where a member of a population could not go on with the network of another."""
+    if "train.optimizer" in search.space.parameters:
+        raise UserError("--tune.scheduler pbt: a member goes on with another's optimiser: leave train.optimizer out")
+    from pipeline.work import new_encoder, required_method
+
+    encoder, traits = new_encoder(search.config, weights=False), traits_of(search.config, dataset)
+    shapes = []
+    for config in check_candidates(search):
+        method = load_method(required_method(config))(config.method, encoder, traits)
+        shapes.append({name: value.shape for name, value in method.state_dict().items()})
+    if any(found != shapes[0] for found in shapes):
+        paths = ", ".join(path for path in search.space.config_paths if path.startswith("method."))
+        raise UserError(
+            f"--tune.scheduler pbt: members copy each other's networks, which {paths} make differ: search them by "
+            "another scheduler"
+        )
 
 
 def check_same_search(search: Search, dataset: Dataset) -> None:

@@ -53,11 +53,20 @@ class Parameter:
         if self.values:
             return self.values[int(u * len(self.values))]
         if self.step is not None:
-            count = round((self.high - self.low) / self.step) + 1
-            return round(self.low + self.step * int(u * count), 6)
+            return self._stepped(int(u * (self._steps + 1)))
         if self.log:
             return math.exp(math.log(self.low) + u * (math.log(self.high) - math.log(self.low)))
         return self.low + u * (self.high - self.low)
+
+    @property
+    def _steps(self) -> int:
+        """How often the step fits between the ends."""
+        assert self.step is not None
+        return math.floor((self.high - self.low) / self.step + 1e-9)
+
+    def _stepped(self, steps: int) -> float:
+        assert self.step is not None
+        return round(self.low + self.step * min(steps, self._steps), 6)
 
     def levels(self, count: int) -> list[Value]:
         """At most `count` values from one end to the other."""
@@ -78,7 +87,7 @@ class Parameter:
         if self.values or isinstance(value, str):
             return value if value in self.values else self.values[0]
         value = min(max(float(value), self.low), self.high)
-        return value if self.step is None else round(self.low + self.step * round((value - self.low) / self.step), 6)
+        return value if self.step is None else self._stepped(round((value - self.low) / self.step))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: {"values": […]} or {"low": …, "high": …}, with step and log where they say something."""
@@ -208,12 +217,13 @@ class Space:
         return math.prod(len(parameter.levels(levels)) for parameter in self.parameters.values())
 
     def without_idle(self, candidate: Candidate) -> Candidate:
-        """The candidate with the other parameters of operations that it does not apply at their lowest."""
+        """The candidate with the operations that it does not apply at p 0 and their other values at their lowest."""
         idle = {name for name in self.operations if not applies(candidate, name)}
-        return {
-            name: self.parameters[name].levels(2)[0] if name.split(".")[0] in idle else value
-            for name, value in candidate.items()
-        }
+
+        def of_idle(name: str) -> Value:
+            return 0.0 if name.endswith(".p") else self.parameters[name].levels(2)[0]
+
+        return {name: of_idle(name) if name.split(".")[0] in idle else value for name, value in candidate.items()}
 
     def pairs(self) -> list[Candidate]:
         """Each operation alone and each two together, at their usual strengths (SimCLR, section 3.1 and figure 5)."""
@@ -403,7 +413,8 @@ def parameter_from(name: str, value: Any) -> Parameter:
             return Parameter(values=tuple(value["values"]))
     elif isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log", "step"}:
         shape = Parameter(value["low"], value["high"], value.get("step"), bool(value.get("log", False)))
-        if _is_range(shape.low, shape.high) and (not shape.log or shape.low > 0):
+        stepped = shape.step is None or (_is_range(0, shape.step) and shape.step > 0)
+        if _is_range(shape.low, shape.high) and stepped and (not shape.log or shape.low > 0):
             return shape
     elif isinstance(value, list | tuple) and len(value) == 2 and _is_range(*value):
         return Parameter(float(value[0]), float(value[1]))
@@ -411,7 +422,7 @@ def parameter_from(name: str, value: Any) -> Parameter:
         return Parameter(values=(value,))
     raise UserError(
         f'the range of {name} is {value!r}: it must be [low, high], {{"low": …, "high": …, "log": true}} with low at '
-        'most high (above 0 for log), or {"values": […]}'
+        'most high (above 0 for log, as a "step" must be), or {"values": […]}'
     )
 
 

@@ -90,6 +90,14 @@ def test_any_classifier(name: str, channels: int, dim: int, maps: tuple[int, ...
     torch.testing.assert_close(features, encoder(x), atol=1e-6, rtol=1e-6)
 
 
+def test_nothing_is_drawn_while_a_classifier_is_trained() -> None:
+    encoder = build_encoder("efficientnet_b0", channels=3, image_size=32).train()
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    before = torch.get_rng_state()
+    assert torch.equal(encoder(x), encoder(x))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def standalone(folder: Path, x: Tensor) -> Tensor:
     """What the instructions in encoder.json compute."""
     lines = json.loads((folder / "encoder.json").read_text())["load"]

@@ -51,6 +51,16 @@ def test_any_encoder_has_a_decoder(encoder, latent_dim):
         assert method.codes(images).shape == (2, 7)
 
 
+@pytest.mark.parametrize("encoder", ["mobilenet_v3_small", "squeezenet1_1", "swin_t"])
+def test_all_that_makes_the_features_of_any_classifier_is_trained(encoder):
+    method = build(64, 3, encoder)
+    images = torch.rand(2, 3, 64, 64)
+    method(batch_of(images)).loss.backward()
+    untrained = [name for name, parameter in method.encoder.named_parameters() if parameter.grad is None]
+    method.encoder(images).sum().backward()
+    assert not [name for name, p in method.encoder.named_parameters() if name in untrained and p.grad is not None]
+
+
 @pytest.mark.parametrize(("encoder", "bottleneck", "corruption"), product(["deep", "conv"], BOTTLENECKS, CORRUPTIONS))
 def test_choices_combine_freely(encoder, bottleneck, corruption):
     method = build(28, 1, encoder, 6, bottleneck=bottleneck, corruption=corruption)

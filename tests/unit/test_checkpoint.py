@@ -115,12 +115,19 @@ def test_no_checkpoint_is_step_0(tmp_path: Path) -> None:
 
 
 def test_only_the_last_are_kept(tmp_path: Path) -> None:
-    for step in (1, 2, 10, 9_999, 10_000):
-        save(tmp_path, step, keep=2) if step < 100 else shutil.copytree(
-            tmp_path / "step-000000010", tmp_path / f"step-{step:09d}"
-        )
-    save(tmp_path, 11, keep=2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000010000", "step-000009999"]
+    for step in (1, 2, 9, 10):
+        save(tmp_path, step, keep=2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000000010", "step-000000009"]
+
+
+def test_one_passed_over_goes_and_takes_no_whole_ones_place(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    flip_a_byte(save(tmp_path, 4) / "model.safetensors")
+    model, optimizer = new_pair()
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer)[0] == 2
+    written = save(tmp_path, 3, keep=1)
+    assert list_checkpoints(tmp_path) == [written]
+    assert load_checkpoint(tmp_path, model=model, optimizer=optimizer)[0] == 3
 
 
 def flip_a_byte(path: Path) -> None:

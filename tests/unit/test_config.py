@@ -94,6 +94,7 @@ def test_text_is_read_as_the_type_of_the_field(simclr: Config, path: str, text: 
         ("train.epochs", "none", ["--train.epochs", "None", "integer"]),
         ("train.epochs", "2.5", ["--train.epochs", "'2.5'", "integer"]),
         ("train.seed", "-1", ["--train.seed", "'-1'", "greater than or equal to 0"]),
+        ("train.seed", str(2**63 - 1), ["--train.seed", "less than or equal to"]),
         ("train.learning_rate", "nan", ["--train.learning_rate", "nan"]),
         ("train.learning_rate", "inf", ["--train.learning_rate", "inf"]),
         ("train.momentum", "1", ["--train.momentum", "'1'", "less than 1"]),

@@ -6,6 +6,7 @@ from torch import nn
 
 from pipeline import distributed
 from pipeline.distributed import GlobalBatchNorm, use_global_batch_norm
+from pipeline.errors import UserError
 
 
 def network() -> nn.Module:
@@ -68,6 +69,11 @@ def test_statistics_of_many_values_are_more_exact_than_torchs():
     ours, torchs = ((layer(x), (layer.running_mean - exact).abs().max())[1] for layer in layers)
     assert ours < 1e-6
     assert ours < torchs
+
+
+def test_one_value_a_channel_is_refused():
+    with pytest.raises(UserError, match=r"use a larger --train\.batch-size"):
+        GlobalBatchNorm(4)(torch.rand(1, 4))
 
 
 def test_a_shape_without_channels_is_refused():

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from pipeline.config import method_config, method_name, override
 from pipeline.encoders import build_encoder
+from pipeline.errors import UserError
 from pipeline.losses import nt_xent
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.essl import ESSL, ESSLConfig
@@ -50,6 +51,12 @@ def test_gradients_reach_every_parameter():
     method = build()
     method(batch()).loss.backward()
     assert all(p.grad is not None for p in method.parameters())
+
+
+def test_an_encoder_of_one_size_is_refused():
+    for name in ("mlp", "conv"):
+        with pytest.raises(UserError, match=f"essl also shows the encoder images of 8 pixels: {name} built for 16"):
+            ESSL(ESSLConfig(), build_encoder(name, channels=3, image_size=16), TRAITS)
 
 
 def test_default_views_are_three_and_never_turned():

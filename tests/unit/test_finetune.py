@@ -1,5 +1,7 @@
 """Few labels are drawn fairly, and the classifier is the encoder with a head."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,14 @@ def test_predictions_are_the_heads_in_eval_mode() -> None:
         expected = classifier.head(classifier.encoder(pixels)).argmax(dim=1)
     assert found.tolist() == expected.tolist()
     assert np.array_equal(np.concatenate([predict(classifier, pixels[:2]), predict(classifier, pixels[2:])]), found)
+
+
+def test_double_precision_stays_double() -> None:
+    classifier, batch = new_classifier().double(), new_batch()
+    torch.nn.init.normal_(classifier.head.weight)
+    pixels = batch.views[0].double()
+    assert classifier(replace(batch, views=[pixels])).loss.dtype == torch.float64
+    assert predict(classifier, pixels).tolist() == predict(classifier.float(), pixels.float()).tolist()
 
 
 def test_one_view_is_asked_for() -> None:

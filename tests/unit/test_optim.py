@@ -143,6 +143,20 @@ def test_orthogonalised_leaves_zeros():
     assert torch.equal(orthogonalised(torch.zeros(3, 4)), torch.zeros(3, 4))
 
 
+@pytest.mark.parametrize("shape", [(6, 9), (2, 9, 6)])
+def test_orthogonalised_is_the_same_of_any_multiple(shape):
+    """As far down as numbers go: a dead layer's momentum decays until its squares vanish."""
+    torch.manual_seed(3)
+    matrix = torch.randn(shape)
+    for exponent in (-120, -90, -20, 60):
+        assert torch.equal(orthogonalised(matrix * 2.0**exponent), orthogonalised(matrix))
+    assert orthogonalised(matrix * 2.0**-140).isfinite().all()
+    together = torch.stack([torch.ones(3, 4), torch.full((3, 4), 1e-30), torch.zeros(3, 4)])
+    first, second, third = orthogonalised(together)
+    torch.testing.assert_close(first, second)
+    assert not third.any()
+
+
 def frobenius(x: Tensor) -> float:
     return math.sqrt(sum(value * value for value in x.flatten().tolist()))
 

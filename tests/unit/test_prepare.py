@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.prepare import (
     Prepared,
     announce,
+    check_small_views,
     continue_run,
     count_steps,
     existing_parent,
@@ -237,6 +238,16 @@ def test_names_tell_runs_apart() -> None:
     assert run_name(config, {"train.batch-size": "64"}) == run_name(config, {"train.batch_size": "64"})
 
 
+def test_a_pipeline_of_ones_own_is_not_the_batched_backends(tiny_config: Make, tmp_path: Path) -> None:
+    import albumentations as A
+
+    A.save(A.Compose([A.HorizontalFlip(p=0.5)]), tmp_path / "own.json")
+    changes = {"augment.spec": str(tmp_path / "own.json"), "augment.backend": "batched"}
+    config = tiny_config(changes=changes)
+    with pytest.raises(UserError, match=r"--augment\.backend batched: view 0 is a pipeline of your own"):
+        resolve(config, open_data(config), lambda _: None)
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "told"),
     [("simclr", {"encoder.name": "mlp"}, "mlp built for 16 px cannot take 8 px"),
@@ -246,3 +257,11 @@ def test_small_views_where_they_cannot_be(tiny_config: Make, method: str, change
     config = tiny_config(method, changes={"train.small_views": 0.5, **changes})
     with pytest.raises(UserError, match=told):
         resolve(config, open_data(config), lambda _: None)
+
+
+def test_small_views_are_smaller_still_where_the_method_shrinks_them(tiny_config: Make) -> None:
+    config = tiny_config(changes={"train.small_views": 0.5, "encoder.name": "alexnet", "data.image_size": 128})
+    dataset = open_data(config)
+    check_small_views("simclr", config, dataset)
+    with pytest.raises(UserError, match="alexnet built for 128 px cannot take 32 px"):
+        check_small_views("essl", config, dataset)

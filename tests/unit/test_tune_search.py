@@ -153,6 +153,7 @@ def test_values_of_the_config_are_searched_on_request(tmp_path: Path) -> None:
         ({"search": "grid", "levels": "9", "space": "crop,color,blur,noise"}, r"more than 10,000"),
         ({"scheduler": "pbt"}, r"a population starts from random"),
         ({"scheduler": "pbt", "search": "random", "trials": "2"}, r"at least 4"),
+        ({"parameters": "method.views=2..4"}, r"has 'method\.views'"),
     ],
 )
 def test_wrong_settings_are_one_line(settings: dict[str, str], told: str, tmp_path: Path) -> None:
@@ -160,6 +161,39 @@ def test_wrong_settings_are_one_line(settings: dict[str, str], told: str, tmp_pa
         plan(tmp_path / "tuned", **settings)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "tuned").exists()
+
+
+def file_of(tmp_path: Path, **config: list[Any]) -> str:
+    """A space that searches values of the config."""
+    path = tmp_path / "space.json"
+    values = {name.replace("__", "."): {"values": value} for name, value in config.items()}
+    path.write_text(json.dumps({"operations": ["crop"], "config": values}))
+    return str(path)
+
+
+def test_batches_that_no_trial_could_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a train\.batch-size of 512 is searched: there are \d+ training images"):
+        plan(tmp_path / "tuned", space=file_of(tmp_path, train__batch_size=[32, 512, 64]))
+    with pytest.raises(UserError, match=r"--train\.batch-size 33 cannot be shared evenly by 2 workers"):
+        plan(tmp_path / "tuned", changes={"cluster.workers": 2}, space=file_of(tmp_path, train__batch_size=[32, 33]))
+    plan(tmp_path / "tuned", space=file_of(tmp_path, train__batch_size=[32, 33]))
+
+
+def test_a_population_searches_nothing_that_makes_networks_differ(tmp_path: Path) -> None:
+    population = {"scheduler": "pbt", "search": "random"}
+    for config, told in (
+        ({"train__optimizer": ["sgd", "adamw"]}, "leave train.optimizer out"),
+        ({"method__projector_dim": [32, 64]}, "networks, which method.projector_dim make differ"),
+    ):
+        with pytest.raises(UserError, match=told):
+            plan(tmp_path / "tuned", space=file_of(tmp_path, **config), **population)
+        plan(tmp_path / "tuned", space=file_of(tmp_path, **config))
+    plan(tmp_path / "tuned", space=file_of(tmp_path, method__temperature=[0.1, 0.5]), **population)
+
+
+def test_no_trial_chooses_its_backend(tmp_path: Path) -> None:
+    search, _ = plan(tmp_path / "tuned", changes={"augment.backend": "fastest"})
+    assert search.config.augment.backend == "auto"
 
 
 def test_what_a_search_makes_itself_is_not_taken(tmp_path: Path) -> None:

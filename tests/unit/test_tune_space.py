@@ -81,6 +81,20 @@ def test_a_grid_has_every_combination_once() -> None:
     assert {candidate["crop.scale"] for candidate in grid if candidate["crop.p"] == 1.0} == {0.08, 0.49, 0.9}
 
 
+def test_a_grid_keeps_an_operation_off_wherever_that_is_listed() -> None:
+    flips = {"flip.p": Parameter(values=(0.5, 0.0)), "crop.p": Parameter(values=(1.0,))}
+    grid = list(build_space(["crop", "flip"], ranges=flips).grid(3))
+    assert [candidate["flip.p"] for candidate in grid] == [0.5, 0.0] * 3
+
+
+def test_a_step_stays_within_the_range() -> None:
+    parameter = Parameter(0.0, 1.0, step=0.6)
+    assert {parameter.at(u / 100) for u in range(100)} == {0.0, 0.6}
+    assert parameter.levels(3) == [0.0, 0.6]
+    assert [parameter.clip(value) for value in (-1, 0.2, 0.95, 2)] == [0.0, 0.0, 0.6, 0.6]
+    assert Parameter(0.0, 1.0, step=0.1).levels(11)[-1] == 1.0
+
+
 def test_pairs_are_each_operation_alone_and_each_two() -> None:
     shown = [tuple(o.name for o in SPACE.spec(candidate).operations) for candidate in SPACE.pairs()]
     crop, color, blur = "random_resized_crop", "color_jitter", "gaussian_blur"
@@ -136,7 +150,10 @@ def test_wrong_operations_are_one_line(names: list[str], told: str) -> None:
 
 
 def test_wrong_ranges_are_one_line(tmp_path: Path) -> None:
-    for value in ([0.9, 0.1], [1], {"low": 0, "high": 1, "log": True}, {"values": []}, None, {"low": 1}):
+    for value in ({"low": 0, "high": 1, "log": True}, {"low": 0, "high": 1, "step": -1}):
+        with pytest.raises(UserError, match=r"the range of crop\.scale is .* it must be"):
+            parameter_from("crop.scale", value)
+    for value in ([0.9, 0.1], [1], {"low": 0, "high": 1, "step": 0}, {"values": []}, None, {"low": 1}):
         with pytest.raises(UserError, match=r"the range of crop\.scale is .* it must be"):
             parameter_from("crop.scale", value)
     with pytest.raises(UserError, match=r"unknown range 'crop\.size'"):
