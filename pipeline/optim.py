@@ -14,6 +14,7 @@ from pipeline.errors import UserError, nearest
 
 OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of Muon, as published
+VANISHING = 1e-15  # a norm below which squares of single precision begin to
 SMALL = 2**18  # numbers in a parameter; up to so many one thread is quicker than two (docs/speed.md)
 VECTOR_RATE = 5.0  # of Muon: the rate of biases and normalisation in units of the matrices'; tried on CIFAR-10
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
@@ -209,11 +210,14 @@ def orthogonalised(matrix: Tensor) -> Tensor:
     """
     tall = matrix.shape[-2] > matrix.shape[-1]
     x = matrix.mT if tall else matrix
-    x = x / power_of_two(x)  # exact; without it the squares of a tiny matrix would vanish, and its norm with them
-    norm = x.norm() if x.ndim == 2 else x.norm(dim=(1, 2), keepdim=True)
+    norm = norms(x)
+    if x.is_cuda or float(norm.min()) < VANISHING:  # a GPU is not asked, as it would have to be waited for
+        x = x / power_of_two(x)  # changes no bit of what can be done without
+        norm = norms(x)
     x = x / norm.clamp(min=torch.finfo(x.dtype).tiny)
     a, b, c = NEWTON_SCHULZ
-    square, product = x @ x.mT, None
+    square = x @ x.mT
+    product: Any = None
     multiply_and_add = torch.addmm if x.ndim == 2 else torch.baddbmm
     for step in range(NEWTON_SCHULZ_STEPS):
         factor = multiply_and_add(square, square, square, beta=b, alpha=c)
@@ -223,6 +227,12 @@ def orthogonalised(matrix: Tensor) -> Tensor:
             square = factor @ (square @ factor)
     found: Tensor = product @ x
     return found.mT if tall else found
+
+
+def norms(x: Tensor) -> Tensor:
+    """Of a matrix (M, N), or of each of K of them (K, M, N), that one as (K, 1, 1)."""
+    found: Tensor = x.norm() if x.ndim == 2 else x.norm(dim=(1, 2), keepdim=True)
+    return found
 
 
 def power_of_two(matrix: Tensor) -> Tensor:
