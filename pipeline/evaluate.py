@@ -255,7 +255,7 @@ def _retrieval_records(test: Embeddings) -> list[Record]:
     records = []
     for name, values in figures.items():
         share = metrics.interval_of_proportion(int(values.sum()), n)
-        interval = metrics.interval_of_mean(values, 0.0, 1.0) if name == "map@r" else share
+        interval = metrics.interval_of_mean(values, least=0.0, most=1.0) if name == "map@r" else share
         records.append(_record(test, f"retrieval/{name}", float(values.mean()), protocol, n, interval))
     return records
 

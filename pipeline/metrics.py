@@ -268,7 +268,7 @@ def interval_of_proportion(successes: int, n: int, z: float = _Z_95) -> tuple[fl
 
 
 def interval_of_mean(
-    values: NDArray[np.float64], least: float = -math.inf, most: float = math.inf, z: float = _Z_95
+    values: NDArray[np.float64], z: float = _Z_95, *, least: float = -math.inf, most: float = math.inf
 ) -> tuple[float, float] | None:
     """Mean ± z standard errors of (N,) values that lie within least … most; None for fewer than two."""
     if len(values) < 2:

@@ -217,11 +217,12 @@ class Space:
         return math.prod(len(parameter.levels(levels)) for parameter in self.parameters.values())
 
     def without_idle(self, candidate: Candidate) -> Candidate:
-        """The candidate with the operations that it does not apply at p 0 and their other values at their lowest."""
+        """The candidate with all values of operations that it does not apply at their lowest."""
         idle = {name for name in self.operations if not applies(candidate, name)}
 
         def of_idle(name: str) -> Value:
-            return 0.0 if name.endswith(".p") else self.parameters[name].levels(2)[0]
+            levels = self.parameters[name].levels(2)
+            return min(levels) if name.endswith(".p") else levels[0]
 
         return {name: of_idle(name) if name.split(".")[0] in idle else value for name, value in candidate.items()}
 

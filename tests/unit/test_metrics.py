@@ -206,4 +206,7 @@ def test_interval_of_mean() -> None:
     assert (low + high) / 2 == pytest.approx(0.5)
     assert high - low == pytest.approx(2 * 1.96 * math.sqrt(50 / 2 / 99 / 100))
     assert metrics.interval_of_mean(np.array([0.5])) is None
-    assert metrics.interval_of_mean(np.array([0.0, 0.0, 1.0]), 0.0, 1.0) == (0.0, pytest.approx(1 / 3 + 1.96 / 3))
+    assert metrics.interval_of_mean(np.array([0.0, 0.0, 1.0]), least=0.0, most=1.0) == (
+        0.0,
+        pytest.approx(1 / 3 + 1.96 / 3),
+    )
