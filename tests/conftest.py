@@ -5,7 +5,11 @@ import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# By default an example that takes 0.2 s fails, which on a busy machine any may.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("WANDB_MODE", "disabled")

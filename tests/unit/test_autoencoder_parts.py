@@ -50,7 +50,7 @@ def test_convolutional_reference_has_the_layers_of_the_notes():
     assert shapes == [(16, 14, 14), (32, 7, 7), (64, 1, 1), (32, 7, 7), (16, 14, 14), (1, 28, 28)]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(1, 12), st.integers(1, 7), st.integers(1, 4), st.data())
 def test_size_of_a_transposed_convolution(size, kernel, stride, data):
     padding = data.draw(st.integers(0, kernel - 1))

@@ -40,7 +40,7 @@ def test_one_group_is_never_torn_nor_held_out() -> None:
     assert not hold_out(IDS, LABELS, np.zeros(1000, int), 0.4, "test").any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 40), st.integers(1, 5), st.floats(0.01, 0.99), st.booleans())
 def test_any_small_set(n: int, classes: int, fraction: float, grouped: bool) -> None:
     ids, labels = IDS[:n], np.arange(n) % classes
