@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError, nearest, outside_fault
 
 VERBS = {
     "run": "the whole pipeline; without a recipe: SimCLR, RotNet and an autoencoder on digits, compared",
@@ -94,6 +94,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             goes_on = "goes on with the trials that are left" if verb == "tune" else "continues from the checkpoint"
             print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
             return 128 + int(number)
+        if told := outside_fault(error):
+            print(f"rayssl: {' '.join(told.split())}", file=sys.stderr)
+            return 1
         traceback.print_exc()
         print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
         return 1

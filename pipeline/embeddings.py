@@ -41,7 +41,7 @@ class Embeddings:
     data_path: str = ""  # absolute folder or URL that `paths` are relative to
 
 
-def save_embeddings(embeddings: Embeddings, path: Path) -> None:
+def save_embeddings(embeddings: Embeddings, path: Path | str) -> None:
     """Write a parquet file, whole or not at all. Pages carry checksums, so that damage is noticed on reading."""
     table = pa.table(
         {
@@ -53,15 +53,16 @@ def save_embeddings(embeddings: Embeddings, path: Path) -> None:
     ).replace_schema_metadata(
         {"rayssl": json.dumps({"schema": SCHEMA, **{name: getattr(embeddings, name) for name in FACTS}})}
     )
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         pq.write_table(table, temporary, write_page_checksum=True)
 
 
-def load_embeddings(path: Path) -> Embeddings:
+def load_embeddings(path: Path | str) -> Embeddings:
     """Read what `save_embeddings` wrote.
 
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
+    path = Path(path)
     table, facts = _read(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     vectors = _vectors(table["embedding"], path)
@@ -88,7 +89,8 @@ def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
-        with path.open("rb") as file:
+        # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
+        with pa.OSFile(str(path)) as file:
             table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None

@@ -110,9 +110,9 @@ def raw_pixel_embeddings(
     )
 
 
-def read_evaluation(run: Path) -> dict[str, Any]:
+def read_evaluation(run: Path | str) -> dict[str, Any]:
     """evaluation.json of a run; raises UserError where it is missing, damaged or of another schema version."""
-    path = run / "evaluation.json"
+    path = Path(run) / "evaluation.json"
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         schema = values.get("schema")

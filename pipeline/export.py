@@ -63,13 +63,14 @@ features = load("encoder.safetensors")  # images (B, {channels}, H, W) in [0, 1]
 """
 
 
-def export_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None = None) -> None:
+def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
     """Write an encoder's files into `folder`; `extra` is kept in encoder.json under the same name.
 
     encoder.json is written last: until then its sha256 tells that the weights are not the ones it describes.
     """
     from safetensors.torch import save_file
 
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, module = folder / "encoder.safetensors", folder / "encoder_module.py"
     with replacing(weights) as temporary:
@@ -85,13 +86,13 @@ def export_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any] | None 
     write_json(folder / "encoder.json", {**manifest, "load": how.splitlines(), "extra": extra or {}})
 
 
-def load_encoder(folder: Path) -> Encoder:
+def load_encoder(folder: Path | str) -> Encoder:
     """The encoder exported to `folder`, in eval mode, on the CPU.
 
     UserError if it is missing, damaged (another sha256 than encoder.json has) or of another schema.
     torch's global generator is left as it was.
     """
-    manifest, state = read_export(folder)
+    manifest, state = read_export(Path(folder))
     settings = {key: manifest[key] for key in ("channels", "image_size", "mean", "std", "stem")}
     settings |= {key: manifest.get(key) for key in TAKES}  # which older exports do not have
     with torch.random.fork_rng(devices=[]):

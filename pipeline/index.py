@@ -32,6 +32,7 @@ Ints = NDArray[np.int64]
 
 _limits = threading.Lock()  # FAISS keeps its reading limits per process
 _TABLE_BYTES = 2 << 30  # FAISS' own bound on the table that it computes while it reads an IVF-PQ index
+TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
 _EPSILON = 1e-6  # similarities this close are a tie: float32 rounding of a sum of D products
 
 
@@ -57,7 +58,7 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool 
     if not np.isfinite(vectors).all():
         raise UserError("the embeddings hold NaN or infinity: the encoder's training diverged, train it again")
     points = normalise(vectors)
-    name = auto_factory(len(points)) if factory == "auto" else factory
+    name = auto_factory(len(points)) if factory == "auto" else with_cosines(factory)
     try:
         index = faiss.index_factory(points.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if not isinstance(index, faiss.IndexIVF | faiss.IndexIDMap):
@@ -73,6 +74,29 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool 
         ) from None
     _set_effort(index)
     return index
+
+
+def with_cosines(factory: str) -> str:
+    """The factory string with L2norm behind its last transform, without which scores would be no cosines."""
+    parts = factory.split(",")
+    transforms = [i for i, part in enumerate(parts) if TRANSFORM.match(part.strip())]
+    if not transforms or parts[transforms[-1] + 1 :][:1] == ["L2norm"]:
+        return factory
+    return ",".join([*parts[: transforms[-1] + 1], "L2norm", *parts[transforms[-1] + 1 :]])
+
+
+def check_factory(factory: str, dim: int, n: int) -> None:
+    """Raises UserError for a factory string that cannot index `n` vectors of `dim` numbers, as far as that is known."""
+    try:
+        index = faiss.index_factory(dim, with_cosines(factory), faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise UserError(
+            f"--index.factory is '{factory}': FAISS cannot build it over vectors of {dim} dimensions "
+            f"({_reason(error)}); Flat always works"
+        ) from None
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and lists.nlist > n:
+        raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")
 
 
 def _behind_whitening(index: faiss.Index, points: Floats) -> faiss.Index:
@@ -166,7 +190,8 @@ def search(index: faiss.Index, vectors: Floats, k: int, exclude: list[set[int]] 
     if fewest < k:
         raise UserError(_too_few(index, k, fewest))
     columns = np.array(keep, dtype=np.int64).reshape(len(vectors), k)
-    return np.take_along_axis(scores, columns, axis=1), np.take_along_axis(ids, columns, axis=1)
+    cosines = np.take_along_axis(scores, columns, axis=1).clip(-1, 1)  # beyond by what a quantised index is off
+    return cosines, np.take_along_axis(ids, columns, axis=1)
 
 
 def _first(ids: Ints, drop: set[int], k: int) -> list[int]:
@@ -210,11 +235,12 @@ def save_index(
     write_json(folder / "manifest.json", facts)
 
 
-def load_index(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
+def load_index(folder: Path | str) -> tuple[faiss.Index, dict[str, Any]]:
     """The index and its manifest. The file's sha256 is compared before FAISS reads a byte of it.
 
     Raises UserError where either is missing, damaged, of another schema, or does not fit the other.
     """
+    folder = Path(folder)
     manifest = _read_manifest(folder)
     path = folder / "index.faiss"
     if not path.is_file():

@@ -54,8 +54,9 @@ def start(plan: Plan, display: Display) -> None:
     run_stages(prepared, plan, display)
 
 
-def run(config: Config, out: Path) -> Path:
+def run(config: Config, out: Path | str) -> Path:
     """The whole pipeline from Python: start or continue `config` in the run folder `out`, and return it."""
+    out = Path(out)
     with Display() as display:
         start(Plan([config], [out], ALL, out, f"rayssl.run(config, {str(out)!r})"), display)
     return out
@@ -312,7 +313,7 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
 
 
 def tune(
-    config: Config, out: Path, settings: "TuneSettings | None" = None, space: "Space | None" = None
+    config: Config, out: Path | str, settings: "TuneSettings | None" = None, space: "Space | None" = None
 ) -> "Trial | None":
     """Search for an augmentation from Python, as `rayssl tune` does: start or continue it in `out`; the best trial.
 

@@ -70,9 +70,11 @@ def prepare(
     if "://" in str(run):
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
     config, dataset = open_and_resolve(config, warn, progress)
-    check_disk(config, dataset, run)
+    facts, _, _ = check_disk(config, dataset, run)
+    check_index(config, dataset, facts["dim"])
     if (run / "config.json").exists():
         config = continue_run(configuration.load(run / "config.json"), config, run)
+        check_trained(config, dataset, run)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
     with writer_lock(run):
@@ -196,7 +198,12 @@ def absolute(place: str | None) -> str | None:
 
 def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> int:
     """The global batch: shrunk to the number of images, refused where workers cannot share it evenly."""
+    from pipeline.methods import load_method
+
     batch, images, workers = config.train.batch_size, len(dataset.train), config.cluster.workers
+    method = configuration.method_name(config)
+    if method is not None and batch < (least := load_method(method).least_batch):
+        raise UserError(f"--train.batch-size is {batch}: {method} compares images: use at least {least}")
     if batch > images:
         fitting = images // workers * workers
         if fitting < 2:
@@ -254,6 +261,35 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
     return now
 
 
+def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
+    """Raises UserError where a run has learned from other images, or for more steps than it is asked to."""
+    from pipeline.checkpoint import list_checkpoints
+    from pipeline.runfolder import read_manifest
+
+    checkpoints = list_checkpoints(run / "checkpoints")
+    if not checkpoints and not (run / "encoder.json").exists():
+        return
+    if dataset.fingerprint != read_manifest(run)["data"]["fingerprint"]:
+        raise UserError(
+            f"{dataset.path} has changed since {run} was trained: use another --out, or bring the images back "
+            f"(rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
+        )
+    done = int(checkpoints[0].name.removeprefix("step-")) if checkpoints else 0
+    _, steps = count_steps(config, len(dataset.train))
+    if config.train.minutes is None and done > steps:
+        raise UserError(f"{run} has already been trained for {done} steps: {steps} is less; use another --out")
+
+
+def check_index(config: Config, dataset: Dataset, dim: int) -> None:
+    """Raises UserError for an index that could not be built after the training."""
+    if config.index.factory == "auto":
+        return
+    from pipeline.index import check_factory
+
+    images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
+    check_factory(config.index.factory, dim, images)
+
+
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts to dotted paths."""
     flat: dict[str, Any] = {}
@@ -279,9 +315,7 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     if 0 < labelled < images:
         labels += f", {labelled:,} of {images:,} images labelled"
     seconds = expected_seconds(config, facts["flops"], steps)
-    length = (
-        f"{config.train.minutes:g} min of training" if config.train.minutes else f"about {format_duration(seconds)}"
-    )
+    length = f"{config.train.minutes:g} min" if config.train.minutes else f"about {format_duration(seconds)}"
     say(f"{prepared.run}")
     say(f"  images   {len(data.train):,} train, {len(data.val):,} held out, {test:,} test; "
         f"{data.image_size} px, {data.channels} channels, {labels} ({data.path})")  # fmt: skip

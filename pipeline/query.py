@@ -22,7 +22,7 @@ BATCH = 64
 CELL = 160  # side of a picture in the gallery, in pixels
 
 
-def query(run: Path, images: list[str], k: int, data: str | None = None) -> list[dict[str, Any]]:
+def query(run: Path | str, images: list[str], k: int, data: str | None = None) -> list[dict[str, Any]]:
     """For each image file its k nearest in the run's index, best first, with cosine scores in −1 … 1:
 
         [{"query": path, "neighbors": [{"rank": 1, "id": …, "path": …, "label": …, "score": …}]}]
@@ -32,6 +32,7 @@ def query(run: Path, images: list[str], k: int, data: str | None = None) -> list
     run's own without it. Raises UserError for a file that is no image, a k above the number of vectors, and an
     index, embeddings or encoder that are missing, damaged or do not match.
     """
+    run = Path(run)
     name = data or read_manifest(run)["data"]["name"]
     index, manifest = load_index(run / "index" / name)
     splits = _load_splits(run / "embeddings" / name, run)

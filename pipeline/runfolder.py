@@ -27,8 +27,12 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
 
     Waits, because a worker outlives its killed driver by some seconds. Raises UserError when it stays taken.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("a+") as file:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        lock = (run / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"{run} cannot be written: {error.strerror}: choose another place") from None
+    with lock as file:
         deadline = time.monotonic() + wait_s
         while True:
             try:

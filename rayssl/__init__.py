@@ -8,10 +8,10 @@
     found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
 
     config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
-    best = rayssl.tune(config, Path("runs/tuned"), space=rayssl.build_space(["crop", "color", "blur"]))
-    rayssl.run(config, Path("runs/photos"))                     # in a script: below `if __name__ == "__main__":`
+    best = rayssl.tune(config, "runs/tuned", space=rayssl.build_space(["crop", "color", "blur"]))
+    rayssl.run(config, "runs/photos")                           # in a script: below `if __name__ == "__main__":`
 
-Folders and files may be given as text or as pathlib.Path where a signature says Path. Wrong input raises
+Folders and files may be given as text or as pathlib.Path. Wrong input raises
 rayssl.UserError, whose text is one line. Nothing is imported before it is asked for: `import rayssl` costs no torch.
 """
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import OutsideError, UserError
 from pipeline.files import write_json
 from pipeline.reporter import Silent, handle_signals
 
@@ -153,7 +153,7 @@ def connected(resources: Resources) -> Iterator[bool]:
 def start_here(settings: dict[str, Any], tries: int = 2) -> None:
     """A cluster of this machine alone. Ray gives its node 30 s to start; a busy machine may need a second try.
 
-    Raises RuntimeError, one line, where that is not enough either.
+    Raises OutsideError where that is not enough either.
     """
     import ray
 
@@ -166,7 +166,7 @@ def start_here(settings: dict[str, Any], tries: int = 2) -> None:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
-    raise RuntimeError(f"Ray did not start within {tries} × 30 s: this machine is too busy; try again")
+    raise OutsideError(f"Ray did not start within {tries} × 30 s: this machine is too busy; try again")
 
 
 def cluster_address(address: str | None) -> str | None:

@@ -98,7 +98,7 @@ def open_dataset(
         class_names=listing.class_names,
         channels=pixels.channels,
         image_size=pixels.image_size,
-        unreadable=tuple((listing.keys[i], aside[i]) for i in sorted(aside)),
+        unreadable=tuple((_printable(listing.keys[i]), aside[i]) for i in sorted(aside)),
     )
 
 
@@ -205,12 +205,17 @@ def _is_utf8(key: str) -> bool:
     return True
 
 
+def _printable(key: str) -> str:
+    """A name that can be written, \\xff for a byte that is no character."""
+    return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _need_some(path: str, listing: Listing, aside: dict[int, str], usable: NDArray[np.bool_]) -> None:
     if usable.any():
         return
     if not listing.keys:
         raise UserError(f"{path} holds no images")
-    raise UserError(f"{path}: none of {len(usable)} images can be used, e.g. {listing.keys[0]}: {aside[0]}")
+    raise UserError(f"{path}: none of {len(usable)} images can be used, e.g. {_printable(listing.keys[0])}: {aside[0]}")
 
 
 def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, identity: str) -> Look:

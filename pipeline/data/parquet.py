@@ -106,7 +106,7 @@ class _File:
                 raise UserError(f"{path} has no column '{wanted}', only {', '.join(schema.names)}")
             named = pa.types.is_struct(schema.field(image).type) and "path" in _subfields(schema.field(image))
             columns = [f"{image}.path"] * named + [label] * (label is not None)
-            table = file.read(columns=columns) if columns else None
+            table = file.read(columns=columns, use_threads=False) if columns else None
             self.group_rows = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
             self.class_names = _class_names(schema, label)
         n = sum(self.group_rows)
@@ -176,7 +176,7 @@ def _opened(path: str) -> Any:
 
     try:
         if storage.is_url(path):
-            return pq.ParquetFile(storage.open_binary(path))
+            return pq.ParquetFile(storage.open_binary(path), pre_buffer=False)
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
@@ -187,7 +187,7 @@ def _row_group(path: str, group: int, column: str) -> Any:
     import pyarrow as pa
 
     with _opened(path) as file:
-        images = file.read_row_group(group, columns=[column]).column(column).combine_chunks()
+        images = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
     return images.field("bytes") if pa.types.is_struct(images.type) else images
 
 

@@ -20,7 +20,11 @@ def apply_table(listing: Listing, path: str) -> tuple[Listing, NDArray[np.int64]
     rows = _read(path)
     if not {"label", "group"} & set(rows[0]):
         raise UserError(f"{path} has the columns {', '.join(rows[0])}: path and label (and group) are needed")
-    by_path = {row["path"].removeprefix("./").replace("\\", "/"): row for row in rows}
+    by_path: dict[str, dict[str, str]] = {}
+    for row in rows:
+        row["path"] = row["path"].removeprefix("./").replace("\\", "/")
+        if by_path.setdefault(row["path"], row) != row:
+            raise UserError(f"{path} says two things about {row['path']}: keep one of its rows")
     matched = [by_path.get(key) for key in listing.keys]
     if not any(matched):
         raise UserError(

@@ -62,6 +62,7 @@ class Method(nn.Module, ABC, Generic[C]):
     Config: ClassVar[Any]
     passes: ClassVar[int] = 1  # of the encoder, forward, for one view: what a step costs
     any_size: ClassVar[bool] = True  # whether views of another size than the encoder was built for will do
+    least_batch: ClassVar[int] = 1  # images, over all workers, that a loss can be made of
     shrinks: ClassVar[int] = 1  # the encoder also sees images of this part of a view's side
     draws_only_views: ClassVar[bool] = False  # whether `forward` is a function of the weights and views alone
     keeps_decoder: ClassVar[bool] = False  # whether what is not the encoder is of use after training

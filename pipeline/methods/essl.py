@@ -41,6 +41,7 @@ class ESSL(Method[ESSLConfig]):
     """
 
     Config = ESSLConfig
+    least_batch = 2
     shrinks = 2
     draws_only_views = True
 

@@ -31,6 +31,7 @@ class SimCLR(Method[SimCLRConfig]):
     """The views of an image, usually two, attract each other and repel those of all others of the global batch."""
 
     Config = SimCLRConfig
+    least_batch = 2
     draws_only_views = True
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:

@@ -36,15 +36,15 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def write_report(runs: list[Path], out: Path) -> None:
+def write_report(runs: Sequence[Path | str], out: Path | str) -> None:
     """Write the report of one run, or of several compared, to `out`, whole or not at all.
 
     What a run lacks is left out and named at the end. Raises UserError where a folder is no run, or is damaged.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs([Path(run) for run in runs])
     materials = load_material(loaded, colours(len(loaded)))
     parts, left_out = draw_sections(SECTIONS, materials)
-    write_text(out, render_page(_title(materials), _subtitle(materials), parts, left_out))
+    write_text(Path(out), render_page(_title(materials), _subtitle(materials), parts, left_out))
 
 
 def draw_sections(sections: Sequence[tuple[str, Callable[[T], str]]], subject: T) -> tuple[Parts, list[str]]:

@@ -131,19 +131,19 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def write_comparison(runs: list[Path], out: Path) -> dict[str, Any]:
+def write_comparison(runs: Sequence[Path | str], out: Path | str) -> dict[str, Any]:
     """Write comparison.json, whole or not at all, and return it.
 
     {"schema": 1, "runs": [{"name", "recipe", "flat"}], "baselines": {label: {metric: value}}}, `flat` as in
     evaluation.json. Raises UserError where a folder is no run, or is damaged.
     """
-    loaded = load_runs(runs)
+    loaded = load_runs([Path(run) for run in runs])
     values = {
         "schema": SCHEMA,
         "runs": [{"name": run.name, "recipe": run.config.get("recipe", ""), "flat": run.flat} for run in loaded],
         "baselines": {label: _baseline_flat(run, name) for label, (run, name) in _baselines(loaded).items()},
     }
-    write_json(out, values)
+    write_json(Path(out), values)
     return values
 
 
@@ -163,11 +163,12 @@ def print_comparison(runs: list[Path], console: "Console") -> None:
         return
     rows = rows_of(loaded, columns)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("", no_wrap=True)
-    for column in columns:
-        table.add_column(Text(column.title), justify="right")
-    for row in rows:
-        table.add_row(Text(row.label, style="dim" if row.baseline else ""), *_cells(rows, row, columns))
+    figures = [_cells(rows, row, columns) for row in rows]
+    table.add_column("", overflow="fold")
+    for number, column in enumerate(columns):  # in a narrow window names are broken into lines, figures never
+        table.add_column(Text(column.title), justify="right", min_width=max(len(row[number]) for row in figures))
+    for row, cells in zip(rows, figures):
+        table.add_row(Text(row.label, style="dim" if row.baseline else ""), *cells)
     console.print(table)
     if any(column.percent for column in columns):
         console.print(Text(f"Test split, %; {explain_errors(columns)}.", style="dim"))

@@ -1,5 +1,6 @@
 """Commands: help, exit codes, and one line for every kind of wrong input."""
 
+import errno
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from rich.console import Console
 from jobs.cli import FLAGS, RUN_FLAGS, command_line, take_config_paths
 from jobs.main import VERBS, main, run_verb
 from pipeline.config import Config
-from pipeline.errors import UserError
+from pipeline.errors import OutsideError, UserError
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
 from pipeline.progress import Display
@@ -458,6 +459,9 @@ def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path
         (UserError("two\nlines"), 2, "rayssl: two lines"),
         (KeyboardInterrupt(), 130, "rayssl: stopped"),
         (ValueError("odd"), 1, "a fault of rayssl itself (ValueError)"),
+        (OSError(errno.ENOSPC, "full", "/x"), 1, "rayssl: No space left on device: /x: free some, and the same"),
+        (RuntimeError("workers: [Errno 28] No space left on device"), 1, "rayssl: No space left on device: free some"),
+        (OutsideError("Ray did not start"), 1, "rayssl: Ray did not start\n"),
     ],
 )
 def test_exit_codes(
@@ -470,7 +474,9 @@ def test_exit_codes(
 
     monkeypatch.setattr(jobs.recipes, "main", fail)
     assert run_verb("recipes", []) == code
-    assert says in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert says in told
+    assert ("Traceback" in told) == isinstance(error, ValueError)
 
 
 @pytest.mark.parametrize("number", [2, 15])

@@ -1,5 +1,6 @@
 """Options of open_dataset, and what it says when they or the data are wrong."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -235,7 +236,19 @@ def test_errors_about_the_csv(pets: Path, tmp_path: Path) -> None:
         "names none of the 40 images: its paths look like 'pets/cat/0.png', the images' like 'cat/0.png'"
         in error_of(pets, labels=str(table))
     )
+    table.write_text("path,label\ncat/0.png,1\n./cat/0.png,1\ncat/1.png,1\ncat/1.png,2\n")
+    assert f"{table} says two things about cat/1.png: keep one of its rows" in error_of(pets, labels=str(table))
     for name in ("train/a", "test/a", "train/b"):
         save(tmp_path / "given" / f"{name}.png")
     table.write_text("path,label,group\ntrain/a.png,1,p7\ntest/a.png,1,p7\ntrain/b.png,2,p8\n")
     assert "has images of group 'p7' in both train and test" in error_of(tmp_path / "given", labels=str(table))
+
+
+def test_a_name_that_is_no_text_is_told_by_its_bytes(tmp_path: Path) -> None:
+    for i in range(4):
+        save(tmp_path / f"{i}.png")
+    try:
+        (tmp_path / "0.png").rename(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.png"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert open_dataset(str(tmp_path)).unreadable == (("bad\\xff.png", "its name is not valid UTF-8"),)

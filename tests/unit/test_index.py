@@ -12,6 +12,7 @@ from pipeline.errors import UserError
 from pipeline.index import (
     auto_factory,
     build_index,
+    check_factory,
     check_matches,
     load_index,
     measure_recall,
@@ -125,6 +126,23 @@ def test_every_kind_keeps_ids_and_survives_its_file(folder: Path, factory: str) 
     assert sorted(path.name for path in folder.iterdir()) == ["index.faiss", "manifest.json"]
     before = search(build_index(x, ids, factory), x[:9], 5)
     np.testing.assert_array_equal(search(index, x[:9], 5)[1], before[1])
+
+
+@pytest.mark.parametrize("factory", ["PCA16,Flat", "PCAR8,Flat", "OPQ4_16,Flat", "PCA16,L2norm,IVF2,Flat", "RR8,SQ8"])
+def test_scores_are_cosines_behind_any_transform(factory: str) -> None:
+    x, ids = vectors(300) + 2, big_ids(300)
+    scores, _ = search(build_index(x, ids, factory), x, 5)
+    assert np.abs(scores).max() <= 1
+    np.testing.assert_allclose(scores[:, 0], 1, atol=0.01)
+
+
+def test_a_factory_is_looked_at_before_there_are_vectors() -> None:
+    for factory in ("Flat", "HNSW32", "PCA16,IVF16,Flat", "IVF300,Flat"):
+        check_factory(factory, DIM, 300)
+    with pytest.raises(UserError, match=r"--index\.factory is 'FLAAT': FAISS cannot build it over vectors of"):
+        check_factory("FLAAT", DIM, 300)
+    with pytest.raises(UserError, match="300 images cannot fill 301 lists"):
+        check_factory("IVF301,Flat", DIM, 300)
 
 
 @pytest.mark.parametrize("factory", ["bogus", "IVF4000,Flat", "PQ5", "LSH", ""])

@@ -160,6 +160,25 @@ def test_the_steps_of_a_budget_are_kept_with_the_same_budget_only(tiny_config: M
     assert continue_run(before, longer, tmp_path).train.steps is None
 
 
+def test_a_run_that_was_trained_wants_its_images_and_no_fewer_steps(tiny_config: Make, tmp_path: Path) -> None:
+    config = tiny_config()
+    run, folder = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(config.data.path, folder)
+    config = override(config, {"data.path": str(folder), "train.steps": 6})
+    prepare_quietly(config, run)
+    added = next(folder.rglob("*.png"))
+    shutil.copy(added, added.with_name("added.png"))
+    prepare_quietly(config, run)  # nothing was learned yet
+    (run / "checkpoints" / "step-000000004").mkdir(parents=True)
+    before = (run / "config.json").read_bytes(), (run / "manifest.json").read_bytes()
+    with pytest.raises(UserError, match="already been trained for 4 steps: 3 is less"):
+        prepare_quietly(override(config, {"train.steps": 3}), run)
+    added.with_name("added.png").unlink()
+    with pytest.raises(UserError, match=r"has changed since .* was trained: use another --out"):
+        prepare_quietly(config, run)
+    assert before == ((run / "config.json").read_bytes(), (run / "manifest.json").read_bytes())
+
+
 def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(UserError, match="is not empty and is no run folder"):
@@ -176,6 +195,8 @@ def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None
         ({"encoder.weights": "/no/weights.safetensors"}, "/no/weights.safetensors"),
         ({"augment.spec": "/no/spec.json"}, "/no/spec.json"),
         ({"train.batch_size": 9, "cluster.workers": 2}, "--train.batch-size 9"),
+        ({"train.batch_size": 1}, "simclr compares images: use at least 2"),
+        ({"index.factory": "FLAAT"}, "--index.factory is 'FLAAT'"),
     ],
 )
 def test_nothing_is_written_for_wrong_input(

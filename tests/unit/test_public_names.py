@@ -5,6 +5,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -52,6 +53,31 @@ def test_the_public_names_are_these() -> None:
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "__version__"])
 def test_a_name_is_the_pipelines_own(name: str) -> None:
     assert getattr(rayssl, name) is getattr(importlib.import_module(rayssl._NAMES[name]), name)
+
+
+def test_wherever_a_path_is_taken_text_is_too() -> None:
+    for name in NAMES:
+        value = getattr(rayssl, name)
+        if inspect.isfunction(value):
+            kinds = [str(parameter.annotation) for parameter in inspect.signature(value).parameters.values()]
+            assert not [kind for kind in kinds if "Path" in kind and "str" not in kind], name
+
+
+def test_a_run_is_read_by_its_name(finished: Path, images: Path, tmp_path: Path) -> None:
+    run, out = str(finished), str(tmp_path / "out")
+    one = str(next(images.rglob("*.png")))
+    assert len(rayssl.query(run, [one], k=3)[0]["neighbors"]) == 3
+    rayssl.export_encoder(rayssl.load_encoder(run), out)
+    assert rayssl.load_encoder(out).dim == rayssl.load_encoder(finished).dim
+    data = next((finished / "embeddings").iterdir()).name
+    embeddings = rayssl.load_embeddings(f"{run}/embeddings/{data}/train.parquet")
+    rayssl.save_embeddings(embeddings, f"{out}/train.parquet")
+    assert rayssl.load_embeddings(f"{out}/train.parquet").paths == embeddings.paths
+    assert rayssl.load_index(f"{run}/index/{data}")[1]["count"] > 0
+    assert rayssl.read_evaluation(run)["flat"]
+    rayssl.write_report([run], f"{out}/report.html")
+    rayssl.write_comparison([run, finished], f"{out}/comparison.json")
+    assert (tmp_path / "out" / "report.html").exists()
 
 
 def test_type_checkers_see_the_names_that_python_finds() -> None:

@@ -359,6 +359,12 @@ def test_the_table_fits_eighty_columns(tmp_path: Path) -> None:
     assert "97.5 ± 1.0" in text
 
 
+def test_no_figure_is_cut_where_names_are_long(tmp_path: Path) -> None:
+    text = printed([make_run(tmp_path / "all-the-photographs-of-last-summer"), make_run(tmp_path / "others")], width=80)
+    assert "…" not in text
+    assert text.count("98.0 ± 1.0") == 2
+
+
 def test_the_best_of_a_column_is_bold(tmp_path: Path) -> None:
     text = printed([make_run(tmp_path / "a")], colour=True)
     bold = re.findall(r"\x1b\[1m\s*([^\x1b]+?)\s*\x1b\[0m", text)

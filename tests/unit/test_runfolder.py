@@ -52,6 +52,12 @@ def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
         pass
 
 
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written: Not a directory"), writer_lock(tmp_path / "file" / "run"):
+        pass
+
+
 def test_the_manifest_keeps_what_is_not_replaced(tmp_path: Path) -> None:
     update_manifest(tmp_path, {"seed": 1, "data": {"name": "x", "train": 3}})
     mark_stage(tmp_path, "pretrain", "k1", 1.234, steps=9)
