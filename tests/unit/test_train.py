@@ -343,9 +343,8 @@ def test_a_finished_run_does_nothing(prepared: Prepare, monkeypatch: pytest.Monk
 
 def test_fewer_epochs_than_done_are_refused(prepared: Prepare) -> None:
     pretrain(prepared("run", "simclr", {"train.epochs": 2}).run)
-    shorter = prepared("run", "simclr", {"train.epochs": 1}).run
     with pytest.raises(UserError, match="has already been trained for 10 steps: 5 is less"):
-        pretrain(shorter)
+        prepared("run", "simclr", {"train.epochs": 1})
 
 
 @pytest.mark.usefixtures("poll_every_step")
