@@ -126,8 +126,10 @@ def run_folder(parsed: Parsed) -> Path:
 
 
 def command_line() -> str:
-    """This command as one would type it again."""
-    return shlex.join(["rayssl", *sys.argv[1:]])
+    """This command as one would type it again, also where it was `python -m jobs.VERB`."""
+    module = Path(sys.argv[0])
+    verb = [module.stem] if module.parent.name == "jobs" and module.stem != "main" else []
+    return shlex.join(["rayssl", *verb, *sys.argv[1:]])
 
 
 def _option(name: str) -> click.Option:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from shlex import quote
 
 import click
 
@@ -25,7 +26,7 @@ def main(argv: list[str]) -> int:
         return 0
     run = plan.folders[0]
     display.console.print(f"encoder  {run / 'encoder.safetensors'}", soft_wrap=True)
-    display.console.print(f"next     rayssl embed {run}, rayssl probe {run}", soft_wrap=True)
+    display.console.print(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}", soft_wrap=True)
     if parsed.values["json"]:
         print(json.dumps({"run": str(run)}))
     return 0

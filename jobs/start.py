@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from jobs.cli import Parsed, command_line
@@ -82,7 +83,7 @@ def show_results(plan: "Plan", console: "Console") -> None:
     print_comparison(plan.folders, console)
     console.print(f"\nreport   {plan.out / 'report.html'}", soft_wrap=True)
     example = plan.folders[0]
-    console.print(f"search   rayssl query {example} IMAGE -k 10", soft_wrap=True)
+    console.print(f"search   rayssl query {quote(str(example))} IMAGE -k 10", soft_wrap=True)
 
 
 def stop_early() -> bool:

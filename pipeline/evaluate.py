@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
@@ -16,6 +18,7 @@ from pipeline.files import write_json
 from pipeline.whitening import fit_whitening
 
 SCHEMA = 1
+EVALUATED = re.compile(r"(baseline/[^/]+/)?(knn|knn-whitened|cluster|retrieval|health)/")  # metrics recorded here
 
 RANKME_SAMPLES = 25_600  # where RankMe has converged (Garrido et al., ICML 2023)
 UNIFORMITY_SAMPLES = 5_000  # 12.5 million pairs
@@ -67,6 +70,10 @@ def evaluate_embeddings(
     UserError for embeddings that are not finite.
     """
     _check_finite(train, test)
+    if clusters is not None and test.labels is not None and clusters > len(_labelled(test).ids):
+        raise UserError(
+            f"--evaluate.clusters is {clusters}: {test.split} has {len(_labelled(test).ids)} labelled images"
+        )
     records = _health_records(train, seed)
     train, test = _labelled(train), _labelled(test)
     if len(train.ids) and len(test.ids):
@@ -127,15 +134,16 @@ def read_evaluation(run: Path | str) -> dict[str, Any]:
     return values
 
 
-def write_evaluation(run: Path, records: list[Record]) -> None:
+def write_evaluation(run: Path, records: list[Record], keep: Callable[[Record], bool] = lambda record: True) -> None:
     """Merge records into <run>/evaluation.json, whole or not at all.
 
-    A record takes the place of one of the same metric, data and split. The flat view shows for each metric the
+    A record takes the place of one of the same metric, data and split; of the others those stay that `keep` is true
+    of. The flat view shows for each metric the
     record of the test split if there is one, and of several data sets the one written last.
     """
     path = run / "evaluation.json"
     before: list[Record] = read_evaluation(run)["records"] if path.exists() else []
-    merged = {_key(record): record for record in before}
+    merged = {_key(record): record for record in before if keep(record)}
     for record in records:
         merged.pop(_key(record), None)  # so that the new one comes last
         merged[_key(record)] = record
@@ -146,11 +154,13 @@ def write_evaluation(run: Path, records: list[Record]) -> None:
 
 def drop_stale_records(run: Path, checkpoint: str) -> None:
     """Take out the figures of another checkpoint: the encoder has been trained on since."""
-    if not (run / "evaluation.json").exists():
-        return
-    kept = [record for record in read_evaluation(run)["records"] if record["checkpoint"] == checkpoint]
-    (run / "evaluation.json").unlink()
-    write_evaluation(run, kept)
+    if (run / "evaluation.json").exists():
+        write_evaluation(run, [], keep=lambda record: record["checkpoint"] == checkpoint)
+
+
+def is_evaluated(record: Record, data: str) -> bool:
+    """Whether a record is one of `evaluate_embeddings` of this data set."""
+    return record["data"] == data and EVALUATED.match(record["metric"]) is not None
 
 
 def _key(record: Record) -> tuple[str, str, str]:

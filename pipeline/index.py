@@ -55,6 +55,8 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool 
     Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, and for
     vectors that are not finite.
     """
+    if vectors.ndim != 2 or ids.shape != (len(vectors),):
+        raise UserError(f"vectors have the shape {vectors.shape} and ids {ids.shape}: (N, D) and (N,) are needed")
     if not np.isfinite(vectors).all():
         raise UserError("the embeddings hold NaN or infinity: the encoder's training diverged, train it again")
     points = normalise(vectors)
@@ -182,6 +184,8 @@ def search(index: faiss.Index, vectors: Floats, k: int, exclude: list[set[int]] 
     """
     unwanted = exclude or [set() for _ in vectors]
     asked = k + max((len(ids) for ids in unwanted), default=0)
+    if vectors.ndim != 2 or vectors.shape[1] != index.d:
+        raise UserError(f"queries have the shape {vectors.shape}: the index holds vectors of {index.d} dimensions")
     if not 1 <= k <= index.ntotal:
         raise UserError(f"k is {k}: the index holds {index.ntotal} vectors, so it must be within 1 … {index.ntotal}")
     scores, ids = index.search(normalise(vectors), min(asked, index.ntotal))

@@ -119,11 +119,13 @@ def resources_of(config: Config) -> "Resources":
 
 
 def check_resources(config: Config) -> None:
-    """Refuse more than this machine has, before anything is written; a cluster may still grow."""
-    from pipeline.cluster.train import check_local, cluster_address
+    """Refuse more than this machine has, and a cluster that is not there, before anything is written."""
+    from pipeline.cluster.train import check_local, check_reachable, cluster_address
 
     if cluster_address(config.cluster.address) is None:
         check_local(resources_of(config))
+    else:
+        check_reachable(config.cluster.address)
 
 
 def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:

@@ -1,6 +1,6 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ BATCH = 64
 CELL = 160  # side of a picture in the gallery, in pixels
 
 
-def query(run: Path | str, images: list[str], k: int, data: str | None = None) -> list[dict[str, Any]]:
+def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | None = None) -> list[dict[str, Any]]:
     """For each image file its k nearest in the run's index, best first, with cosine scores in −1 … 1:
 
         [{"query": path, "neighbors": [{"rank": 1, "id": …, "path": …, "label": …, "score": …}]}]
@@ -32,13 +32,15 @@ def query(run: Path | str, images: list[str], k: int, data: str | None = None) -
     run's own without it. Raises UserError for a file that is no image, a k above the number of vectors, and an
     index, embeddings or encoder that are missing, damaged or do not match.
     """
-    run = Path(run)
+    run, asked = Path(run), [str(image) for image in images]
+    if not asked:
+        raise UserError("no image to look for: give one or more")
     name = data or read_manifest(run)["data"]["name"]
     index, manifest = load_index(run / "index" / name)
     splits = _load_splits(run / "embeddings" / name, run)
     check_matches(manifest, encoder_hash(run), splits[0].data_fingerprint)
-    vectors = _embed_files(load_encoder(run), images)
-    own = [_own_ids(image, splits[0].data_path) for image in images]
+    vectors = _embed_files(load_encoder(run), asked)
+    own = [_own_ids(image, splits[0].data_path) for image in asked]
     scores, ids = search(index, vectors, k, own)
     known = _known(splits, set(ids.ravel().tolist()))
     if len(known) < len(set(ids.ravel().tolist())):
@@ -51,7 +53,7 @@ def query(run: Path | str, images: list[str], k: int, data: str | None = None) -
                 for rank, (found, score) in enumerate(zip(its_ids, its_scores), start=1)
             ],
         }
-        for image, its_ids, its_scores in zip(images, ids.tolist(), scores.tolist())
+        for image, its_ids, its_scores in zip(asked, ids.tolist(), scores.tolist())
     ]
 
 

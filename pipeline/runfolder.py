@@ -18,6 +18,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 
 SCHEMA = 1
+COMMIT = "RAYSSL_COMMIT"  # variable by which a job is told the commit of its code
 PACKAGES = ("rayssl", "torch", "torchvision", "ray", "albumentations", "faiss-gpu", "faiss-cpu", "numpy")
 
 
@@ -139,7 +140,7 @@ def _commit() -> str | None:
     try:
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
     except (OSError, subprocess.SubprocessError):
-        return None
+        return os.environ.get(COMMIT) or None  # a submitted job's code is a copy
 
 
 def _versions() -> dict[str, str]:

@@ -37,6 +37,7 @@ from pipeline.evaluate import (
     Record,
     drop_stale_records,
     evaluate_embeddings,
+    is_evaluated,
     raw_pixel_embeddings,
     read_evaluation,
     write_evaluation,
@@ -160,7 +161,7 @@ def run_finetune(work: Work) -> None:
 def record_finetuning(work: Work, prefix: str, accuracies: list[float]) -> None:
     """Mean and standard deviation over the draws of the labelled images."""
     settings = work.config.finetune
-    amount = f"{100 * settings.label_fraction:g}% of the labels"
+    amount = f"{100 * settings.label_fraction:g}% of the labels, at least one a class"
     name = f"finetune@{100 * settings.label_fraction:g}%"
     if settings.labels_per_class is not None:
         amount, name = f"{settings.labels_per_class} labels a class", f"finetune@{settings.labels_per_class}-a-class"
@@ -263,7 +264,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     pixels = pixel_embeddings(dataset if dataset is not None else open_data(config), splits)
     records += evaluate_embeddings(pixels["train"], pixels["test"], **settings, prefix="baseline/raw-pixels/")
     with writer_lock(run):
-        write_evaluation(run, records)
+        write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
         mark_stage(run, "evaluate", key, time.perf_counter() - began)
 
 
@@ -600,11 +601,21 @@ def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
     settings = replace(work.config.finetune, scratch=scratch)
     key = stage_key(dataclasses.asdict(settings), encoder_hash(work.run), work.dataset.fingerprint)
     accuracies = distributed.broadcast_object(finished_draws(path).get(key, []) if work.is_main else [])
+    if accuracies and not scratch and not distributed.broadcast_object(work.is_main and keeps_draws_of(work.run, key)):
+        accuracies[0] = finetune_draw(work, 0, key, scratch=False)  # finetuned/ is another amount's
     for draw in range(len(accuracies), settings.draws):
-        accuracies.append(finetune_draw(work, draw, scratch=scratch))
+        accuracies.append(finetune_draw(work, draw, key, scratch=scratch))
         if work.is_main:
             write_json(path, {**finished_draws(path), key: accuracies})
     return accuracies
+
+
+def keeps_draws_of(run: Path, key: str) -> bool:
+    """Whether the encoder in finetuned/ is of the draws with this key."""
+    try:
+        return bool(json.loads((run / "finetuned" / "encoder.json").read_text())["draws"] == key)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def finished_draws(path: Path) -> dict[str, list[float]]:
@@ -615,10 +626,10 @@ def finished_draws(path: Path) -> dict[str, list[float]]:
         return {}
 
 
-def finetune_draw(work: Work, draw: int, *, scratch: bool) -> float:
+def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
     """Test accuracy after fine-tuning on one draw of labelled images; the first draw's encoder is kept in finetuned/.
 
-    `scratch`: the same network as it was initialised, which is not kept.
+    `key` tells these draws from others; `scratch`: the same network as it was initialised, which is not kept.
     """
     settings, seed = work.config.finetune, work.config.train.seed
     rows, labels = work.dataset.train.labelled()
@@ -676,9 +687,8 @@ def finetune_draw(work: Work, draw: int, *, scratch: bool) -> float:
     if done < steps:
         raise Stopped(done, steps)
     if work.is_main and draw == 0 and not scratch:
-        export_encoder(
-            classifier.encoder, work.run / "finetuned", {"stage": "finetune", "encoder": encoder_hash(work.run)}
-        )
+        facts = {"stage": "finetune", "encoder": encoder_hash(work.run), "draws": key}
+        export_encoder(classifier.encoder, work.run / "finetuned", facts)
     return test_accuracy(work, classifier)
 
 

@@ -1,9 +1,11 @@
 """Weights & Biases, on rank 0 only. Whatever goes wrong there never touches the run."""
 
+import netrc
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 PROJECT = "rayssl"
 
@@ -72,11 +74,18 @@ def has_key() -> bool:
     """Whether wandb could log in without asking."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
     try:
-        return "api.wandb.ai" in netrc.read_text()
-    except OSError:
+        hosts = netrc.netrc(os.environ.get("NETRC", Path.home() / ".netrc")).hosts
+    except (OSError, netrc.NetrcParseError):
         return False
+    return bool(hosts) and not hosts.keys().isdisjoint({"api.wandb.ai", _server()})
+
+
+def _server() -> str | None:
+    """The host that wandb talks to: one's own, or its makers', which has had several names."""
+    import wandb
+
+    return urlsplit(os.environ.get("WANDB_BASE_URL") or wandb.Settings().base_url).hostname
 
 
 def _first_line(error: Exception) -> str:

@@ -66,7 +66,7 @@ def view_from_dict(values: Mapping[str, Any]) -> View:
     raise UserError(f"augmentation kind is {kind!r}: must be 'spec' or 'albumentations'")
 
 
-def load_views(path: str, n_views: int) -> tuple[View, ...]:
+def load_views(path: str | Path, n_views: int) -> tuple[View, ...]:
     """The views of a file: {"operations": [ … ]}, {"views": [ … ]} with one or `n_views` of them, or A.save's output.
 
     A single spec is used for every view. Reads JSON, or YAML where the name ends in .yaml or .yml. Raises UserError.

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.errors import UserError, nearest
+from pipeline.runfolder import COMMIT, describe_software
 
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds pipeline/ and jobs/
 PACKAGES = ("pipeline", "jobs", "rayssl")
@@ -199,7 +200,10 @@ def _start(client: Any, address: str, argv: Sequence[str], run: str | None) -> s
                 submission_id=_next_id([job.submission_id for job in jobs], run, argv[0]),
                 runtime_env={
                     "working_dir": str(staging),
-                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)},
+                    "env_vars": {
+                        "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS),
+                        COMMIT: describe_software()["commit"] or "",
+                    },
                 },
             )
         )

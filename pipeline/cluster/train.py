@@ -24,6 +24,7 @@ from pipeline.files import write_json
 from pipeline.reporter import Silent, handle_signals
 
 POLL_SECONDS = 0.2
+REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
 STARTING_SECONDS = 600  # a cluster may have to start machines first
 CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
 
@@ -131,6 +132,8 @@ def connected(resources: Resources) -> Iterator[bool]:
     import ray
 
     address = cluster_address(resources.address)
+    if address:
+        check_reachable(resources.address)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
     began_here = not ray.is_initialized()
     try:
@@ -139,9 +142,10 @@ def connected(resources: Resources) -> Iterator[bool]:
         else:
             check_local(resources)
             start_here(common)
-    except ConnectionError as error:
+    except (ConnectionError, ValueError) as error:
         raise UserError(
-            f"--cluster.address {address}: no Ray cluster answers there ({str(error).splitlines()[0]})"
+            f"{named(resources.address)}: something answers there, but no Ray cluster lets us in "
+            f"({str(error).splitlines()[0]}); one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
         ) from None
     try:
         yield began_here and not address
@@ -172,6 +176,28 @@ def start_here(settings: dict[str, Any], tries: int = 2) -> None:
 def cluster_address(address: str | None) -> str | None:
     """The address of an existing cluster: the one that is given, else Ray's own variable, else none."""
     return address or os.environ.get("RAY_ADDRESS")
+
+
+def named(address: str | None) -> str:
+    """Which cluster was meant, and by what."""
+    return f"--cluster.address {address}" if address else f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
+
+
+def check_reachable(given: str | None) -> None:
+    """Refuse an address at which nothing listens: Ray would try it for a quarter of an hour."""
+    address = cluster_address(given) or ""
+    if address == "auto" or address.startswith("ray://"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(f"{named(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379 (no URL of a dashboard)")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{named(given)}: nothing answers there ({error.strerror or error}): start the cluster, or name another; "
+            "--cluster.address null is this machine"
+        ) from None
 
 
 def check_local(resources: Resources) -> None:

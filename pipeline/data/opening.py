@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,14 +28,14 @@ Progress = Callable[[int, int], None]
 
 
 def open_dataset(
-    path: str,
+    path: str | Path,
     *,
     image_size: int | None = None,
     channels: int | None = None,
     limit: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
-    labels: str | None = None,
+    labels: str | Path | None = None,
     loader: str = "auto",
     progress: Progress | None = None,
 ) -> Dataset:
@@ -54,9 +55,10 @@ def open_dataset(
     Raises UserError, one line, for what is wrong with the path, an option or the images.
     """
     _check_options(image_size, channels, limit, val_fraction, loader)
-    source = find_source(path)
+    source = find_source(str(path))
     listing, groups, table = source.listing, None, ""
     if labels is not None:
+        labels = str(labels)
         listing, groups = apply_table(listing, labels)
         table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
 

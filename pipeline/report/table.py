@@ -35,6 +35,7 @@ class Row:
     label: str
     baseline: bool
     estimates: dict[str, Estimate]
+    data: str  # path of the images
 
 
 KNN = Column("knn/top1", "kNN", about="nearest neighbours vote on frozen features")
@@ -60,7 +61,7 @@ def columns_of(runs: Sequence[Run]) -> list[Column]:
 
 def rows_of(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
     """One row a run, then one a baseline. Runs that share data and encoder share their baselines."""
-    own = [Row(run.label, False, _estimates(run, columns, "")) for run in runs]
+    own = [Row(run.label, False, _estimates(run, columns, ""), run.data_path) for run in runs]
     return own + _baseline_rows(runs, columns)
 
 
@@ -107,7 +108,7 @@ def headline(runs: Sequence[Run]) -> str:
         return "No run has been evaluated yet."
     best = max(own, key=lambda row: row.estimates[column.metric].value)
     reached = f"{best.label} reaches {_percent(best, column)} % {column.title}"
-    others = [f"{row.label} {_versus(best, row, column)}" for row in rows if row.baseline]
+    others = [f"{row.label} {_versus(best, row, column)}" for row in rows if row.baseline and row.data == best.data]
     return f"{reached}; {'; '.join(others)}." if others else f"{reached}."
 
 
@@ -121,9 +122,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
         found.append(_digits_remark(rows))
     found += _baselines_that_win(rows, columns)
     found += _whitening_helps(runs)
-    size = next((n for column in columns for row in rows if (n := _size(row, column))), SMALL_TEST_SET)
-    if size < SMALL_TEST_SET:
-        found.append(f"The test split has {size:,} images: differences within the ± mean nothing.")
+    found += _small_test_sets(rows, columns)
     if shown and not columns:
         found.append(
             "Without labels there is no accuracy; labels can be given by --data.labels FILE.csv (path, label)."
@@ -209,7 +208,7 @@ def _estimates(run: Run, columns: Sequence[Column], prefix: str) -> dict[str, Es
 
 def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
     rows = [
-        Row(label, True, _estimates(run, columns, f"baseline/{name}/"))
+        Row(label, True, _estimates(run, columns, f"baseline/{name}/"), run.data_path)
         for label, (run, name) in _baselines(runs).items()
     ]
     return [row for row in rows if row.estimates]
@@ -256,10 +255,24 @@ def _indistinguishable(a: Estimate, b: Estimate) -> bool:
     return abs(a.value - b.value) <= math.hypot(a.half_width, b.half_width)
 
 
+def _small_test_sets(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
+    sizes: dict[str, int] = {}
+    for column in columns:
+        for row in rows:
+            if n := _size(row, column):
+                sizes.setdefault(row.data, n)
+    of = {data: f" of {data}" if len(sizes) > 1 else "" for data in sizes}
+    return [
+        f"The test split{of[data]} has {size:,} images: differences within the ± mean nothing."
+        for data, size in sizes.items()
+        if size < SMALL_TEST_SET
+    ]
+
+
 def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     found = []
     for row in (row for row in rows if not row.baseline):
-        for baseline in (row for row in rows if row.baseline):
+        for baseline in (other for other in rows if other.baseline and other.data == row.data):
             lost = [column for column in columns if _loses(row, baseline, column)]
             clear = [column.title for column in lost if not _unclear(row, baseline, column)]
             unclear = [column.title for column in lost if _unclear(row, baseline, column)]

@@ -104,6 +104,10 @@ def parse_settings(changes: Mapping[str, str]) -> TuneSettings:
         if name.replace("_", "-") not in known:
             raise UserError(f"unknown option --tune.{name}{nearest(name, known)}: known are {', '.join(known)}")
         values[name.replace("-", "_")] = text
+    return _validated(values)
+
+
+def _validated(values: Mapping[str, Any]) -> TuneSettings:
     try:
         return TypeAdapter(TuneSettings).validate_python(values)
     except ValidationError as error:
@@ -128,6 +132,7 @@ def plan_search(
     `space` takes the place of what the settings say of it; `changes` are shown in the command that uses the result.
     Raises UserError for what cannot work.
     """
+    settings = _validated(asdict(settings))
     refuse_settings(config, out)
     if config.augment.backend == "fastest":
         warn("--augment.backend fastest: each trial would choose for itself, so it is auto for all of them")

@@ -345,6 +345,9 @@ def build_space(
 
 def _check_ranges(space: Space) -> None:
     """Both ends of every range must make an operation."""
+    for name, parameter in space.parameters.items():
+        if not parameter.values and not _is_range(parameter.low, parameter.high):
+            raise UserError(f"the range of {name} is {parameter.low} to {parameter.high}: low must be at most high")
     for name in space.operations:
         for end in (0, -1):
             values = {key: space.parameters[f"{name}.{key}"].levels(2)[end] for key in FAMILIES[name].parameters}

@@ -450,6 +450,14 @@ def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path
     assert (out / "index" / "colours" / "index.faiss").exists()
 
 
+def test_a_command_is_written_down_as_one_would_type_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("/x/bin/rayssl", "/x/jobs/main.py"):
+        monkeypatch.setattr("sys.argv", [program, "pretrain", "simclr-digits", "--out", "a b"])
+        assert command_line() == "rayssl pretrain simclr-digits --out 'a b'"
+    monkeypatch.setattr("sys.argv", ["/x/jobs/pretrain.py", "simclr-digits"])
+    assert command_line() == "rayssl pretrain simclr-digits"
+
+
 # The ends of a process
 
 

@@ -1,6 +1,7 @@
 """Starting Ray on this machine, with Ray's own start replaced."""
 
 import os
+import socket
 
 import pytest
 
@@ -67,3 +68,36 @@ def test_ray_starts_no_process_for_what_there_is_not(own_cluster):
 
     gone = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if own_cluster else set())
     assert helpers(TorchTrainer) - helpers(train.lean_trainer(own_cluster)) == gone
+
+
+def test_a_cluster_that_is_not_there_is_found_out_at_once(monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        with pytest.raises(UserError, match=rf"--cluster\.address 127\.0\.0\.1:{port}: nothing answers there"):
+            train.check_reachable(f"127.0.0.1:{port}")
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(UserError, match=rf"^RAY_ADDRESS 127\.0\.0\.1:{port}: nothing answers there"):
+            train.check_reachable(None)
+        free.listen()
+        train.check_reachable(None)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "foo", "foo:bar", ":6379", "foo:70000"])
+def test_what_is_no_address_of_a_cluster(address):
+    with pytest.raises(UserError, match="give HOST:PORT of the head"):
+        train.check_reachable(address)
+
+
+def test_a_cluster_that_lets_nobody_in_is_told(monkeypatch):
+    def init(**settings):
+        raise ConnectionError("no token\nsecond line")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr(train, "check_reachable", lambda address: None)
+    with (
+        pytest.raises(UserError, match=r"no Ray cluster lets us in \(no token\)"),
+        train.connected(train.Resources(1, None, None, "head:6379", 0)),
+    ):
+        pass

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from pipeline import metrics
 from pipeline.embeddings import Embeddings
 from pipeline.errors import UserError
-from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings, read_evaluation, write_evaluation
+from pipeline.evaluate import (
+    Record,
+    evaluate_embeddings,
+    is_evaluated,
+    raw_pixel_embeddings,
+    read_evaluation,
+    write_evaluation,
+)
 
 
 def make(split: str, n: int, labelled: bool = True, seed: int = 0) -> Embeddings:
@@ -178,6 +185,30 @@ def test_evaluated_records_are_json(tmp_path: Path) -> None:
     records = evaluate(make("train", 60), make("test", 30))
     write_evaluation(tmp_path, list(records.values()))
     assert {r["metric"]: r for r in read_evaluation(tmp_path)["records"]} == records
+
+
+def test_new_settings_take_all_old_figures_of_a_data_set_away(tmp_path: Path) -> None:
+    before = [
+        "knn/top1",
+        "cluster/acc",
+        "baseline/raw-pixels/cluster/acc",
+        "probe/top1",
+        "baseline/random-init/probe/top1",
+    ]
+    write_evaluation(tmp_path, [record(metric, 0.1) for metric in before] + [record("cluster/acc", 0.2, data="cars")])
+    write_evaluation(tmp_path, [record("knn/top1", 0.3)], keep=lambda record: not is_evaluated(record, "pets"))
+    kept = {(entry["metric"], entry["data"]): entry["value"] for entry in read_evaluation(tmp_path)["records"]}
+    assert kept == {
+        ("knn/top1", "pets"): 0.3,
+        ("cluster/acc", "cars"): 0.2,
+        ("probe/top1", "pets"): 0.1,
+        ("baseline/random-init/probe/top1", "pets"): 0.1,
+    }
+
+
+def test_more_clusters_than_images_are_refused() -> None:
+    with pytest.raises(UserError, match=r"--evaluate\.clusters is 21: test has 20 labelled images"):
+        evaluate_embeddings(make("train", 50), make("test", 20), k=5, temperature=0.07, clusters=21, seed=0)
 
 
 def test_a_failing_write_keeps_the_old_file(tmp_path: Path) -> None:

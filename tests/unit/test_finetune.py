@@ -11,6 +11,7 @@ from pipeline import stages
 from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
 from pipeline.evaluate import read_evaluation
+from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
 from pipeline.reporter import Silent
@@ -116,8 +117,9 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     run_worker_stages(run, ["pretrain"], Silent())
     done = []
 
-    def draw_once(work, draw, scratch):
+    def draw_once(work, draw, key, scratch):
         done.append(draw)
+        write_json(work.run / "finetuned" / "encoder.json", {"draws": key})
         if draw == 1 and done.count(1) == 1:
             raise Stopped(0, 1)
         return 0.1 * draw
@@ -130,5 +132,9 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     assert read_evaluation(run)["flat"]["finetune@10%/top1"] == pytest.approx(0.1)
     (accuracies,) = stages.finished_draws(run / "checkpoints" / "finetune.json").values()
     assert accuracies == pytest.approx([0.0, 0.1, 0.2])
+    (run / "finetuned" / "encoder.json").write_text('{"draws": "those of another amount"}')
+    monkeypatch.setattr(stages, "already_done", lambda *stage: False)
+    run_worker_stages(run, ["finetune"], Silent())
+    assert done == [0, 1, 1, 2, 0]  # the first draw's encoder is what finetuned/ holds
     (run / "checkpoints" / "finetune.json").write_text("[1]")
     assert stages.finished_draws(run / "checkpoints" / "finetune.json") == {}

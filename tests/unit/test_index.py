@@ -153,6 +153,13 @@ def test_factory_that_cannot_be_built(factory: str) -> None:
     assert ".cpp" not in str(error.value)
 
 
+def test_shapes_that_do_not_fit() -> None:
+    with pytest.raises(UserError, match=r"vectors have the shape \(9, \d+\) and ids \(8,\)"):
+        build_index(vectors(9), big_ids(8))
+    with pytest.raises(UserError, match=r"queries have the shape \(2, \d+\): the index holds vectors of"):
+        search(build_index(vectors(9), big_ids(9)), vectors(2)[:, 1:], 1)
+
+
 def test_vectors_that_are_not_finite() -> None:
     x = vectors(10)
     x[3, 2] = np.nan

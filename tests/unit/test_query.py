@@ -165,6 +165,8 @@ def test_labels_that_are_missing_or_have_no_name(case: Case, class_names: tuple[
 
 
 def test_bad_queries(built: Case, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no image to look for"):
+        query(built.run, [], 3)
     (tmp_path / "text.png").write_text("no image")
     good = str(built.folder / "cat" / "1.png")
     with pytest.raises(UserError, match=r"missing.png does not exist"):

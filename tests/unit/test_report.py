@@ -288,6 +288,18 @@ def test_a_loss_that_does_not_fall_and_slow_data_are_warned_of(tmp_path: Path, d
     assert "waited for data 50 % of the time" in text
 
 
+def test_a_run_is_beside_the_baselines_of_its_own_images(tmp_path: Path) -> None:
+    worse = [record("knn/top1", 0.5, n=100)]
+    digits, other = make_run(tmp_path / "digits"), make_run(tmp_path / "other", records=worse)
+    config = json.loads((other / "config.json").read_text())
+    config["data"]["path"] = "/photos"
+    (other / "config.json").write_text(json.dumps(config))
+    told = printed([digits, other], width=200)
+    assert "raw pixels" in told
+    assert not [line for line in told.splitlines() if line.startswith("other") and "raw pixels" in line]
+    assert "The test split of /photos has 100 images" in told
+
+
 def test_several_runs_share_one_report(tmp_path: Path, dataset: FakeDataset) -> None:
     runs = [make_run(tmp_path / name, name) for name in ("simclr", "rotnet", "autoencoder")]
     for run in runs[:2]:

@@ -106,6 +106,12 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_jobs_commit_is_that_of_the_code_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSSL_COMMIT", "abc")
+    monkeypatch.setenv("PATH", "")  # no git
+    assert describe_software()["commit"] == "abc"
+
+
 def test_software_is_described() -> None:
     found = describe_software()
     assert found["versions"]["python"].split(".")[0] == "3"

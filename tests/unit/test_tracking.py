@@ -135,6 +135,14 @@ def test_a_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert has_key()
 
 
+@pytest.mark.parametrize(("host", "found"), [("wandb.example.org", True), ("example.org", False)])
+def test_a_key_for_ones_own_server(host: str, found: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text(f"machine {host} login user password x\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert has_key() == found
+
+
 def test_the_package_itself_takes_what_it_is_given(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from pipeline.tracking import start_tracker;"

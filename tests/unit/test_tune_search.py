@@ -485,6 +485,13 @@ def test_a_search_is_told_by_plain_json(tmp_path: Path) -> None:
     assert told["data"]["labelled"] is True
 
 
+@pytest.mark.parametrize("wrong", [{"objective": "foo"}, {"search": "foo"}, {"trials": 0}])
+def test_settings_from_python_are_looked_at_too(wrong: dict[str, Any], tmp_path: Path) -> None:
+    config = override(build_recipe("simclr-digits"), CHANGES)
+    with pytest.raises(UserError, match=rf"--tune\.{next(iter(wrong))} is "):
+        plan_search(config, TuneSettings(**wrong), tmp_path, warn=lambda _: None, progress=lambda *_: None)
+
+
 def test_a_space_from_python_takes_the_place_of_the_settings(tmp_path: Path) -> None:
     config = replace(override(build_recipe("simclr-digits"), CHANGES), recipe="simclr-digits")
     own: dict[str, Any] = {"warn": lambda _: None, "progress": lambda *_: None}

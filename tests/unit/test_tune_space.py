@@ -156,6 +156,8 @@ def test_wrong_ranges_are_one_line(tmp_path: Path) -> None:
     for value in ([0.9, 0.1], [1], {"low": 0, "high": 1, "step": 0}, {"values": []}, None, {"low": 1}):
         with pytest.raises(UserError, match=r"the range of crop\.scale is .* it must be"):
             parameter_from("crop.scale", value)
+    with pytest.raises(UserError, match=r"the range of crop\.scale is 0\.5 to 0\.1"):
+        build_space(["crop"], ranges={"crop.scale": Parameter(0.5, 0.1)})
     with pytest.raises(UserError, match=r"unknown range 'crop\.size'"):
         build_space(["crop"], ranges={"crop.size": Parameter(0.1, 0.2)})
     with pytest.raises(
