@@ -45,16 +45,26 @@ def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: Opt
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:
     """Restore the newest whole checkpoint in place and return (step, facts); (0, None) where there is none.
 
-    A damaged checkpoint is passed over for the one before. Raises UserError when all are damaged.
+    A damaged checkpoint is passed over for the one before. Raises UserError when all are damaged, and for one of
+    another network.
     """
     newest = find_checkpoint(folder)
     if newest is None:
         return 0, None
-    model.load_state_dict(load_file(newest / "model.safetensors"))
+    try:
+        model.load_state_dict(load_file(newest / "model.safetensors"))
+    except RuntimeError as error:
+        raise UserError(
+            f"{newest} is of another network ({_last_line(error)}); train anew with another --out"
+        ) from None
     state = json.loads((newest / "state.json").read_text())
     if optimizer is not None:
         _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
     return int(state["step"]), state["facts"]
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1].strip()
 
 
 def find_checkpoint(folder: Path) -> Path | None:

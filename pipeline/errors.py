@@ -32,5 +32,5 @@ def outside_fault(error: BaseException | None) -> str | None:
             if getattr(error, "errno", None) == number or reason in str(error):
                 place = getattr(error, "filename", None)
                 return f"{reason}{f': {place}' if place else ''}: {advice}, and the same command goes on"
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None

@@ -267,12 +267,12 @@ def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
     from pipeline.runfolder import read_manifest
 
     checkpoints = list_checkpoints(run / "checkpoints")
-    if not checkpoints and not (run / "encoder.json").exists():
+    if config.method is None or (not checkpoints and not (run / "encoder.json").exists()):
         return
     if dataset.fingerprint != read_manifest(run)["data"]["fingerprint"]:
         raise UserError(
-            f"{dataset.path} has changed since {run} was trained: use another --out, or bring the images back "
-            f"(rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
+            f"{dataset.path}, or its labels, has changed since {run} was trained: use another --out, or bring back "
+            f"what was there (rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
         )
     done = int(checkpoints[0].name.removeprefix("step-")) if checkpoints else 0
     _, steps = count_steps(config, len(dataset.train))

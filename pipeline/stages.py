@@ -613,7 +613,7 @@ def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
 def keeps_draws_of(run: Path, key: str) -> bool:
     """Whether the encoder in finetuned/ is of the draws with this key."""
     try:
-        return bool(json.loads((run / "finetuned" / "encoder.json").read_text())["draws"] == key)
+        return bool(json.loads((run / "finetuned" / "encoder.json").read_text())["extra"]["draws"] == key)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

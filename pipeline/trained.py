@@ -131,7 +131,10 @@ def load_trained(run: Path, config: Config, dataset: Dataset, encoder: Encoder |
     state = read_decoder(run)
     with torch.random.fork_rng(devices=[]):
         method = load_method(name)(config.method, encoder or load_encoder(run), traits_of(config, dataset))
-    _, unexpected = method.load_state_dict(state, strict=False)
+    try:
+        _, unexpected = method.load_state_dict(state, strict=False)
+    except RuntimeError:  # shapes
+        raise UserError(f"{run}/{FILE} is of another network; start the run again in a new --out") from None
     missing = [key for key in method.state_dict() if key not in state and not key.startswith("encoder.")]
     if missing or unexpected:
         raise UserError(f"{run}/{FILE} and config.json disagree; start the run again in a new --out")

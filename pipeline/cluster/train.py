@@ -143,6 +143,8 @@ def connected(resources: Resources) -> Iterator[bool]:
             check_local(resources)
             start_here(common)
     except (ConnectionError, ValueError) as error:
+        if not address:
+            raise
         raise UserError(
             f"{named(resources.address)}: something answers there, but no Ray cluster lets us in "
             f"({str(error).splitlines()[0]}); one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
@@ -174,8 +176,9 @@ def start_here(settings: dict[str, Any], tries: int = 2) -> None:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The address of an existing cluster: the one that is given, else Ray's own variable, else none."""
-    return address or os.environ.get("RAY_ADDRESS")
+    """The address of an existing cluster: the one that is given, else Ray's own variable; None for this machine."""
+    found = address or os.environ.get("RAY_ADDRESS")
+    return None if found in (None, "", "local") else found
 
 
 def named(address: str | None) -> str:
@@ -186,17 +189,18 @@ def named(address: str | None) -> str:
 def check_reachable(given: str | None) -> None:
     """Refuse an address at which nothing listens: Ray would try it for a quarter of an hour."""
     address = cluster_address(given) or ""
-    if address == "auto" or address.startswith("ray://"):
+    if address == "auto" or ("://" in address and not address.startswith("http")):  # Ray's own schemes
         return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise UserError(f"{named(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379 (no URL of a dashboard)")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{named(given)}: nothing answers there ({error.strerror or error}): start the cluster, or name another; "
-            "--cluster.address null is this machine"
+            f"{named(given)}: nothing answers there ({reason}): start the cluster, or name another; "
+            "--cluster.address local is this machine"
         ) from None
 
 

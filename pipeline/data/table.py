@@ -23,7 +23,8 @@ def apply_table(listing: Listing, path: str) -> tuple[Listing, NDArray[np.int64]
     by_path: dict[str, dict[str, str]] = {}
     for row in rows:
         row["path"] = row["path"].removeprefix("./").replace("\\", "/")
-        if by_path.setdefault(row["path"], row) != row:
+        first = by_path.setdefault(row["path"], row)
+        if any(first.get(name) != row.get(name) for name in ("label", "group")):
             raise UserError(f"{path} says two things about {row['path']}: keep one of its rows")
     matched = [by_path.get(key) for key in listing.keys]
     if not any(matched):

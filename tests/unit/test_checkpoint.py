@@ -114,6 +114,14 @@ def test_no_checkpoint_is_step_0(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path) is None
 
 
+def test_another_network_is_told(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    other = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(45, 2))
+    with pytest.raises(UserError, match="step-000000002 is of another network") as error:
+        load_checkpoint(tmp_path, model=other)
+    assert "\n" not in str(error.value)
+
+
 def test_only_the_last_are_kept(tmp_path: Path) -> None:
     for step in (1, 2, 9, 10):
         save(tmp_path, step, keep=2)

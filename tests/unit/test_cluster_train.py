@@ -81,6 +81,17 @@ def test_a_cluster_that_is_not_there_is_found_out_at_once(monkeypatch):
             train.check_reachable(None)
         free.listen()
         train.check_reachable(None)
+    with pytest.raises(UserError, match="nothing answers there"):
+        train.check_reachable("a..b:6379")
+
+
+@pytest.mark.parametrize("nowhere", ["", "local"])
+def test_no_cluster_is_this_machine(nowhere, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", nowhere)
+    assert train.cluster_address(None) is None
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert train.cluster_address("local") is None
+    assert train.cluster_address(None) == "head:6379"
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "foo", "foo:bar", ":6379", "foo:70000"])

@@ -238,6 +238,8 @@ def test_errors_about_the_csv(pets: Path, tmp_path: Path) -> None:
     )
     table.write_text("path,label\ncat/0.png,1\n./cat/0.png,1\ncat/1.png,1\ncat/1.png,2\n")
     assert f"{table} says two things about cat/1.png: keep one of its rows" in error_of(pets, labels=str(table))
+    table.write_text("path,label,x\ncat/0.png,1,3\ncat/0.png,1,5\ncat/1.png,2,1\n")  # a table of boxes
+    assert open_dataset(str(pets), labels=str(table)).class_names == ("1", "2")
     for name in ("train/a", "test/a", "train/b"):
         save(tmp_path / "given" / f"{name}.png")
     table.write_text("path,label,group\ntrain/a.png,1,p7\ntest/a.png,1,p7\ntrain/b.png,2,p8\n")

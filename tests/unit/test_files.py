@@ -1,5 +1,6 @@
 """A file is whole or not there at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import outside_fault
 from pipeline.files import replacing, sha256, write_json, write_text
 
 
@@ -71,3 +73,16 @@ def test_json_is_strict(tmp_path: Path) -> None:
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc" * 100_000)
     assert sha256(tmp_path / "file") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_fault_that_stands_for_itself_is_not_the_disks() -> None:
+    full = OSError(errno.ENOSPC, "full", "/x")
+    for cause, told in ((full, "No space left on device: /x"), (None, None)):
+        try:
+            try:
+                raise full
+            except OSError:
+                raise KeyError("a bug") from cause
+        except KeyError as error:
+            found = outside_fault(error)
+            assert found is None if told is None else found is not None and found.startswith(told)

@@ -11,7 +11,7 @@ from pipeline import stages
 from pipeline.encoders import build_encoder
 from pipeline.errors import UserError
 from pipeline.evaluate import read_evaluation
-from pipeline.files import write_json
+from pipeline.export import export_encoder
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
 from pipeline.reporter import Silent
@@ -119,7 +119,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
 
     def draw_once(work, draw, key, scratch):
         done.append(draw)
-        write_json(work.run / "finetuned" / "encoder.json", {"draws": key})
+        export_encoder(build_encoder("cnn-small", channels=3, image_size=16), work.run / "finetuned", {"draws": key})
         if draw == 1 and done.count(1) == 1:
             raise Stopped(0, 1)
         return 0.1 * draw
@@ -132,7 +132,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     assert read_evaluation(run)["flat"]["finetune@10%/top1"] == pytest.approx(0.1)
     (accuracies,) = stages.finished_draws(run / "checkpoints" / "finetune.json").values()
     assert accuracies == pytest.approx([0.0, 0.1, 0.2])
-    (run / "finetuned" / "encoder.json").write_text('{"draws": "those of another amount"}')
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=16), run / "finetuned", {"draws": "others"})
     monkeypatch.setattr(stages, "already_done", lambda *stage: False)
     run_worker_stages(run, ["finetune"], Silent())
     assert done == [0, 1, 1, 2, 0]  # the first draw's encoder is what finetuned/ holds

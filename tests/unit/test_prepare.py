@@ -16,6 +16,7 @@ from pipeline.prepare import (
     Prepared,
     announce,
     check_small_views,
+    check_trained,
     continue_run,
     count_steps,
     existing_parent,
@@ -177,6 +178,7 @@ def test_a_run_that_was_trained_wants_its_images_and_no_fewer_steps(tiny_config:
     with pytest.raises(UserError, match=r"has changed since .* was trained: use another --out"):
         prepare_quietly(config, run)
     assert before == ((run / "config.json").read_bytes(), (run / "manifest.json").read_bytes())
+    check_trained(replace(config, method=None), open_data(config), run)  # `rayssl embed` without training
 
 
 def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None:
