@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BASELINES = {"raw-pixels": "raw pixels", "random-init": "random encoder", "pretrained": "pretrained encoder"}
 OWN_IMAGES = "rayssl run simclr-folder --data.path DIR"
 SMALL_TEST_SET = 1_000  # below it the 95 % interval of an accuracy is at least about ± 1 point wide
+WHOLE_NAME = 16  # characters of a name that are never broken
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,9 @@ def print_comparison(runs: list[Path], console: "Console") -> None:
     rows = rows_of(loaded, columns)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     figures = [_cells(rows, row, columns) for row in rows]
-    table.add_column("", overflow="fold")
-    for number, column in enumerate(columns):  # in a narrow window names are broken into lines, figures never
+    # In a narrow window titles and long names are broken into lines, figures never.
+    table.add_column("", overflow="fold", min_width=min(WHOLE_NAME, max(len(row.label) for row in rows)))
+    for number, column in enumerate(columns):
         table.add_column(Text(column.title), justify="right", min_width=max(len(row[number]) for row in figures))
     for row, cells in zip(rows, figures):
         table.add_row(Text(row.label, style="dim" if row.baseline else ""), *cells)

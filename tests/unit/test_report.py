@@ -369,6 +369,7 @@ def test_the_table_fits_eighty_columns(tmp_path: Path) -> None:
     text = printed([make_run(tmp_path / "a")], width=80)
     assert "…" not in text
     assert "97.5 ± 1.0" in text
+    assert "random encoder" in text
 
 
 def test_no_figure_is_cut_where_names_are_long(tmp_path: Path) -> None:
