@@ -121,8 +121,9 @@ def _sync(path: Path) -> None:
 
 def _prune(folder: Path, keep: int, step: int) -> None:
     # Later ones than the one just written were passed over when the run was continued: they are damaged.
-    whole = [path for path in list_checkpoints(folder) if path.name <= f"step-{step:09d}"]
-    for old in {*list_checkpoints(folder)} - {*whole[:keep]}:
+    found = list_checkpoints(folder)
+    kept = [path for path in found if path.name <= f"step-{step:09d}"][:keep]
+    for old in set(found) - set(kept):
         shutil.rmtree(old, ignore_errors=True)
     for left in folder.glob(".writing-*"):
         shutil.rmtree(left, ignore_errors=True)

@@ -75,6 +75,7 @@ class Encoder(nn.Module):
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        # Of a blank image a map could be its own mean by chance.
         noise = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
         self._taps = {} if name in ENCODERS else _frozen(net, lambda: _find_taps(net, noise))
         found = _frozen(net, lambda: _outputs(net, noise, self._taps))

@@ -67,16 +67,14 @@ def evaluate_embeddings(
 
     `clusters` None: as many as classes. `prefix`, such as "baseline/raw-pixels/", goes before every metric's name.
     What a set is too small for is left out, and kNN where the training images are not of `all_classes`. Raises
-    UserError for embeddings that are not finite.
+    UserError for embeddings that are not finite, and for more `clusters` than labelled images.
     """
     _check_finite(train, test)
-    if clusters is not None and test.labels is not None and clusters > len(_labelled(test).ids):
-        raise UserError(
-            f"--evaluate.clusters is {clusters}: {test.split} has {len(_labelled(test).ids)} labelled images"
-        )
     records = _health_records(train, seed)
     train, test = _labelled(train), _labelled(test)
     if len(train.ids) and len(test.ids):
+        if clusters is not None and clusters > len(test.ids):
+            raise UserError(f"--evaluate.clusters is {clusters}: {test.split} has {len(test.ids)} labelled images")
         records += _knn_records(train, test, k, temperature) if all_classes else []
         records += _cluster_records(test, clusters or _n_classes(train, test), seed)
         records += _retrieval_records(test)
@@ -138,8 +136,8 @@ def write_evaluation(run: Path, records: list[Record], keep: Callable[[Record], 
     """Merge records into <run>/evaluation.json, whole or not at all.
 
     A record takes the place of one of the same metric, data and split; of the others those stay that `keep` is true
-    of. The flat view shows for each metric the
-    record of the test split if there is one, and of several data sets the one written last.
+    of. The flat view shows for each metric the record of the test split if there is one, and of several data sets the
+    one written last.
     """
     path = run / "evaluation.json"
     before: list[Record] = read_evaluation(run)["records"] if path.exists() else []

@@ -52,8 +52,8 @@ def auto_factory(n: int) -> str:
 def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool = False) -> faiss.Index:
     """An index that finds `ids` (N,) by the cosine of `vectors` (N, D), or of whitened ones.
 
-    Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, and for
-    vectors that are not finite.
+    Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, for ids that are
+    not as many, and for vectors that are not finite.
     """
     if vectors.ndim != 2 or ids.shape != (len(vectors),):
         raise UserError(f"vectors have the shape {vectors.shape} and ids {ids.shape}: (N, D) and (N,) are needed")
@@ -70,12 +70,16 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool 
         index.train(points)
         index.add_with_ids(points, ids)
     except RuntimeError as error:
-        raise UserError(
-            f"--index.factory is '{factory}': FAISS cannot build it over {len(points)} vectors of {points.shape[1]} "
-            f"dimensions ({_reason(error)}); Flat always works"
-        ) from None
+        raise _cannot_build(factory, f"{len(points)} vectors", points.shape[1], error) from None
     _set_effort(index)
     return index
+
+
+def _cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
+    return UserError(
+        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({_reason(error)}); "
+        "Flat always works"
+    )
 
 
 def with_cosines(factory: str) -> str:
@@ -92,10 +96,7 @@ def check_factory(factory: str, dim: int, n: int) -> None:
     try:
         index = faiss.index_factory(dim, with_cosines(factory), faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise UserError(
-            f"--index.factory is '{factory}': FAISS cannot build it over vectors of {dim} dimensions "
-            f"({_reason(error)}); Flat always works"
-        ) from None
+        raise _cannot_build(factory, "vectors", dim, error) from None
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and lists.nlist > n:
         raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")

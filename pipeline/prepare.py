@@ -13,7 +13,7 @@ from pipeline.data import Dataset, of_classes, open_dataset
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.progress import format_bytes, format_duration
-from pipeline.runfolder import describe_software, update_manifest, writer_lock
+from pipeline.runfolder import check_unchanged, describe_software, update_manifest, writer_lock
 
 if TYPE_CHECKING:
     from pipeline.methods.base import Traits
@@ -264,16 +264,11 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
 def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
     """Raises UserError where a run has learned from other images, or for more steps than it is asked to."""
     from pipeline.checkpoint import list_checkpoints
-    from pipeline.runfolder import read_manifest
 
     checkpoints = list_checkpoints(run / "checkpoints")
     if config.method is None or (not checkpoints and not (run / "encoder.json").exists()):
         return
-    if dataset.fingerprint != read_manifest(run)["data"]["fingerprint"]:
-        raise UserError(
-            f"{dataset.path}, or its labels, has changed since {run} was trained: use another --out, or bring back "
-            f"what was there (rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
-        )
+    check_unchanged(run, dataset.path, dataset.fingerprint)
     done = int(checkpoints[0].name.removeprefix("step-")) if checkpoints else 0
     _, steps = count_steps(config, len(dataset.train))
     if config.train.minutes is None and done > steps:

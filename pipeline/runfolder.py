@@ -69,6 +69,15 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return values
 
 
+def check_unchanged(run: Path, path: str, fingerprint: str) -> None:
+    """Raises UserError where the images at `path`, or their labels, are not those that the run was started with."""
+    if fingerprint != read_manifest(run)["data"]["fingerprint"]:
+        raise UserError(
+            f"{path}, or its labels, has changed since {run} was started: use another --out, or bring back what was "
+            f"there (rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
+        )
+
+
 def update_manifest(run: Path, changes: Mapping[str, Any]) -> None:
     """Replace top-level keys of the manifest, whole or not at all."""
     path = run / "manifest.json"

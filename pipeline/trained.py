@@ -25,7 +25,7 @@ from pipeline.files import replacing, sha256, write_json
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.prepare import open_data, traits_of
-from pipeline.runfolder import read_manifest
+from pipeline.runfolder import check_unchanged
 from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
@@ -158,8 +158,7 @@ def open_trained(run: Path, encoder_from: Path | None = None, progress: Progress
 def open_unchanged(run: Path, config: Config, progress: Progress | None) -> Dataset:
     """The run's images; UserError where they are not those it was trained on."""
     dataset = open_data(config, progress)
-    if dataset.fingerprint != read_manifest(run)["data"]["fingerprint"]:
-        raise UserError(f"{dataset.path} has changed since {run} was trained: bring the images back, or train again")
+    check_unchanged(run, dataset.path, dataset.fingerprint)
     return dataset
 
 

@@ -28,7 +28,7 @@ from pipeline.methods.base import Method
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.reporter import Reporter
-from pipeline.runfolder import read_manifest
+from pipeline.runfolder import check_unchanged
 from pipeline.train import choose_device, resolve_precision
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
@@ -52,12 +52,7 @@ class Work:
         """Open the run's config and data; raises UserError where the images are not those it was trained on."""
         config = configuration.load(run / "config.json")
         dataset = open_data(config)
-        expected = read_manifest(run)["data"]["fingerprint"]
-        if dataset.fingerprint != expected:
-            raise UserError(
-                f"{dataset.path} has changed since {run} was started (fingerprint {dataset.fingerprint[:12]}, there "
-                f"{expected[:12]}): start a new run with another --out, or bring the images back"
-            )
+        check_unchanged(run, dataset.path, dataset.fingerprint)
         return cls.begin(run, reporter, config, dataset)
 
     @classmethod

@@ -146,7 +146,7 @@ def connected(resources: Resources) -> Iterator[bool]:
         if not address:
             raise
         raise UserError(
-            f"{named(resources.address)}: something answers there, but no Ray cluster lets us in "
+            f"{describe_address(resources.address)}: something answers there, but no Ray cluster lets us in "
             f"({str(error).splitlines()[0]}); one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
         ) from None
     try:
@@ -181,7 +181,7 @@ def cluster_address(address: str | None) -> str | None:
     return None if found in (None, "", "local") else found
 
 
-def named(address: str | None) -> str:
+def describe_address(address: str | None) -> str:
     """Which cluster was meant, and by what."""
     return f"--cluster.address {address}" if address else f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
 
@@ -193,13 +193,13 @@ def check_reachable(given: str | None) -> None:
         return
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"{named(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379 (no URL of a dashboard)")
+        raise UserError(f"{describe_address(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379, no URL")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{named(given)}: nothing answers there ({reason}): start the cluster, or name another; "
+            f"{describe_address(given)}: nothing answers there ({reason}): start the cluster, or name another; "
             "--cluster.address local is this machine"
         ) from None
 

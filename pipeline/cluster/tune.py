@@ -212,7 +212,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
             storage_path=str(control / "ray"),
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=0),
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=4),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=4),  # fewer might be gone before they are copied
             stop=stopper(stop),
             callbacks=[keeper(search, standing, numbers, stop)],
         ),

@@ -175,7 +175,7 @@ def test_a_run_that_was_trained_wants_its_images_and_no_fewer_steps(tiny_config:
     with pytest.raises(UserError, match="already been trained for 4 steps: 3 is less"):
         prepare_quietly(override(config, {"train.steps": 3}), run)
     added.with_name("added.png").unlink()
-    with pytest.raises(UserError, match=r"has changed since .* was trained: use another --out"):
+    with pytest.raises(UserError, match=r"has changed since .* was started: use another --out"):
         prepare_quietly(config, run)
     assert before == ((run / "config.json").read_bytes(), (run / "manifest.json").read_bytes())
     check_trained(replace(config, method=None), open_data(config), run)  # `rayssl embed` without training

@@ -141,6 +141,10 @@ def test_a_key_for_ones_own_server(host: str, found: bool, monkeypatch: pytest.M
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert has_key() == found
+    monkeypatch.setenv("WANDB_BASE_URL", "http://[x")
+    assert not has_key()
+    (tmp_path / "netrc").write_bytes(b"\xff\xfe")
+    assert not has_key()
 
 
 def test_the_package_itself_takes_what_it_is_given(tmp_path: Path) -> None:
