@@ -164,13 +164,13 @@ def print_comparison(runs: list[Path], console: "Console") -> None:
     rows = rows_of(loaded, columns)
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     figures = [_cells(rows, row, columns) for row in rows]
-    # In a narrow window titles and long names are broken into lines, figures never.
+    # In a narrow window titles and long names are broken into lines; figures are whole, over the edge if need be.
     table.add_column("", overflow="fold", min_width=min(WHOLE_NAME, max(len(row.label) for row in rows)))
     for number, column in enumerate(columns):
         table.add_column(Text(column.title), justify="right", min_width=max(len(row[number]) for row in figures))
     for row, cells in zip(rows, figures):
         table.add_row(Text(row.label, style="dim" if row.baseline else ""), *cells)
-    console.print(table)
+    console.print(table, crop=False)
     if any(column.percent for column in columns):
         console.print(Text(f"Test split, %; {explain_errors(columns)}.", style="dim"))
     for remark in remarks(loaded):

@@ -373,9 +373,15 @@ def test_the_table_fits_eighty_columns(tmp_path: Path) -> None:
 
 
 def test_no_figure_is_cut_where_names_are_long(tmp_path: Path) -> None:
-    text = printed([make_run(tmp_path / "all-the-photographs-of-last-summer"), make_run(tmp_path / "others")], width=80)
+    text = printed([make_run(tmp_path / ("summer-" * 9)), make_run(tmp_path / "others")], width=80)
     assert "…" not in text
     assert text.count("98.0 ± 1.0") == 2
+
+
+def test_no_figure_is_lost_in_a_narrow_window(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / "a")]
+    narrow, wide = (re.findall(r"\d+\.\d ± \d+\.\d", printed(runs, width=width)) for width in (56, 200))
+    assert narrow == wide
 
 
 def test_the_best_of_a_column_is_bold(tmp_path: Path) -> None:
