@@ -380,7 +380,7 @@ def test_no_figure_is_cut_where_names_are_long(tmp_path: Path) -> None:
 
 def test_no_figure_is_lost_in_a_narrow_window(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / "a")]
-    narrow, wide = (re.findall(r"\d+\.\d ± \d+\.\d", printed(runs, width=width)) for width in (56, 200))
+    narrow, wide = (re.findall(r"\d+\.\d ± \d+\.\d", printed(runs, width=width)) for width in (40, 200))
     assert narrow == wide
 
 
