@@ -97,6 +97,8 @@ def prepare(
         )  # fmt: skip
     if dataset.unreadable:
         warn(f"{len(dataset.unreadable)} unreadable images are left out: listed in {run / 'manifest.json'}")
+    if dataset.idle_rows:
+        warn(f"rows of {config.data.labels} that name no image: {len(dataset.idle_rows)}, e.g. {dataset.idle_rows[0]}")
     return Prepared(config, run, dataset)
 
 

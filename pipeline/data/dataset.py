@@ -156,6 +156,7 @@ class Dataset:
     channels: int
     image_size: int  # side in pixels of what the network sees
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
+    idle_rows: tuple[str, ...] = ()  # paths in the CSV of labels that are no image's
     some_classes: bool = False  # training images of other classes were taken out
 
     def count_labelled(self) -> tuple[int, int]:

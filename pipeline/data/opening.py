@@ -57,9 +57,10 @@ def open_dataset(
     _check_options(image_size, channels, limit, val_fraction, loader)
     source = find_source(str(path))
     listing, groups, table = source.listing, None, ""
+    idle: list[str] = []
     if labels is not None:
         labels = str(labels)
-        listing, groups = apply_table(listing, labels)
+        listing, groups, idle = apply_table(listing, labels)
         table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
 
     ids = _ids(listing)
@@ -101,6 +102,7 @@ def open_dataset(
         channels=pixels.channels,
         image_size=pixels.image_size,
         unreadable=tuple((_printable(listing.keys[i]), aside[i]) for i in sorted(aside)),
+        idle_rows=tuple(map(_printable, idle)),
     )
 
 

@@ -12,10 +12,11 @@ from pipeline.data.listing import OUTSIDE, TEST, Listing, number_classes
 from pipeline.errors import UserError
 
 
-def apply_table(listing: Listing, path: str) -> tuple[Listing, NDArray[np.int64] | None]:
-    """The listing with the labels of the CSV, and the group of every image (None without that column).
+def apply_table(listing: Listing, path: str) -> tuple[Listing, NDArray[np.int64] | None, list[str]]:
+    """The listing with the labels of the CSV, the group of every image (None without that column), idle rows' paths.
 
-    Paths are those of the listing. An image without a row gets the label −1, and a group of its own.
+    Paths are those of the listing. An image without a row gets the label −1, and a group of its own; a row whose path
+    is no image's is idle.
     """
     rows = _read(path)
     if not {"label", "group"} & set(rows[0]):
@@ -32,17 +33,18 @@ def apply_table(listing: Listing, path: str) -> tuple[Listing, NDArray[np.int64]
             f"{path} names none of the {len(listing.keys)} images: its paths look like '{rows[0]['path']}', "
             f"the images' like '{listing.keys[0]}'"
         )
+    idle = sorted(by_path.keys() - set(listing.keys))
     if "label" in rows[0]:
         labels, class_names = number_classes([(row["label"] or None) if row else None for row in matched])
         if class_names:
             listing = replace(listing, labels=labels, class_names=class_names)
     if "group" not in rows[0]:
-        return listing, None
+        return listing, None, idle
     # A NUL cannot be in a path: an image without a group cannot meet a named one.
     names = [row["group"] if row and row["group"] else f"\0{key}" for row, key in zip(matched, listing.keys)]
     groups = np.unique(names, return_inverse=True)[1].astype(np.int64)
     _check_splits(listing, names, path)
-    return listing, groups
+    return listing, groups, idle
 
 
 def _read(path: str) -> list[dict[str, str]]:

@@ -128,6 +128,15 @@ def test_what_is_said_of_the_labels(run: Path, tiny_config: Make, tmp_path: Path
     assert "labelled" not in "\n".join(lines)
 
 
+def test_rows_of_no_image_are_counted(tiny_config: Make, tmp_path: Path) -> None:
+    labels = label_some(tmp_path / "labels.csv", 10)
+    labels.write_text(labels.read_text() + "\nred/99.png,red\nred/98.png,red\n./red/98.png,red\n")
+    lines: list[str] = []
+    config = tiny_config(changes={"data.labels": str(labels)})
+    prepare(config, tmp_path / "run", command="rayssl run", warn=lines.append, progress=lambda done, total: None)
+    assert lines == [f"rows of {labels} that name no image: 2, e.g. red/98.png"]
+
+
 def test_too_few_labels(tiny_config: Make, tmp_path: Path) -> None:
     prepared = prepare_with(tiny_config, tmp_path, 1)
     arguments: tuple[Any, ...] = (prepared.run, WORKER_STAGES, prepared.config, prepared.dataset)
