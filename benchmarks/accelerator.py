@@ -22,15 +22,15 @@ and several of them those of the first, then of the second.
   speedrun    trains on CIFAR-10 and rates by kNN on test images, with this project's k and T, with lightly's, and with
               ten votes that count alike; of the features, and of whitened ones
 
-A speedrun is `METHOD name=value …`: epochs or minutes (without either, `--training-minutes`, 7), batch, lr (for a batch
-of 256), decay, warmup, temperature, optimizer, views, small (share of small views), seed, encoder, compile=yes, or any
-path of the config. The rate goes to zero over as many steps as the time holds, by the speed that is measured first;
-measuring, compiling and decoding come before the time that counts. All images are trained on, except with held_out=0.1,
-which rates by those instead: choose settings so, since test images must decide nothing. It is not continued in another
-call, because a checkpoint is too large to carry: epochs that do not fit into what is left of a call are refused,
-minutes are cut. `lightly` is SimCLR as lightly's CIFAR-10 benchmark has it for 200 epochs, except that the head's last
-layer has no BatchNorm, and biases and BatchNorm no decay. To reach: 84.8 % with its k = 200, T = 0.1. 90 % by either
-protocol after less than 10 minutes of training is open.
+A speedrun is `METHOD name=value …`: epochs or minutes, or both for the fewer (without either, `--training-minutes`, 7),
+batch, lr (for a batch of 256), decay, warmup, temperature, optimizer, views, small (share of small views), seed,
+encoder, compile=yes, or any path of the config. The rate goes to zero over as many steps as the time holds, by the
+speed that is measured first; measuring, compiling and decoding come before the time that counts. All images are trained
+on, except with held_out=0.1, which rates by those instead: choose settings so, since test images must decide nothing.
+It is not continued in another call, because a checkpoint is too large to carry: epochs that do not fit into what is
+left of a call are refused, minutes are cut. `lightly` is SimCLR as lightly's CIFAR-10 benchmark has it for 200 epochs,
+except that the head's last layer has no BatchNorm, and biases and BatchNorm no decay. To reach: 84.8 % with its k =
+200, T = 0.1. 90 % by either protocol after less than 10 minutes of training is open.
 
 CIFAR10 is a folder with train.parquet and test.parquet. Python 3.11 or later is needed with torch, torchvision, numpy,
 scipy, scikit-learn, opencv, pyarrow, safetensors, fsspec and rich. Carry the wheels of what is missing of pydantic,
@@ -116,6 +116,7 @@ SHOWN = ("ok", "error", "out_of_memory", "flops_per_second", "images_per_second"
          "share_of_matrix_product", "knn", "training_seconds", "epochs", "seconds")  # fmt: skip
 FOR_SETUP = 32.0  # seconds that a speedrun takes beside training
 FOR_RATING = 12.0
+SHOW_SECONDS = 20.0
 PROTOCOLS = {  # k and T: this project's, lightly's, and that of the open challenge, where all votes count alike
     "k = 20, T = 0.07": (20, 0.07),
     "k = 200, T = 0.1": (200, 0.1),
@@ -993,7 +994,8 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
     recorded = compiled and recordable(work)
     compile_encoder(method, "compiled" if compiled else "eager", bench.tiny)
     speed = calibrate(work, method, bench.tiny, recorded)
-    steps = plan_steps(work, speed, bench.left - FOR_RATING)
+    steps = plan_steps(work, speed, bench.left - FOR_RATING, "train.epochs" in changes)
+    print(f"[{bench.left:4.0f} s left] {steps} steps at {speed:.2f} a second", flush=True)
     work.config = with_training(work.config, steps=steps)  # a share of which has small views
     needed = steps / speed + FOR_RATING
     if needed > bench.left and work.config.train.minutes is None:
@@ -1042,18 +1044,29 @@ def with_training(config: configuration.Config, **values: Any) -> configuration.
     return replace(config, train=replace(config.train, **values))
 
 
-def plan_steps(work: Work, speed: float, left: float) -> int:
-    """As many steps as the epochs say, or the minutes and the seconds left."""
+def plan_steps(work: Work, speed: float, left: float, epochs_given: bool) -> int:
+    """As many steps as the epochs say, or the minutes and the seconds left; where both are given, the fewer."""
     settings = work.config.train
-    if settings.minutes is not None:
-        return max(1, round(min(60 * settings.minutes, left) * speed))
-    return settings.epochs * (len(work.dataset.train) // settings.batch_size)
+    by_epochs = settings.epochs * (len(work.dataset.train) // settings.batch_size)
+    if settings.minutes is None:
+        return by_epochs
+    by_time = max(1, round(min(60 * settings.minutes, left) * speed))
+    return min(by_time, by_epochs) if epochs_given else by_time
 
 
 def train_all(work: Work, method: Method[Any], steps: int, deadline: float, recorded: bool) -> tuple[list[float], int]:
     """Losses of all steps and how many were done; fewer than planned only where the deadline came first."""
     losses: list[float] = []
     settings = work.config.train
+    shown = time.monotonic()
+
+    def log(rows: list[dict[str, Any]]) -> None:
+        nonlocal shown
+        losses.extend(row["train/loss"] for row in rows)
+        if time.monotonic() - shown > SHOW_SECONDS:
+            shown = time.monotonic()
+            print(f"[{deadline - shown:4.0f} s left] step {len(losses)} of {steps}, loss {losses[-1]:.3f}", flush=True)
+
     done = run_steps(
         work,
         method,
@@ -1062,7 +1075,7 @@ def train_all(work: Work, method: Method[Any], steps: int, deadline: float, reco
         0,
         steps,
         rate=schedule_of(settings, steps, len(work.dataset.train) // settings.batch_size),
-        log=lambda rows: losses.extend(row["train/loss"] for row in rows),
+        log=log,
         should_stop=lambda: time.monotonic() > deadline,
         recorded=recorded,
     )
