@@ -54,6 +54,11 @@ class Run:
         """`data.path` of the config."""
         return str(self.config["data"]["path"])
 
+    @property
+    def seed(self) -> int:
+        """`train.seed` of the config: what the untrained network depends on."""
+        return int(self.config["train"]["seed"])
+
     def estimate(self, metric: str) -> Estimate | None:
         """The figure that the flat view shows for `metric`, with what its record says; None where there is none."""
         value = self.flat.get(metric)

@@ -217,19 +217,19 @@ def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
 
 
 def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
-    """Label → the run that has the baseline, and its name there. Told apart by data and encoder where they differ."""
-    found: dict[tuple[str, str, str], Run] = {}
+    """Label → the run that has the baseline, and its name there. Told apart by what it depends on and differs in."""
+    found: dict[tuple[str, ...], tuple[Run, str]] = {}
     for name in BASELINES:
         for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
                 encoder = "" if name == "raw-pixels" else run.network
-                found.setdefault((name, encoder, run.data_path), run)
-    encoders = {key[1] for key in found if key[1]}
-    paths = {key[2] for key in found}
+                seed = f"seed {run.seed}" if name == "random-init" else ""
+                found.setdefault((name, encoder, seed, run.data_path), (run, name))
+    varying = [len({detail for detail in details if detail}) > 1 for details in zip(*found, strict=True)]
     labels = {}
-    for (name, encoder, path), run in found.items():
-        details = [encoder] * (len(encoders) > 1 and bool(encoder)) + [path] * (len(paths) > 1)
-        labels[f"{BASELINES[name]} ({', '.join(details)})" if details else BASELINES[name]] = (run, name)
+    for (name, *details), value in found.items():
+        shown = [detail for detail, varies in zip(details, varying[1:], strict=True) if varies and detail]
+        labels[f"{BASELINES[name]} ({', '.join(shown)})" if shown else BASELINES[name]] = value
     return labels
 
 

@@ -300,6 +300,16 @@ def test_a_run_is_beside_the_baselines_of_its_own_images(tmp_path: Path) -> None
     assert "The test split of /photos has 100 images" in told
 
 
+def test_every_seed_has_its_own_untrained_network(tmp_path: Path) -> None:
+    first, second = (make_run(tmp_path / name) for name in ("first", "second"))
+    config = json.loads((second / "config.json").read_text())
+    config["train"]["seed"] = 4
+    (second / "config.json").write_text(json.dumps(config))
+    labels = [line.split("  ")[0].strip() for line in printed([first, second], width=200).splitlines()]
+    assert {"random encoder (seed 3)", "random encoder (seed 4)", "raw pixels"} <= set(labels)
+    assert "(seed" not in printed([first])
+
+
 def test_several_runs_share_one_report(tmp_path: Path, dataset: FakeDataset) -> None:
     runs = [make_run(tmp_path / name, name) for name in ("simclr", "rotnet", "autoencoder")]
     for run in runs[:2]:
