@@ -261,10 +261,11 @@ def saved_bytes(call: Callable[[], object]) -> int:
         storage = x.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
         kept.append(x)
-        return x
+        return x.detach()  # an operation that held its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         call()
+    kept.clear()  # which the operations hold through `keep`
     return sum(sizes.values())
 
 
