@@ -6,8 +6,9 @@
     python3 benchmarks/accelerator.py --out OUT --parts speedrun --data.path CIFAR10 --speedrun "lightly compile=yes"
     python3 benchmarks/accelerator.py --out OUT --device cpu --tiny
 
-It ends by itself in time for `--minutes` (9). OUT/accelerator.json is all that it keeps: the same command again goes on
-with what is not there yet, and tries again what failed. Ends with 1 where a check or anything else failed.
+It ends by itself in time for `--minutes` (9). OUT/accelerator.json is all that it keeps, but for `--checkpoints`: the
+same command again goes on with what is not there yet, and tries again what failed. Ends with 1 where a check or
+anything else failed.
 
 Parts are lists of items, each with its own entry in that file; `--only TEXT` takes those with TEXT in `PART: NAME`,
 and several of them those of the first, then of the second.
@@ -27,10 +28,10 @@ batch, lr (for a batch of 256), decay, warmup, temperature, optimizer, views, sm
 encoder, compile=yes, or any path of the config. The rate goes to zero over as many steps as the time holds, by the
 speed that is measured first; measuring, compiling and decoding come before the time that counts. All images are trained
 on, except with held_out=0.1, which rates by those instead: choose settings so, since test images must decide nothing.
-It is not continued in another call, because a checkpoint is too large to carry: epochs that do not fit into what is
-left of a call are refused, minutes are cut. `lightly` is SimCLR as lightly's CIFAR-10 benchmark has it for 200 epochs,
-except that the head's last layer has no BatchNorm, and biases and BatchNorm no decay. To reach: 84.8 % with its k =
-200, T = 0.1. 90 % by either protocol after less than 10 minutes of training is open.
+With `--checkpoints FOLDER` another call goes on with it, where that folder is still there; without, epochs that do not
+fit into what is left of a call are refused, and minutes are cut. `lightly` is SimCLR as lightly's CIFAR-10 benchmark
+has it for 200 epochs, except that the head's last layer has no BatchNorm, and biases and BatchNorm no decay. To reach:
+84.8 % with its k = 200, T = 0.1. 90 % by either protocol after less than 10 minutes of training is open.
 
 CIFAR10 is a folder with train.parquet and test.parquet. Python 3.11 or later is needed with torch, torchvision, numpy,
 scipy, scikit-learn, opencv, pyarrow, safetensors, fsspec and rich. Carry the wheels of what is missing of pydantic,
@@ -53,7 +54,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from importlib.util import find_spec
 from itertools import pairwise
@@ -90,6 +91,7 @@ from pipeline.augment.spec import (
 )
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data import Dataset, Images, open_dataset
+from pipeline.data.listing import digest
 from pipeline.data.loader import load_batches
 from pipeline.embed import embed_images
 from pipeline.encoders import build_encoder
@@ -116,7 +118,7 @@ SHOWN = ("ok", "error", "out_of_memory", "flops_per_second", "images_per_second"
          "share_of_matrix_product", "knn", "training_seconds", "epochs", "seconds")  # fmt: skip
 FOR_SETUP = 32.0  # seconds that a speedrun takes beside training
 FOR_RATING = 12.0
-SHOW_SECONDS = 20.0
+SHOW_SECONDS, SAVE_SECONDS = 20.0, 120.0
 PROTOCOLS = {  # k and T: this project's, lightly's, and that of the open challenge, where all votes count alike
     "k = 20, T = 0.07": (20, 0.07),
     "k = 200, T = 0.1": (200, 0.1),
@@ -162,6 +164,7 @@ class Bench:
     deadline: float  # of time.monotonic()
     speedruns: tuple[str, ...]
     training_minutes: float
+    checkpoints: Path | None  # of speedruns; None: each is done within one call
     results: dict[str, Any]
 
     @property
@@ -196,6 +199,7 @@ def main() -> int:
         time.monotonic() + 60 * options.minutes,
         tuple(options.speedrun) or ("simclr compile=yes",),
         options.training_minutes,
+        options.checkpoints,
         results,
     )
     if find_spec("faiss") is None:
@@ -222,6 +226,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--speedrun", action="append", default=[], help="one of them; may be given several times")
     parser.add_argument("--training-minutes", type=float, default=7.0)
     parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--checkpoints", type=Path, help="a folder by which another call goes on with a speedrun")
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda", 0))
     parser.add_argument("--commit", help="where there is no git to tell it")
     parser.add_argument("--tiny", action="store_true", help="small sizes: whether everything runs, not how fast")
@@ -268,6 +273,10 @@ def go_through(items: list[Item], bench: Bench, save: Callable[[], None]) -> tup
         began = time.monotonic()
         result = attempt(item)
         result.update(seconds=time.monotonic() - began, device=device_name(bench.device))
+        if "unfinished" in result:
+            waiting.append(f"{name} ({result['unfinished']})")
+            cleaned(bench.device)
+            continue
         kept[item.name] = plain(result)
         save()
         print(f"[{bench.left:4.0f} s left] {name}: {json.dumps(brief(kept[item.name]))}", flush=True)
@@ -422,6 +431,7 @@ def run_steps(
     log: Callable[[list[dict[str, Any]]], None] = lambda rows: None,
     should_stop: Callable[[], bool] = lambda: False,
     checkpoint: Callable[[int], None] = lambda step: None,
+    checkpoint_due: Callable[[int], bool] = lambda step: False,
     recorded: bool = False,
 ) -> int:
     """The training loop of the pipeline."""
@@ -431,7 +441,7 @@ def run_steps(
         start=start, stop=stop,
         steps_per_epoch=max(1, len(work.dataset.train) // settings.batch_size), seed=settings.seed, device=work.device,
         precision=work.precision, clip_grad=settings.clip_grad, stage="benchmark",
-        hooks=Hooks(log, lambda row: None, checkpoint, lambda step: False, should_stop),
+        hooks=Hooks(log, lambda row: None, checkpoint, checkpoint_due, should_stop),
     )  # fmt: skip
 
 
@@ -958,7 +968,7 @@ def speedrun_items(bench: Bench) -> list[Item]:
     for text in bench.speedruns:
         _, changes, _ = read_speedrun(text, bench.training_minutes)
         minutes = changes.get("train.minutes")
-        seconds = FOR_SETUP + (60 * float(minutes) if minutes else 0)
+        seconds = FOR_SETUP + (60 * float(minutes) if minutes and bench.checkpoints is None else 0)
         items.append(Item("speedrun", text, seconds, partial(measure_speedrun, text, bench)))
     return items
 
@@ -980,50 +990,97 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
     recipe, changes, own = read_speedrun(text, bench.training_minutes)
     held_out = float(own.get("held_out", 0))
     began = time.monotonic()
-    if bench.data is None:
-        dataset = synthetic("cifar10", 256, tests=64)
-        dataset = replace(dataset, val=dataset.train) if held_out else dataset
-    else:
-        dataset = open_cifar10(bench.data, held_out, 512 if bench.tiny else None)
-    if bench.tiny:
-        changes |= {"train.epochs": 2, "train.minutes": None, "train.batch_size": 64}
-    work = new_work(recipe, dataset, bench, changes)
+    work = open_speedrun(recipe, changes, held_out, bench)
     set_speed(True)
     method = new_method(work.config, work)
     compiled = own.get("compile") == "yes"
     recorded = compiled and recordable(work)
     compile_encoder(method, "compiled" if compiled else "eager", bench.tiny)
-    speed = calibrate(work, method, bench.tiny, recorded)
-    steps = plan_steps(work, speed, bench.left - FOR_RATING, "train.epochs" in changes)
-    print(f"[{bench.left:4.0f} s left] {steps} steps at {speed:.2f} a second", flush=True)
-    work.config = with_training(work.config, steps=steps)  # a share of which has small views
-    needed = steps / speed + FOR_RATING
-    if needed > bench.left and work.config.train.minutes is None:
-        raise RuntimeError(f"{steps} steps and kNN need {needed:.0f} s: {bench.left:.0f} s are left in this call")
+    state = Training.begin(None if bench.checkpoints is None else bench.checkpoints / digest([text]), method, work)
+    if state.steps == 0:
+        speed = calibrate(work, method, bench.tiny, recorded)
+        state.steps = plan_steps(work, speed, bench, "train.epochs" in changes)
+        print(f"[{bench.left:4.0f} s left] {state.steps} steps at {speed:.2f} a second", flush=True)
+    work.config = with_training(work.config, steps=state.steps)  # a share of which has small views
     synchronize(work.device)
-    trained = time.monotonic()
-    losses, done = train_all(work, method, steps, bench.deadline - FOR_RATING, recorded)
-    synchronize(work.device)
+    setup = time.monotonic() - began
+    train_all(work, state, bench.deadline - FOR_RATING, recorded)
+    if state.done < state.steps and bench.checkpoints is not None:
+        return {"unfinished": f"step {state.done} of {state.steps}"}
     ended = time.monotonic()
-    size, images = work.config.train.batch_size, len(dataset.train)
-    config = configuration.to_dict(work.config)
-    config["data"] |= {"path": Path(dataset.path).name, "val_fraction": held_out}
     return {
         "knn": rate_encoder(work, method, "val" if held_out else "test"),
         "rated_on": "held-out training images" if held_out else "test images",
-        "training_seconds": ended - trained,
-        "setup_seconds": trained - began,
+        "setup_seconds": setup,
         "rating_seconds": time.monotonic() - ended,
         "recorded": recorded,
-        "steps": done,
-        "planned_steps": steps,
-        "epochs": done * size / images,
+        **describe_training(work, state),
+    }
+
+
+def open_speedrun(recipe: str, changes: dict[str, Any], held_out: float, bench: Bench) -> Work:
+    """The images, and the recipe with its changes."""
+    if bench.data is None:
+        dataset = synthetic("cifar10", 256, tests=64)
+        dataset = replace(dataset, val=dataset.train) if held_out else dataset
+    else:
+        dataset = open_cifar10(bench.data, held_out, 512 if bench.tiny else None)
+    tiny = {"train.epochs": 2, "train.minutes": None, "train.batch_size": 64} if bench.tiny else {}
+    work = new_work(recipe, dataset, bench, {**changes, **tiny})
+    work.config = replace(work.config, data=replace(work.config.data, val_fraction=held_out))
+    return work
+
+
+def describe_training(work: Work, state: "Training") -> dict[str, Any]:
+    """Steps, times and losses, and what they were done with."""
+    size, images = work.config.train.batch_size, len(work.dataset.train)
+    config = configuration.to_dict(work.config)
+    config["data"]["path"] = Path(work.dataset.path).name
+    rows = np.linspace(0, len(state.losses) - 1, min(len(state.losses), 50)).astype(int)
+    return {
+        "calls": state.calls,
+        "training_seconds": state.seconds,
+        "steps": state.done,
+        "planned_steps": state.steps,
+        "epochs": state.done * size / images,
         "training_images": images,
-        "images_per_second": done * size / (ended - trained),
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if bench.device.type == "cuda" else None,
-        "losses": [losses[row] for row in np.linspace(0, len(losses) - 1, min(len(losses), 50)).astype(int)],
+        "images_per_second": state.done * size / state.seconds,
+        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if work.device.type == "cuda" else None,
+        "losses": [state.losses[row] for row in rows],
         "config": config,
     }
+
+
+@dataclass
+class Training:
+    """A speedrun's training so far, in this call and in those before it."""
+
+    folder: Path | None  # of its checkpoints
+    method: Method[Any]
+    optimizer: torch.optim.Optimizer
+    done: int = 0
+    steps: int = 0  # in all; 0: not planned yet
+    seconds: float = 0.0
+    calls: int = 1
+    losses: list[float] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, folder: Path | None, method: Method[Any], work: Work) -> "Training":
+        """From its newest checkpoint, where there is one."""
+        found = cls(folder, method, new_optimizer(method, work.config.train))
+        if folder is not None:
+            found.done, facts = load_checkpoint(folder, model=method, optimizer=found.optimizer)
+            if facts is not None:
+                found.steps, found.seconds, found.losses = facts["steps"], facts["seconds"], facts["losses"]
+                found.calls = facts["calls"] + 1
+        return found
+
+    def save(self, step: int, seconds: float) -> None:
+        """What another call needs."""
+        if self.folder is None:
+            return
+        facts = {"steps": self.steps, "seconds": seconds, "calls": self.calls, "losses": self.losses}
+        save_checkpoint(self.folder, step=step, model=self.method, optimizer=self.optimizer, keep=1, facts=facts)
 
 
 def calibrate(work: Work, method: Method[Any], tiny: bool, recorded: bool) -> float:
@@ -1044,42 +1101,61 @@ def with_training(config: configuration.Config, **values: Any) -> configuration.
     return replace(config, train=replace(config.train, **values))
 
 
-def plan_steps(work: Work, speed: float, left: float, epochs_given: bool) -> int:
-    """As many steps as the epochs say, or the minutes and the seconds left; where both are given, the fewer."""
+def plan_steps(work: Work, speed: float, bench: Bench, epochs_given: bool) -> int:
+    """As many steps as the epochs say, or the minutes; where both are given, the fewer.
+
+    Within one call no more minutes than are left of it; raises RuntimeError where the epochs need more.
+    """
     settings = work.config.train
+    left = math.inf if bench.checkpoints is not None else bench.left - FOR_RATING
     by_epochs = settings.epochs * (len(work.dataset.train) // settings.batch_size)
     if settings.minutes is None:
+        if by_epochs / speed > left:
+            needed = by_epochs / speed + FOR_RATING
+            raise RuntimeError(
+                f"{by_epochs} steps and kNN need {needed:.0f} s: {bench.left:.0f} s are left in this call"
+            )
         return by_epochs
     by_time = max(1, round(min(60 * settings.minutes, left) * speed))
     return min(by_time, by_epochs) if epochs_given else by_time
 
 
-def train_all(work: Work, method: Method[Any], steps: int, deadline: float, recorded: bool) -> tuple[list[float], int]:
-    """Losses of all steps and how many were done; fewer than planned only where the deadline came first."""
-    losses: list[float] = []
+def train_all(work: Work, state: Training, deadline: float, recorded: bool) -> None:
+    """Do the steps that are left; not all of them where the deadline comes first."""
     settings = work.config.train
-    shown = time.monotonic()
+    before, began = state.seconds, time.monotonic()
+    shown = saved = began
 
     def log(rows: list[dict[str, Any]]) -> None:
         nonlocal shown
-        losses.extend(row["train/loss"] for row in rows)
+        state.losses.extend(row["train/loss"] for row in rows)
         if time.monotonic() - shown > SHOW_SECONDS:
             shown = time.monotonic()
-            print(f"[{deadline - shown:4.0f} s left] step {len(losses)} of {steps}, loss {losses[-1]:.3f}", flush=True)
+            told = f"step {len(state.losses)} of {state.steps}, loss {state.losses[-1]:.3f}"
+            print(f"[{deadline - shown:4.0f} s left] {told}", flush=True)
 
-    done = run_steps(
+    def save(step: int) -> None:
+        nonlocal saved
+        synchronize(work.device)
+        state.save(step, before + time.monotonic() - began)
+        saved = time.monotonic()
+
+    state.done = run_steps(
         work,
-        method,
-        new_optimizer(method, settings),
-        batches_of(work, work.dataset.train, work.config, 0, steps),
-        0,
-        steps,
-        rate=schedule_of(settings, steps, len(work.dataset.train) // settings.batch_size),
+        state.method,
+        state.optimizer,
+        batches_of(work, work.dataset.train, work.config, state.done, state.steps),
+        state.done,
+        state.steps,
+        rate=schedule_of(settings, state.steps, len(work.dataset.train) // settings.batch_size),
         log=log,
+        checkpoint=save,
+        checkpoint_due=lambda step: time.monotonic() - saved > SAVE_SECONDS,
         should_stop=lambda: time.monotonic() > deadline,
         recorded=recorded,
     )
-    return losses, done
+    synchronize(work.device)
+    state.seconds = before + time.monotonic() - began
 
 
 def rate_encoder(work: Work, method: Method[Any], split: str) -> dict[str, Any]:
