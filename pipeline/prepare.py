@@ -98,7 +98,8 @@ def prepare(
     if dataset.unreadable:
         warn(f"{len(dataset.unreadable)} unreadable images are left out: listed in {run / 'manifest.json'}")
     if dataset.idle_rows:
-        warn(f"rows of {config.data.labels} that name no image: {len(dataset.idle_rows)}, e.g. {dataset.idle_rows[0]}")
+        named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
+        warn(f"paths in {config.data.labels} that are no image's: {named}")
     return Prepared(config, run, dataset)
 
 

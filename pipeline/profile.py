@@ -263,9 +263,11 @@ def saved_bytes(call: Callable[[], object]) -> int:
         kept.append(x)
         return x.detach()  # an operation that held its own output would never be freed
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        call()
-    kept.clear()  # which the operations hold through `keep`
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            call()
+    finally:
+        kept.clear()  # which the operations hold through `keep`
     return sum(sizes.values())
 
 

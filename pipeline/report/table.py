@@ -37,6 +37,11 @@ class Row:
     baseline: bool
     estimates: dict[str, Estimate]
     data: str  # path of the images
+    seed: int | None  # None: a baseline that stands for those of all seeds
+
+    def has_baseline(self, other: "Row") -> bool:
+        """Whether this run's figures are to be compared with those of a baseline."""
+        return other.baseline and other.data == self.data and other.seed in (None, self.seed)
 
 
 KNN = Column("knn/top1", "kNN", about="nearest neighbours vote on frozen features")
@@ -61,8 +66,8 @@ def columns_of(runs: Sequence[Run]) -> list[Column]:
 
 
 def rows_of(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
-    """One row a run, then one a baseline. Runs that share data and encoder share their baselines."""
-    own = [Row(run.label, False, _estimates(run, columns, ""), run.data_path) for run in runs]
+    """One row a run, then one a baseline. Runs that share data and encoder share theirs, untrained networks by seed."""
+    own = [Row(run.label, False, _estimates(run, columns, ""), run.data_path, run.seed) for run in runs]
     return own + _baseline_rows(runs, columns)
 
 
@@ -109,7 +114,7 @@ def headline(runs: Sequence[Run]) -> str:
         return "No run has been evaluated yet."
     best = max(own, key=lambda row: row.estimates[column.metric].value)
     reached = f"{best.label} reaches {_percent(best, column)} % {column.title}"
-    others = [f"{row.label} {_versus(best, row, column)}" for row in rows if row.baseline and row.data == best.data]
+    others = [f"{row.label} {_versus(best, row, column)}" for row in rows if best.has_baseline(row)]
     return f"{reached}; {'; '.join(others)}." if others else f"{reached}."
 
 
@@ -210,27 +215,35 @@ def _estimates(run: Run, columns: Sequence[Column], prefix: str) -> dict[str, Es
 
 def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
     rows = [
-        Row(label, True, _estimates(run, columns, f"baseline/{name}/"), run.data_path)
+        Row(label, True, _estimates(run, columns, f"baseline/{name}/"), run.data_path, _seed_of(run, name))
         for label, (run, name) in _baselines(runs).items()
     ]
     return [row for row in rows if row.estimates]
 
 
 def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
-    """Label → the run that has the baseline, and its name there. Told apart by what it depends on and differs in."""
+    """Label → the run that has the baseline, and its name there; told apart by data, encoder and seed that differ.
+
+    Raw pixels and pretrained weights depend on no seed, but for which images are held out: one run's stand for all.
+    """
     found: dict[tuple[str, ...], tuple[Run, str]] = {}
     for name in BASELINES:
         for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
                 encoder = "" if name == "raw-pixels" else run.network
-                seed = f"seed {run.seed}" if name == "random-init" else ""
-                found.setdefault((name, encoder, seed, run.data_path), (run, name))
-    varying = [len({detail for detail in details if detail}) > 1 for details in zip(*found, strict=True)]
+                seed = _seed_of(run, name)
+                details = (name, encoder, "" if seed is None else f"seed {seed}", run.data_path)
+                found.setdefault(details, (run, name))
+    varying = [len({detail for detail in column if detail}) > 1 for column in zip(*found, strict=True)]
     labels = {}
-    for (name, *details), value in found.items():
-        shown = [detail for detail, varies in zip(details, varying[1:], strict=True) if varies and detail]
+    for (name, *parts), value in found.items():
+        shown = [part for part, varies in zip(parts, varying[1:], strict=True) if varies and part]
         labels[f"{BASELINES[name]} ({', '.join(shown)})" if shown else BASELINES[name]] = value
     return labels
+
+
+def _seed_of(run: Run, baseline: str) -> int | None:
+    return run.seed if baseline == "random-init" else None
 
 
 def _baseline_flat(run: Run, name: str) -> dict[str, float]:
@@ -274,7 +287,7 @@ def _small_test_sets(rows: Sequence[Row], columns: Sequence[Column]) -> list[str
 def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[str]:
     found = []
     for row in (row for row in rows if not row.baseline):
-        for baseline in (other for other in rows if other.baseline and other.data == row.data):
+        for baseline in filter(row.has_baseline, rows):
             lost = [column for column in columns if _loses(row, baseline, column)]
             clear = [column.title for column in lost if not _unclear(row, baseline, column)]
             unclear = [column.title for column in lost if _unclear(row, baseline, column)]

@@ -134,7 +134,7 @@ def test_rows_of_no_image_are_counted(tiny_config: Make, tmp_path: Path) -> None
     lines: list[str] = []
     config = tiny_config(changes={"data.labels": str(labels)})
     prepare(config, tmp_path / "run", command="rayssl run", warn=lines.append, progress=lambda done, total: None)
-    assert lines == [f"rows of {labels} that name no image: 2, e.g. red/98.png"]
+    assert lines == [f"paths in {labels} that are no image's: 2, e.g. 'red/98.png'"]
 
 
 def test_too_few_labels(tiny_config: Make, tmp_path: Path) -> None:

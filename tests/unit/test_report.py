@@ -308,6 +308,8 @@ def test_every_seed_has_its_own_untrained_network(tmp_path: Path) -> None:
     labels = [line.split("  ")[0].strip() for line in printed([first, second], width=200).splitlines()]
     assert {"random encoder (seed 3)", "random encoder (seed 4)", "raw pixels"} <= set(labels)
     assert "(seed" not in printed([first])
+    told = table.headline(load_runs([first, second]))
+    assert told.count("random encoder") == 1  # the best run's own
 
 
 def test_several_runs_share_one_report(tmp_path: Path, dataset: FakeDataset) -> None:
