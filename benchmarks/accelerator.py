@@ -95,6 +95,7 @@ from pipeline.data.listing import digest
 from pipeline.data.loader import load_batches
 from pipeline.embed import embed_images
 from pipeline.encoders import build_encoder
+from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.graph import can_be_recorded
 from pipeline.losses import nt_xent
@@ -233,9 +234,24 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if unknown := set(options.parts.split(",")) - set(PARTS):
         parser.error(f"unknown parts {', '.join(unknown)}: known are {', '.join(PARTS)}")
+    for text in options.speedrun:
+        if told := fault_of_speedrun(text):
+            parser.exit(2, f"--speedrun '{text}': {told}\n")
     if options.device.type == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU: --device cpu --tiny only tries whether everything runs")
     return options
+
+
+def fault_of_speedrun(text: str) -> str | None:
+    """What is wrong with the text of a speedrun; None for one that can be done."""
+    if odd := [word for word in shlex.split(text)[1:] if "=" not in word]:
+        return f"'{odd[0]}' is no name=value"
+    recipe, changes, _ = read_speedrun(text, 1.0)
+    try:
+        configuration.override(recipes.build_recipe(recipe), changes)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def describe(options: argparse.Namespace) -> dict[str, Any]:

@@ -274,7 +274,13 @@ def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
     check_unchanged(run, dataset.path, dataset.fingerprint)
     done = int(checkpoints[0].name.removeprefix("step-")) if checkpoints else 0
     _, steps = count_steps(config, len(dataset.train))
-    if config.train.minutes is None and done > steps:
+    if config.train.minutes is None:  # else they are planned by the worker
+        check_steps(run, done, steps)
+
+
+def check_steps(run: Path, done: int, steps: int) -> None:
+    """Raises UserError where a run is asked for fewer steps than it has done."""
+    if done > steps:
         raise UserError(f"{run} has already been trained for {done} steps: {steps} is less; use another --out")
 
 

@@ -48,7 +48,7 @@ from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predi
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
-from pipeline.prepare import count_steps, open_data, traits_of
+from pipeline.prepare import check_steps, count_steps, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.reporter import Reporter
@@ -96,10 +96,7 @@ def run_pretrain(work: Work) -> None:
     optimizer = new_optimizer(method, config.train)
     with stage(work, "pretrain", key) as facts:
         start, _ = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
-        if start > steps:
-            raise UserError(
-                f"{work.run} has already been trained for {start} steps: {steps} is less; use another --out"
-            )
+        check_steps(work.run, start, steps)
         with training_hooks(work, "pretrain", method, optimizer, start, per_epoch) as hooks:
             done = train(
                 method,
