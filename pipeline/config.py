@@ -109,6 +109,10 @@ class TrainConfig:
     checkpoint_epochs: Positive = 10
     keep_checkpoints: Positive = 2
     threads: Positive | None = None  # torch threads a worker; None: what Ray gives it
+    guard: Literal["auto", "yes", "no"] = "auto"  # keep the best state and stop below the start; auto: of given weights
+    layer_decay: Share = 1.0  # the learning rate of a stage is so many times that of the next one
+    freeze: NonNegative = 0  # stages, from the input on, that are not trained
+    lora: Positive | None = None  # rank of the adapters that are trained instead of the weights (peft)
 
 
 @dataclass(frozen=True)
@@ -149,12 +153,23 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class SearchConfig:
+    """The vectors that are indexed and served (pipeline/search)."""
+
+    __pydantic_config__ = _STRICT
+    vectors: str = "auto"  # auto: chosen on validation images; last: the last stage; else NAME[:STAGE[:POOL]]
+    whiten: Literal["auto"] | bool = "auto"  # auto: chosen too
+    dim: Literal["auto"] | Positive = "auto"  # most numbers in a vector; auto: 256, and the last stage as wide as it is
+    copy_weights: bool = True  # of pretrained networks that are searched by, into the run folder
+
+
+@dataclass(frozen=True)
 class IndexConfig:
     """The FAISS index."""
 
     __pydantic_config__ = _STRICT
     factory: str = "auto"  # a FAISS factory string, or auto: by the number of vectors
-    whiten: bool = False  # search by features in which no direction outweighs the others (pipeline/whitening.py)
+    whiten: bool = False  # as search.whiten says it now: here for runs that were written before
 
 
 @dataclass(frozen=True)
@@ -183,9 +198,12 @@ class Config:
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
     index: IndexConfig = field(default_factory=IndexConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
+    # Paths that a recipe leaves open: they are planned from the data when a run starts, unless they are given.
+    plan: tuple[str, ...] = ()
 
 
 def method_config(name: str, **values: Any) -> Any:
@@ -239,7 +257,14 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         for parent in parents:
             group = group[parent]
         group[last] = _from_text(path, value, group[last]) if isinstance(value, str) else value
+        values["plan"] = [open_path for open_path in values["plan"] if not _settles(path, open_path)]
     return from_dict(values)
+
+
+def _settles(path: str, planned: str) -> bool:
+    """Whether a path that is given leaves nothing to be planned of another."""
+    length = ("train.steps", "train.epochs", "train.minutes")
+    return path == planned or (path in length and planned in length)
 
 
 def save(config: Config, path: Path) -> None:
@@ -268,7 +293,7 @@ def load(path: Path) -> Config:
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     paths = []
     for key, value in values.items():
-        if prefix == "" and key in ("schema", "recipe"):
+        if prefix == "" and key in ("schema", "recipe", "plan"):
             continue
         if isinstance(value, dict):
             paths += _paths(value, f"{prefix}{key}.")

@@ -25,7 +25,7 @@ FREE = {
 }  # fmt: skip
 # Where `auto` or `fastest` became something, it stays so.
 CHOSEN_AT_START = ("train.precision", "train.compile", "augment.backend")
-FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.")
+FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.", "search.")
 
 # Rates for the first estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels;
 # the GPU's is a guess.

@@ -78,6 +78,11 @@ from pipeline.work import (
 )
 
 BASELINE = "random-init"
+# Fields of the config that came later, with the value that changes nothing.
+ADDED: dict[str, Any] = {
+    "encoder.width": None, "train.guard": "auto", "train.layer_decay": 1.0, "train.freeze": 0, "train.lora": None,
+    "plan": [],
+}  # fmt: skip
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
 
@@ -392,8 +397,9 @@ def identity(config: Config) -> dict[str, Any]:
     from pipeline.prepare import FREE, FREE_GROUPS, flatten
 
     flat = flatten(configuration.to_dict(config))
-    if flat["encoder.width"] is None:  # runs that are older than this field have the key they had
-        del flat["encoder.width"]
+    for path, default in ADDED.items():  # runs that are older than a field have the key they had
+        if flat[path] == default:
+            del flat[path]
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
 
 

@@ -5,7 +5,7 @@ Everything here is a function of the config and the data.
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,16 @@ from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
+from pipeline.frozen import frozen_features
 from pipeline.graph import can_be_recorded
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
-from pipeline.methods.base import Method
+from pipeline.methods.base import Before, Method
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.reporter import Reporter
 from pipeline.runfolder import check_unchanged
-from pipeline.train import choose_device, resolve_precision
+from pipeline.train import choose_device, plain_precision, resolve_precision
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
@@ -45,6 +46,7 @@ class Work:
     device: torch.device
     precision: str
     features: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
+    _at_sizes: dict[int, Dataset] = field(default_factory=dict)
     _resident: torch.Tensor | None = None
 
     @classmethod
@@ -71,6 +73,34 @@ class Work:
     def is_main(self) -> bool:
         """Whether this is the worker that writes."""
         return distributed.rank() == 0
+
+    def at_size(self, size: int) -> Dataset:
+        """The same images in the same parts, read for a network of `size` pixels a side."""
+        if size == self.dataset.image_size:
+            return self.dataset
+        if size not in self._at_sizes:
+            data = replace(self.config.data, image_size=size, channels=self.dataset.channels)
+            self._at_sizes[size] = open_data(replace(self.config, data=data))
+        return self._at_sizes[size]
+
+    def frozen(self, source: Encoder | str, split: str) -> NDArray[np.float32]:
+        """(N, D) features of train, val or test by an encoder that is not trained, or by a descriptor of that name."""
+
+        def images_at(size: int) -> tuple[Images, str]:
+            found = self.at_size(size)
+            images = getattr(found, split)
+            return (images if images is not None else found.train.select(np.arange(0))), found.fingerprint
+
+        name = source if isinstance(source, str) else source.name
+        return frozen_features(
+            source,
+            images_at,
+            device=self.device,
+            precision=plain_precision(self.precision),
+            progress=lambda done, total: self.reporter.progress(
+                {"run": self.run.name, "stage": f"{name}/{split}", "done": done, "total": total}
+            ),
+        )
 
     def resident(self) -> torch.Tensor | None:
         """(N, H, W, C) training images in the GPU's memory, where they fit and have one size; sent there once."""
@@ -111,6 +141,7 @@ def new_method(config: Config, work: Work) -> Method[Any]:
     encoder = new_encoder(config)
     torch.manual_seed(config.train.seed + 1)
     method = load_method(required_method(config))(config.method, encoder, traits)
+    method.prepare(Before(work.dataset.train.ids, lambda source: work.frozen(source, "train")))
     return place(method, work)
 
 

@@ -67,6 +67,29 @@ def remembered_array(key: str, n: int, compute: Callable[[], NDArray[np.int64]])
     return values
 
 
+def kept_floats(key: str, n: int) -> NDArray[np.float32] | None:
+    """The (n, D) numbers that `keep_floats` wrote under this key; None where there are none."""
+    path = _floats(key)
+    try:
+        values: NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    if values.ndim != 2 or len(values) != n or values.dtype != np.float32:
+        return None
+    touch(path)
+    return values
+
+
+def keep_floats(key: str, values: NDArray[np.float32]) -> None:
+    """Keep (n, D) numbers that are slow to find out."""
+    with replacing(_floats(key)) as temporary, temporary.open("wb") as file:
+        np.save(file, np.ascontiguousarray(values, dtype=np.float32))
+
+
+def _floats(key: str) -> Path:
+    return cache_dir() / "facts" / f"{key}-{FORMAT}.npy"
+
+
 def has_pack(key: str) -> bool:
     """Whether there is a pack under `key`, sound or not."""
     return _folder(key).is_dir()

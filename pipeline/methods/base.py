@@ -4,9 +4,12 @@ Shapes: V views, B images on this worker, C channels, H × W pixels, D features.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.augment.spec import Spec
@@ -50,6 +53,16 @@ class MethodOutput:
     logs: dict[str, Tensor]
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a method may look at before its first step: N training images, seen by something that is not trained."""
+
+    ids: NDArray[np.int64]  # (N,)
+    # A frozen encoder, or the name of a descriptor (pipeline.models.descriptors), to (N, D) features in the order of
+    # `ids`: of the centre square at the encoder's own image size. Kept by content, so the second call is quick.
+    features: Callable[[Encoder | str], NDArray[np.float32]]
+
+
 C = TypeVar("C")
 
 
@@ -84,6 +97,9 @@ class Method(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:
         """The loss of a batch. Every random draw is keyed by the batch's seed, epoch and ids."""
+
+    def prepare(self, before: Before) -> None:
+        """Called once before the first step, also where a run is continued; what is kept here is in no checkpoint."""
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Called after every optimiser step, e.g. for moving averages."""
