@@ -19,10 +19,23 @@ from pipeline.errors import UserError
 from pipeline.files import sha256
 
 SCHEMA = 1
+EXTRA = "extra.safetensors"
 
 
-def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: Optimizer, keep: int, facts: Any) -> Path:
-    """Write the state after `step` optimiser steps; keep the last `keep` checkpoints. `facts` is any JSON value."""
+def save_checkpoint(
+    folder: Path,
+    *,
+    step: int,
+    model: nn.Module,
+    optimizer: Optimizer,
+    keep: int,
+    facts: Any,
+    extra: dict[str, Tensor] | None = None,
+) -> Path:
+    """Write the state after `step` optimiser steps; keep the last `keep` checkpoints.
+
+    `facts` is any JSON value, `extra` are more tensors: see `load_extra`.
+    """
     final = folder / f"step-{step:09d}"
     temporary = folder / f".writing-{step:09d}"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -30,6 +43,8 @@ def save_checkpoint(folder: Path, *, step: int, model: nn.Module, optimizer: Opt
     tensors, numbers = _flatten_optimizer(optimizer)
     save_file(_contiguous(model.state_dict()), temporary / "model.safetensors")
     save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
+    if extra:
+        save_file(_contiguous(extra), temporary / EXTRA)
     (temporary / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, "facts": facts}))
     _write_manifest(temporary, step)
     if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
@@ -61,6 +76,12 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | No
     if optimizer is not None:
         _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
     return int(state["step"]), state["facts"]
+
+
+def load_extra(folder: Path, step: int) -> dict[str, Tensor]:
+    """The `extra` tensors of the checkpoint after `step` steps, which `load_checkpoint` has found whole; {} without."""
+    path = folder / f"step-{step:09d}" / EXTRA
+    return load_file(path) if path.exists() else {}
 
 
 def _last_line(error: Exception) -> str:

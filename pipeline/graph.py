@@ -26,6 +26,7 @@ from pipeline.augment.batched_backend import pack, unpack
 from pipeline.augment.fixed_backend import apply_arrays, arrays_of
 from pipeline.data.loader import Drawn, RawBatch
 from pipeline.methods.base import Batch, Method, MethodOutput
+from pipeline.optim import set_learning_rate
 
 RECORDED_OPTIMIZERS = ("sgd", "muon")
 WARM_STEPS = 3  # without a graph first: libraries choose and compile their kernels, buffers are made
@@ -127,8 +128,7 @@ class RecordedStep:
     def _rate_on_device(self) -> Iterator[None]:
         """A number would be recorded as it is."""
         before = [group["lr"] for group in self.optimizer.param_groups]
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.rate
+        set_learning_rate(self.optimizer, self.rate)
         try:
             yield
         finally:

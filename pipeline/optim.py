@@ -3,7 +3,7 @@
 import contextlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,14 +20,29 @@ VECTOR_RATE = 5.0  # of Muon: the rate of biases and normalisation in units of t
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters in up to two groups: weights decay; biases and normalisation (ndim ≤ 1) do not."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scales: Mapping[Tensor, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: weights decay; biases and normalisation (ndim ≤ 1) do not.
+
+    `scales`: what the learning rate of some is multiplied by, "scale" of their group; 1 for all others.
+    """
+    scales = scales or {}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = dict.fromkeys(scales.get(parameter, 1.0) for parameter in trainable)
     groups = [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+        {"params": [p for p in trainable if (p.ndim > 1) is decays and scales.get(p, 1.0) == scale],
+         "weight_decay": weight_decay if decays else 0.0, "scale": scale}
+        for scale in found for decays in (True, False)
+    ]  # fmt: skip
     return [group for group in groups if group["params"]]
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float | Tensor) -> None:
+    """The same rate for every parameter group, times the group's scale."""
+    for group in optimizer.param_groups:
+        scale = group.get("scale", 1.0)
+        group["lr"] = rate if scale == 1 else rate * scale
 
 
 def build_optimizer(
@@ -38,18 +53,19 @@ def build_optimizer(
     weight_decay: float,
     momentum: float = 0.9,
     nesterov: bool = False,
+    scales: Mapping[Tensor, float] | None = None,
 ) -> Optimizer:
     """The optimiser "sgd", "adamw", "lars" or "muon" over the model's trainable parameters.
 
-    `learning_rate` is the final one: see `scaled_learning_rate`. AdamW keeps its own moments (0.9, 0.999): momentum and
-    nesterov are not for it; Muon is always Nesterov's. On a GPU the fused kernels of torch are used. Raises UserError
-    for an unknown name, or for nesterov without momentum.
+    `learning_rate` is the final one: see `scaled_learning_rate`; `scales`: see `parameter_groups`. AdamW keeps its own
+    moments (0.9, 0.999): momentum and nesterov are not for it; Muon is always Nesterov's. On a GPU the fused kernels of
+    torch are used. Raises UserError for an unknown name, or for nesterov without momentum.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{name}'{nearest(name, OPTIMIZERS)}: known are {', '.join(OPTIMIZERS)}")
     if nesterov and momentum == 0 and name != "adamw":
         raise UserError("nesterov with momentum 0 means nothing: give a momentum, for instance 0.9")
-    groups = parameter_groups(model, weight_decay)
+    groups = parameter_groups(model, weight_decay, scales)
     if name == "lars":
         return LARS(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
     if name == "muon":

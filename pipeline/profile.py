@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pipeline.data.loader import RawBatch
 from pipeline.graph import WARM_STEPS
 from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.train import autocast, new_step, to_batch
+from pipeline.train import autocast, new_step, set_training, to_batch
 from pipeline.work import Work, batches_of, new_method, new_optimizer, quicken, views_of
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
@@ -101,7 +101,8 @@ class Bench:
 
     def __post_init__(self) -> None:
         config = self.work.config
-        self.method = new_method(config, self.work).train()
+        self.method = new_method(config, self.work)
+        set_training(self.method)
         self.optimizer = new_optimizer(self.method, config.train)
         self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
         self.take_step = self._new_step(recorded=False)

@@ -1,4 +1,4 @@
-"""The story of a run, one function a stage: pretrain → probe → finetune → embed → index → evaluate → report.
+"""The story of a run, one function a stage: pretrain → probe → finetune → embed → search → index → evaluate → report.
 
 Each reads the run folder, does one thing, writes the run folder and marks itself done there. With the same inputs
 again it does nothing. Shapes: N images, D features.
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from pipeline import config as configuration
 from pipeline import distributed
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.checkpoint import load_checkpoint, load_extra, save_checkpoint
 from pipeline.choices import (
     fix_backend,
     fix_compile,
     fix_precision,
     fix_steps,
 )
+from pipeline.choose import choose_vectors, frozen_networks
 from pipeline.config import Config, TrainConfig
-from pipeline.data import Dataset, Images
+from pipeline.data import Dataset, Images, open_dataset
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
@@ -45,6 +46,8 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
+from pipeline.guard import Guard, draw_sample
+from pipeline.layers import without_adapters
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
@@ -60,8 +63,10 @@ from pipeline.runfolder import (
     stage_key,
     writer_lock,
 )
+from pipeline.search.apply import check_own_encoder, load_searcher
+from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.tracking import Tracker, start_tracker
-from pipeline.train import Hooks, choose_device, plain_precision, resolve_precision, to_float, train
+from pipeline.train import Hooks, NotFinite, choose_device, plain_precision, resolve_precision, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.work import (
     Stopped,
@@ -81,7 +86,7 @@ BASELINE = "random-init"
 # Fields of the config that came later, with the value that changes nothing.
 ADDED: dict[str, Any] = {
     "encoder.width": None, "train.guard": "auto", "train.layer_decay": 1.0, "train.freeze": 0, "train.lora": None,
-    "plan": [],
+    "augment.crop": None, "augment.color": None, "plan": [],
 }  # fmt: skip
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
@@ -100,34 +105,26 @@ def run_pretrain(work: Work) -> None:
     recorded = quicken(method, config, work)
     optimizer = new_optimizer(method, config.train)
     with stage(work, "pretrain", key) as facts:
-        start, _ = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
+        start, saved = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
         check_steps(work.run, start, steps)
-        with training_hooks(work, "pretrain", method, optimizer, start, per_epoch) as hooks:
-            done = train(
-                method,
-                batches_of(work, work.dataset.train, config, start, steps),
-                resident=work.resident(),
-                recorded=recorded,
-                optimizer=optimizer,
-                learning_rate=schedule_of(config.train, steps, per_epoch),
-                start=start,
-                stop=steps,
-                steps_per_epoch=per_epoch,
-                seed=config.train.seed,
-                device=work.device,
-                precision=work.precision,
-                clip_grad=config.train.clip_grad,
-                stage="pretrain",
-                hooks=hooks,
-            )
-        if done < steps:
+        guard = new_guard(work, method, steps, start, saved)
+        with training_hooks(work, "pretrain", method, optimizer, start, per_epoch, guard) as hooks:
+            done = watched(guard, lambda: train_on(work, method, optimizer, hooks, start, recorded=recorded))
+        if done < steps and (guard is None or guard.stopped is None):
             raise Stopped(done, steps)
+        kept = done
+        if guard is not None:
+            guard.bring_back()
+            work.reporter.message(f"{work.run}: {guard.summary()}")
+            kept = guard.best_step
+            facts.update(guard=guard.facts())
+        method.encoder = without_adapters(method.encoder)
         if work.is_main:
-            export_encoder(method.encoder, work.run, {"method": required_method(config), "step": steps})
+            export_encoder(method.encoder, work.run, {"method": required_method(config), "step": kept})
             if method.keeps_decoder:
                 save_decoder(method, work.run)
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
-            facts.update(steps=steps, precision=work.precision, device=str(work.device))
+            facts.update(steps=done, precision=work.precision, device=str(work.device))
         distributed.barrier()
         if work.is_main and method.keeps_decoder:
             show_reconstructions(work, method)
@@ -186,6 +183,8 @@ def run_embed(work: Work) -> None:
         for prefix, encoder in encoders_to_compare(work):
             save_splits(work, encoder, prefix)
         work.features.clear()
+        for name, _, encoder in frozen_networks(work):
+            save_frozen(work, encoder.to(work.device), f"baseline/pretrained-{name}")
 
 
 def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
@@ -193,10 +192,33 @@ def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
     folder = embeddings_folder(work.run, work.dataset.name, prefix)
     found = {split: embeddings_of(work, encoder, prefix, split) for split in ("train", "val", "test")}
     if work.is_main:
-        train = [work.dataset.train, work.dataset.val]
-        vectors = np.concatenate([found["train"], found["val"]])
-        save_embeddings(describe_vectors(work, train, vectors, "train"), folder / "train.parquet")
-        save_embeddings(describe_vectors(work, [test_images(work)], found["test"], "test"), folder / "test.parquet")
+        write_splits(work, found, folder)
+
+
+def write_splits(work: Work, found: dict[str, NDArray[np.float32]], folder: Path) -> None:
+    """train.parquet, with what is held out of it, and test.parquet."""
+    train = [work.dataset.train, work.dataset.val]
+    vectors = np.concatenate([found["train"], found["val"]])
+    save_embeddings(describe_vectors(work, train, vectors, "train"), folder / "train.parquet")
+    save_embeddings(describe_vectors(work, [test_images(work)], found["test"], "test"), folder / "test.parquet")
+
+
+def save_frozen(work: Work, encoder: Encoder, prefix: str) -> None:
+    """The same of a pretrained network at its own image size, which is seen once and then kept by content."""
+    found = {split: work.frozen(encoder, split) for split in ("train", "val", "test")}
+    if work.is_main:
+        write_splits(work, found, embeddings_folder(work.run, work.dataset.name, prefix))
+
+
+def run_search(work: Work) -> None:
+    """Choose the vectors that are searched, on validation images, among everything at hand, and write them."""
+    key = key_of("search", work.run, work.config, work.dataset)
+    if already_done(work, "search", key):
+        return
+    with stage(work, "search", key) as facts:
+        found = choose_vectors(work)
+        if found is not None:
+            facts.update(vectors=found.vectors.label, score=found.facts["score"])
 
 
 def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -220,7 +242,8 @@ def index_embeddings(run: Path, name: str) -> None:
     from pipeline.index import build_index, load_index, measure_recall, save_index
 
     config = configuration.load(run / "config.json")
-    splits = load_splits(run, name)
+    splits = searched_splits(run, name)
+    whiten = config.index.whiten and not has_search(run)  # else the vectors are whitened already, or not to be
     vectors = np.concatenate([split.vectors for split in splits.values()])
     ids = np.concatenate([split.ids for split in splits.values()])
     first = next(iter(splits.values()))
@@ -229,7 +252,7 @@ def index_embeddings(run: Path, name: str) -> None:
     if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
         return
     began = time.perf_counter()
-    index = build_index(vectors, ids, config.index.factory, config.index.whiten)
+    index = build_index(vectors, ids, config.index.factory, whiten)
     recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
     with writer_lock(run):
         save_index(
@@ -241,7 +264,7 @@ def index_embeddings(run: Path, name: str) -> None:
             recall=recall,
             dim=vectors.shape[1],
             count=len(ids),
-            whitened=config.index.whiten,
+            whitened=whiten,
         )
         mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
 
@@ -251,7 +274,9 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     config, name = configuration.load(run / "config.json"), data_name(run)
     splits = load_splits(run, name)
     first = splits["train"]
-    key = stage_key("evaluate", dataclasses.asdict(config.evaluate), first.encoder_hash, first.data_fingerprint)
+    key = stage_key(
+        "evaluate", dataclasses.asdict(config.evaluate), first.encoder_hash, first.data_fingerprint, search_hash(run)
+    )
     if stage_done(run, "evaluate", key) and has_records(run, "health/"):
         return
     began = time.perf_counter()
@@ -265,9 +290,30 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
     pixels = pixel_embeddings(dataset if dataset is not None else open_data(config), splits)
     records += evaluate_embeddings(pixels["train"], pixels["test"], **settings, prefix="baseline/raw-pixels/")
+    records += search_records(run, name, settings)
     with writer_lock(run):
         write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
         mark_stage(run, "evaluate", key, time.perf_counter() - began)
+
+
+def search_records(run: Path, name: str, settings: dict[str, Any]) -> list[Record]:
+    """What the searched vectors find among test images, and what every candidate found among validation images."""
+    if not has_search(run):
+        return []
+    splits, search = searched_splits(run, name), read_search(run)
+    found = evaluate_embeddings(splits["train"], splits["test"], **settings, prefix="search/")
+    kept = ("search/knn/", "search/retrieval/", "search/cluster/")
+    records = [record for record in found if record["metric"].startswith(kept)]
+    for one in read_candidates(run):
+        n = len(one.correct)
+        interval = list(interval_of_proportion(int(one.correct.sum()), n)) if n else None
+        like: Record = {
+            "metric": f"choice/{one.name}", "value": one.score, "protocol": search.facts["criterion"], "data": name,
+            "split": "val", "checkpoint": settings["checkpoint"], "seed": settings["seed"], "n": n or search.facts["n"],
+            "interval": interval,
+        }  # fmt: skip
+        records.append(like)
+    return records
 
 
 def run_report(runs: list[Path], out: Path) -> None:
@@ -291,6 +337,40 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
         )
     with writer_lock(run):
         save_splits(work, encoder, "")
+        if has_search(run):
+            search_other_data(work, encoder)
+
+
+def search_other_data(work: Work, encoder: Encoder) -> None:
+    """The searched vectors of another data set, by the function that was chosen for the run's own."""
+    dataset = work.dataset
+    opened = {encoder.image_size: dataset}
+
+    def read_for(size: int) -> Dataset:
+        if size not in opened:
+            loader = work.config.data.loader
+            opened[size] = open_dataset(dataset.path, image_size=size, channels=dataset.channels, loader=loader)
+        return opened[size]
+
+    searcher = load_searcher(work.run, dataset.channels, work.device, plain_precision(work.precision))
+    folder = embeddings_folder(work.run, dataset.name, FOLDER)
+    splits = {"train": [dataset.train, dataset.val], "test": [test_images(work)]}
+    for split, images in splits.items():
+        wanted = images[0].join(*images[1:])
+
+        def images_at(size: int, ids: NDArray[np.int64] = wanted.ids) -> Images:
+            found = read_for(size)
+            return by_ids(found.train.join(found.val, found.test), ids)
+
+        vectors = searcher(images_at, counting(work, f"search/{split}"))
+        described = describe_vectors(work, images, vectors, split)
+        save_embeddings(replace(described, encoder_hash=searcher.hash), folder / f"{split}.parquet")
+
+
+def by_ids(images: Images, ids: NDArray[np.int64]) -> Images:
+    """The images with these ids, in their order."""
+    rows = {int(one): row for row, one in enumerate(images.ids)}
+    return images.select([rows[int(one)] for one in ids])
 
 
 WORKER_STAGES: dict[str, Callable[[Work], None]] = {
@@ -298,6 +378,7 @@ WORKER_STAGES: dict[str, Callable[[Work], None]] = {
     "probe": run_probe,
     "finetune": run_finetune,
     "embed": run_embed,
+    "search": run_search,
 }
 
 
@@ -317,7 +398,9 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
     if name == "pretrain":
         _, steps = count_steps(config, len(dataset.train))
         return stage_key(name, steps, identity(config), dataset.fingerprint)
-    own = dataclasses.asdict(config).get(name)
+    own: Any = dataclasses.asdict(config).get(name)
+    if name == "search":
+        own = [own, config.evaluate.k, config.evaluate.temperature, config.data.val_fraction]
     return stage_key(name, own, encoder_hash(run), dataset.fingerprint)
 
 
@@ -331,6 +414,8 @@ def is_done(run: Path, name: str, key: str) -> bool:
         return is_whole(lambda: load_encoder(run)) and (not keeps or is_whole(lambda: read_decoder(run)))
     if name == "embed":
         return is_whole(lambda: load_splits(run, data_name(run)))
+    if name == "search":
+        return is_whole(lambda: check_search(run))
     return has_records(run, {"probe": "probe/", "finetune": "finetune@"}[name])
 
 
@@ -392,6 +477,37 @@ def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
 # Pre-training
 
 
+def train_on(
+    work: Work,
+    method: Method[Any],
+    optimizer: torch.optim.Optimizer,
+    hooks: Hooks,
+    start: int,
+    *,
+    recorded: bool,
+) -> int:
+    """Pre-training from `start` on; returns the steps done."""
+    config = work.config
+    per_epoch, steps = count_steps(config, len(work.dataset.train))
+    return train(
+        method,
+        batches_of(work, work.dataset.train, config, start, steps),
+        resident=work.resident(),
+        recorded=recorded,
+        optimizer=optimizer,
+        learning_rate=schedule_of(config.train, steps, per_epoch),
+        start=start,
+        stop=steps,
+        steps_per_epoch=per_epoch,
+        seed=config.train.seed,
+        device=work.device,
+        precision=work.precision,
+        clip_grad=config.train.clip_grad,
+        stage="pretrain",
+        hooks=hooks,
+    )
+
+
 def identity(config: Config) -> dict[str, Any]:
     """The part of the config that decides what pre-training computes."""
     from pipeline.prepare import FREE, FREE_GROUPS, flatten
@@ -405,15 +521,23 @@ def identity(config: Config) -> dict[str, Any]:
 
 @contextmanager
 def training_hooks(
-    work: Work, name: str, method: Method[Any], optimizer: torch.optim.Optimizer, start: int, per_epoch: int
+    work: Work,
+    name: str,
+    method: Method[Any],
+    optimizer: torch.optim.Optimizer,
+    start: int,
+    per_epoch: int,
+    guard: Guard | None,
 ) -> Iterator[Hooks]:
-    """Log to metrics.jsonl and wandb, checkpoint by time and by epoch. Only rank 0 writes."""
+    """Log to metrics.jsonl and wandb, checkpoint by time and by epoch, look as the guard does. Only rank 0 writes."""
     settings = work.config.train
     log = MetricsLog(work.run)
     tracker: Tracker | None = None
     last_time, last_step = time.monotonic(), start  # of the last checkpoint
     if work.is_main:
         log.cut_back(name, start)
+        if guard is not None:
+            log.cut_back("guard", start + 1 if start else 0)  # the state after `start` steps has been looked at
         if start:
             work.reporter.message(f"{work.run}: continues after step {start}")
         tracker = start_tracker(
@@ -440,7 +564,9 @@ def training_hooks(
         check_finite(method, step)
         if work.is_main:
             folder, keep = work.run / "checkpoints", settings.keep_checkpoints
-            save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts={"stage": name})
+            extra, state = guard.state() if guard is not None else ({}, None)
+            facts = {"stage": name} if state is None else {"stage": name, "guard": state}
+            save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts=facts, extra=extra)
         distributed.barrier()
 
     def due(step: int) -> bool:
@@ -449,7 +575,23 @@ def training_hooks(
         epochs = settings.checkpoint_epochs * per_epoch
         return work.is_main and (late or step // epochs > last_step // epochs)
 
-    yield Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
+    def tell(guard: Guard) -> None:
+        log_rows([guard.row()])
+        work.reporter.message(f"{work.run}: {guard.line()}")
+
+    hooks = Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
+    if guard is not None:
+
+        def look(step: int) -> bool:
+            ends = guard.look(step)
+            tell(guard)
+            return ends
+
+        hooks = replace(hooks, look_due=guard.due, look=look)
+        if not guard.has_begun:
+            guard.begin(start)
+            tell(guard)
+    yield hooks
     if tracker is not None:
         tracker.finish({})
 
@@ -458,10 +600,50 @@ def check_finite(method: Method[Any], step: int) -> None:
     """Raises UserError where a weight is not finite: such a state must not replace a good checkpoint."""
     if all(bool(torch.isfinite(parameter).all()) for parameter in method.parameters()):
         return
-    raise UserError(
+    raise NotFinite(
         f"the weights are not finite after step {step}, though the loss was: the gradient grew out of bounds: lower "
-        "--train.learning-rate, or limit the gradient with --train.clip-grad 1"
+        "--train.learning-rate, or limit the gradient with --train.clip-grad 1",
+        step,
     )
+
+
+def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: Any) -> Guard | None:
+    """The guard over pre-training, where there is one: as it was after `start` steps, from a checkpoint's facts."""
+    settings, data = work.config.train, work.dataset
+    if settings.guard == "no" or (settings.guard == "auto" and work.config.encoder.weights is None):
+        return None
+    classes = 0 if data.some_classes else len(data.class_names or ())
+    sample = draw_sample(data.train, data.val, classes, settings.seed)
+    if sample is None:
+        work.reporter.message(f"{work.run}: no held-out images: nothing guards the weights it starts from")
+        return None
+    guard = Guard(
+        method,
+        sample,
+        steps=steps,
+        keeps=lambda name: method.keeps_decoder or name.startswith("encoder."),
+        device=work.device,
+        precision=plain_precision(work.precision),
+    )
+    if saved is not None and "guard" in saved:  # which runs of older versions do not have
+        guard.restore(load_extra(work.run / "checkpoints", start), saved["guard"])
+    return guard
+
+
+def watched(guard: Guard | None, go_on: Callable[[], int]) -> int:
+    """Train, unless the guard has ended it before; returns the steps done.
+
+    Where there is a guard a loss that is no number is an end, too: there is a better state to keep.
+    """
+    if guard is None:
+        return go_on()
+    if guard.stopped is not None:
+        return guard.stopped
+    try:
+        return go_on()
+    except NotFinite as error:
+        guard.stop(error.step, "the loss was no number any more")
+        return error.step
 
 
 def show_reconstructions(work: Work, method: Method[Any]) -> None:
@@ -771,6 +953,24 @@ def load_splits(run: Path, name: str) -> dict[str, Embeddings]:
     if splits["train"].encoder_hash != encoder_hash(run):
         raise UserError(f"{run}/embeddings are of another encoder: `rayssl embed {run}` makes them anew")
     return splits
+
+
+def searched_splits(run: Path, name: str) -> dict[str, Embeddings]:
+    """The vectors that are searched, by split: those that were chosen, else those of the last stage."""
+    found = search_hash(run)
+    if found is None:
+        return load_splits(run, name)
+    splits = load_splits_in(run / "embeddings" / name / FOLDER)
+    if splits["train"].encoder_hash != found:
+        raise UserError(f"{run}/embeddings/{name}/{FOLDER} are of another search: `rayssl embed {run}` makes them anew")
+    return splits
+
+
+def check_search(run: Path) -> None:
+    """Raises UserError where the searched vectors are not whole, or the run's encoder is another one now."""
+    searched_splits(run, data_name(run))
+    if has_search(run):
+        check_own_encoder(run, read_search(run))
 
 
 def load_splits_in(folder: Path) -> dict[str, Embeddings]:

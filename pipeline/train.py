@@ -19,21 +19,34 @@ from torch.optim import Optimizer
 from pipeline import distributed
 from pipeline.data.loader import Drawn, RawBatch
 from pipeline.errors import UserError
+from pipeline.layers import keep_statistics
 from pipeline.methods.base import Batch, Method, MethodOutput
+from pipeline.optim import set_learning_rate
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody
 
 
+class NotFinite(UserError):  # noqa: N818
+    """A loss or a weight is no number any more, at a step."""
+
+    def __init__(self, text: str, step: int) -> None:
+        super().__init__(text)
+        self.step = step
+
+
 @dataclass(frozen=True)
 class Hooks:
-    """What the loop tells the outside, and asks it. Only `should_stop` is called on every worker."""
+    """What the loop tells the outside, and asks it. `should_stop` and `look` are called on every worker."""
 
     log: Callable[[list[dict[str, Any]]], None]  # rows for metrics.jsonl
     progress: Callable[[dict[str, Any]], None]  # one row for a person
     checkpoint: Callable[[int], None]  # save the state after so many steps
     checkpoint_due: Callable[[int], bool]
     should_stop: Callable[[], bool]
+    # After so many steps: whether to look at what was learned, by their number alone; then, whether to end there.
+    look_due: Callable[[int], bool] = lambda step: False
+    look: Callable[[int], bool] = lambda step: False
 
 
 def train(
@@ -57,10 +70,10 @@ def train(
     """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
 
     `resident` (N, H, W, C): all images, where the device holds them. `recorded`: as a CUDA graph, see
-    `pipeline.graph.can_be_recorded`. Raises UserError where the loss or gradient is not finite. Every worker must call
+    `pipeline.graph.can_be_recorded`. Raises NotFinite where the loss is not. Every worker must call
     it with the same arguments.
     """
-    method.train()
+    set_training(method)
     take_step = new_step(
         method,
         resident=resident,
@@ -80,6 +93,12 @@ def train(
         output = take_step(raw, rate)
         method.after_step(step, stop)
         meter.add(step, raw.epoch, rate, output, len(raw.ids) * distributed.world_size())
+        if hooks.look_due(step + 1):
+            meter.flush(hooks)
+            if hooks.look(step + 1) and step + 1 < stop:
+                hooks.checkpoint(step + 1)
+                return step + 1
+            meter.restart()
         if not meter.time_to_poll(step):
             continue
         meter.flush(hooks)
@@ -92,6 +111,12 @@ def train(
         meter.flush(hooks)
         hooks.checkpoint(stop)
     return stop
+
+
+def set_training(method: Method[Any]) -> None:
+    """Into training mode, but for what keeps its statistics."""
+    method.train()
+    keep_statistics(method)
 
 
 def new_step(
@@ -200,12 +225,6 @@ def make_views(drawn: Drawn, device: torch.device, precision: str, resident: Ten
     ]
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """The same rate for every parameter group."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
 @dataclass
 class Meter:
     """Collects what the loop logs, without waiting for the device in between."""
@@ -259,6 +278,10 @@ class Meter:
         hooks.log(self.pending)
         hooks.progress({**self.pending[-1], "stop": self.stop, "steps_per_epoch": self.steps_per_epoch})
         self.pending, self.losses, self.logs = [], [], []
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin to measure the speed anew."""
         self.images, self.waited, self.last_flush = 0, 0.0, time.perf_counter()
 
     def _check(self, hooks: Hooks) -> None:
@@ -272,9 +295,10 @@ class Meter:
                     else "lower --train.learning-rate, add --train.warmup-epochs, or limit the gradient with "
                     "--train.clip-grad 1"
                 )
-                raise UserError(
+                raise NotFinite(
                     f"{self.stage}: the loss is {row['train/loss']} at step {row['step']} (epoch {row['epoch']}): most "
-                    f"likely the learning rate ({rate:.3g} there) is too high: {lower}"
+                    f"likely the learning rate ({rate:.3g} there) is too high: {lower}",
+                    row["step"],
                 )
 
     def _measurements(self) -> dict[str, float]:

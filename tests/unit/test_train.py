@@ -19,12 +19,12 @@ from pipeline.config import Config
 from pipeline.data.loader import RawBatch
 from pipeline.errors import UserError
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.optim import learning_rate_at
+from pipeline.optim import learning_rate_at, set_learning_rate
 from pipeline.prepare import Prepared
 from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import identity, run_pretrain
-from pipeline.train import Hooks, collapse_indicator, resolve_precision, set_learning_rate, to_batch, to_float, train
+from pipeline.train import Hooks, collapse_indicator, resolve_precision, to_batch, to_float, train
 from pipeline.work import Stopped, Work, new_method, quicken
 
 CPU = torch.device("cpu")
