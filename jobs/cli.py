@@ -30,7 +30,8 @@ FLAGS = {
     "--cluster.gpu-per-worker": ("X", "GPUs a worker [1 where there are any]"),
     "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
     "--index.factory": ("S", "a FAISS factory string"),
-    "--index.whiten": ("true", "search by whitened features: see knn-whitened/top1"),
+    "--search.vectors": ("NAME", "what is searched: auto (chosen on validation images), last, NAME[:STAGE[:POOL]]"),
+    "--search.whiten": ("auto|true|false", "whether directions that vary little count as much as others"),
     "--tune.space": ("OP,…|FILE", "operations to choose from: crop,flip,color,grey,blur,…"),
     "--tune.parameters": ("NAME,…", "searched too: temperature,learning-rate,method.noise=0.1..0.6"),
     "--tune.objective": ("NAME", "knn, probe, rotation, rankme, alignment-uniformity [knn, rotation without labels]"),
@@ -41,7 +42,8 @@ FLAGS = {
     "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
-RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune.") and name != "--index.whiten")
+RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune.") and not name.startswith("--search."))
+RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
 
@@ -66,6 +68,7 @@ def parse(
     `only` names the paths of the config that the verb takes; None: all of them.
     """
     rest, changes = take_config_paths(argv)
+    changes = renamed(changes)
     check_paths(verb, changes, only)
     shown = [_option(name) for name in flags]
     switches = [click.Option([name], is_flag=True, help=text) for name, text in SWITCHES.items()]
@@ -99,6 +102,15 @@ def take_config_paths(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
                 raise UserError(f"{name} has no value: give one, e.g. {name} VALUE") from None
         changes[name[2:]] = value
     return rest, changes
+
+
+def renamed(changes: dict[str, Any]) -> dict[str, Any]:
+    """Paths by their present names; says which was meant."""
+    for path in [path for path in changes if path.replace("-", "_") in RENAMED]:
+        new = RENAMED[path.replace("-", "_")]
+        print(f"rayssl: --{path} is called --{new} now", file=sys.stderr)
+        changes = {(new if one == path else one): value for one, value in changes.items()}
+    return changes
 
 
 def check_paths(verb: str, changes: Mapping[str, Any], only: Sequence[str] | None) -> None:

@@ -9,17 +9,21 @@ from jobs.start import plan_on_run
 
 SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
 
+FLAGS = ("--index.factory", "--search.vectors", "--search.whiten")
+
 
 def main(argv: list[str]) -> int:
     """Parse, build, print where the index is."""
-    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=("--index.factory", "--index.whiten"))
+    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=FLAGS)
     run = run_folder(parsed)
-    from pipeline.launch import changed_config
+    from pipeline.launch import changed_config, search_anew
+    from pipeline.progress import Display
     from pipeline.runfolder import read_manifest
     from pipeline.stages import run_index
 
-    plan = plan_on_run(run, parsed, ("index",), ("index.",), command_line())
-    with changed_config(run, plan.configs[0]):
+    plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())
+    with changed_config(run, plan.configs[0]), Display() as display:
+        search_anew(run, display, asked=any(path.startswith("search.") for path in parsed.changes))
         run_index(run, lambda text: print(f"warning: {text}", file=sys.stderr))
     facts = read_manifest(run)
     name = facts["data"]["name"]

@@ -18,7 +18,8 @@ from pipeline.files import write_json
 from pipeline.whitening import fit_whitening
 
 SCHEMA = 1
-EVALUATED = re.compile(r"(baseline/[^/]+/)?(knn|knn-whitened|cluster|retrieval|health)/")  # metrics recorded here
+# Metrics that are recorded here, and those of the candidates for the search.
+EVALUATED = re.compile(r"choice/|(baseline/[^/]+/|search/)?(knn|knn-whitened|cluster|retrieval|health)/")
 
 RANKME_SAMPLES = 25_600  # where RankMe has converged (Garrido et al., ICML 2023)
 UNIFORMITY_SAMPLES = 5_000  # 12.5 million pairs

@@ -4,7 +4,8 @@ Shapes: N images, D features.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor
 from pipeline import distributed
 from pipeline.data import Images
 from pipeline.data.cache import keep_floats, kept_floats
-from pipeline.embed import embed_images
 from pipeline.encoders import Encoder
 from pipeline.models.descriptors import DESCRIPTORS, describe
+from pipeline.search.networks import LAST, pooled_stages
 
 BLOCK = 1024  # images that a descriptor sees at a time
 
+Floats = NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 
@@ -30,30 +32,65 @@ def frozen_features(
     device: torch.device,
     precision: str,
     progress: Progress | None = None,
-) -> NDArray[np.float32]:
+) -> Floats:
     """(N, D) float32 features by a frozen encoder, or by the descriptor of that name, at its own image size.
 
     `images_at` gives the images read for a number of pixels a side, and the fingerprint of what they are read from.
     Every worker gets all features.
     """
-    size = DESCRIPTORS[source].size if isinstance(source, str) else source.image_size
-    images, fingerprint = images_at(size)
     if isinstance(source, str):
-        kind = f"{source} {DESCRIPTORS[source].version}"
-    else:
-        kind = f"{digest_of(source)} {device.type} {precision}"
-    key = key_of(kind, fingerprint, images.ids)
-    # Rank 0's, whichever workers have them: workers must not disagree by a rounding.
-    main = distributed.rank() == 0
-    found = distributed.broadcast_object(kept_floats(key, len(images)) if main else None)
+        return descriptor_features(source, *images_at(DESCRIPTORS[source].size), progress)
+    images, fingerprint = images_at(source.image_size)
+    settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+    return frozen_stages(source, [LAST], images, fingerprint, **settings)[LAST]
+
+
+def descriptor_features(name: str, images: Images, fingerprint: str, progress: Progress | None = None) -> Floats:
+    """(N, D) float32 by the descriptor of that name of images that are read at its size."""
+    key = key_of(f"{name} {DESCRIPTORS[name].version}", fingerprint, images.ids)
+    found = _kept([key], len(images))[0]
     if found is None:
-        if isinstance(source, str):
-            found = _described(source, images, progress)
-        else:
-            found = embed_images(source, images, device=device, precision=precision, progress=progress)
-        if main:
-            keep_floats(key, found)
+        found = _described(name, images, progress)
+        _keep({key: found})
     return found
+
+
+def frozen_stages(
+    encoder: Encoder,
+    names: Sequence[str],
+    images: Images,
+    fingerprint: str,
+    *,
+    device: torch.device,
+    precision: str,
+    progress: Progress | None = None,
+) -> dict[str, Floats]:
+    """Name (see pipeline.search.networks) → (N, D) float32 by a frozen encoder; what is not kept, in one pass."""
+    digest = digest_of(encoder)
+    kinds = {name: f"{digest} {device.type} {precision}{'' if name == LAST else f' {name}'}" for name in names}
+    keys = {name: key_of(kind, fingerprint, images.ids) for name, kind in kinds.items()}
+    found = dict(zip(names, _kept(list(keys.values()), len(images)), strict=True))
+    if missing := [name for name in names if found[name] is None]:
+        made = pooled_stages(encoder, missing, images, device=device, precision=precision, progress=progress)
+        _keep({keys[name]: values for name, values in made.items()})
+        found |= made
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _kept(keys: list[str], n: int) -> list[Floats | None]:
+    """Rank 0's, whichever workers have them: workers must not disagree by a rounding."""
+    found: Any = distributed.broadcast_object([kept_floats(key, n) for key in keys] if _is_main() else None)
+    return found  # type: ignore[no-any-return]
+
+
+def _keep(values: dict[str, Floats]) -> None:
+    if _is_main():
+        for key, one in values.items():
+            keep_floats(key, one)
+
+
+def _is_main() -> bool:
+    return distributed.rank() == 0
 
 
 def digest_of(encoder: Encoder) -> str:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.tune.space import Space
     from pipeline.work import Work
 
-WORKER = ("pretrain", "probe", "finetune", "embed")
+WORKER = ("pretrain", "probe", "finetune", "embed", "search")
 HERE = ("index", "evaluate")
 ALL = (*WORKER, *HERE, "report")
 
@@ -247,16 +247,26 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
 
     reporter = LocalReporter(display)
     if other is None:
-        return run_worker_stages(run, ["embed"], reporter)
+        return run_worker_stages(run, ["embed", "search"], reporter)
     data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
     dataset = open_dataset(
         other, image_size=data.image_size, channels=data.channels, loader=data.loader, progress=_reading(display)
     )
     if dataset.path == own["path"]:
-        return run_worker_stages(run, ["embed"], reporter)
+        return run_worker_stages(run, ["embed", "search"], reporter)
     if dataset.name == own["name"]:  # two folders of one name are two data sets
         dataset = replace(dataset, name=f"{dataset.name}-{dataset.fingerprint[:6]}")
     embed_other_data(run, dataset, reporter)
+
+
+def search_anew(run: Path, display: Display, *, asked: bool) -> None:
+    """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
+    from pipeline.reporter import LocalReporter
+    from pipeline.search.store import has_search
+    from pipeline.stages import check_search, is_whole, run_worker_stages
+
+    if asked or (has_search(run) and not is_whole(lambda: check_search(run))):
+        run_worker_stages(run, ["search"], LocalReporter(display))
 
 
 def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
@@ -269,7 +279,7 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
     with writer_lock(run):
         export_encoder(new_encoder(prepared.config), run, {"method": None})
-    run_worker_stages(run, ["embed"], LocalReporter(display))
+    run_worker_stages(run, ["embed", "search"], LocalReporter(display))
     run_index(run, _warn(display))
 
 

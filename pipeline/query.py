@@ -17,6 +17,9 @@ from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index, search
 from pipeline.runfolder import read_manifest
+from pipeline.search.apply import files_as_squares, load_searcher
+from pipeline.search.store import FOLDER, search_hash
+from pipeline.weights import read_manifest as read_export
 
 BATCH = 64
 CELL = 160  # side of a picture in the gallery, in pixels
@@ -37,9 +40,10 @@ def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | Non
         raise UserError("no image to look for: give one or more")
     name = data or read_manifest(run)["data"]["name"]
     index, manifest = load_index(run / "index" / name)
-    splits = _load_splits(run / "embeddings" / name, run)
-    check_matches(manifest, encoder_hash(run), splits[0].data_fingerprint)
-    vectors = _embed_files(load_encoder(run), asked)
+    chosen = search_hash(run)
+    splits = _load_splits(run / "embeddings" / name / (FOLDER if chosen else ""), run)
+    check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
+    vectors = _embed_files(load_encoder(run), asked) if chosen is None else _searched(run, asked)
     own = [_own_ids(image, splits[0].data_path) for image in asked]
     scores, ids = search(index, vectors, k, own)
     known = _known(splits, set(ids.ravel().tolist()))
@@ -126,6 +130,13 @@ def _embed_files(encoder: Encoder, images: list[str]) -> NDArray[np.float32]:
         with torch.inference_mode():
             parts.append(encoder(pixels.permute(0, 3, 1, 2).float() / 255).numpy())
     return np.concatenate(parts)
+
+
+def _searched(run: Path, images: list[str]) -> NDArray[np.float32]:
+    """(Q, d) of image files by what the run is searched by."""
+    channels = int(read_export(run)["channels"])
+    searcher = load_searcher(run, channels, torch.device("cpu"), "fp32")
+    return searcher(files_as_squares(images, channels, _read))
 
 
 def _read(path: Path, channels: int, load_size: int) -> NDArray[np.uint8]:

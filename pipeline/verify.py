@@ -12,6 +12,7 @@ from pipeline.evaluate import read_evaluation
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index
 from pipeline.runfolder import read_manifest
+from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder
 
 
@@ -33,6 +34,10 @@ def verify(run: Path) -> Iterator[Finding]:
         yield _try(run / "encoder.safetensors", lambda: load_encoder(run))
     if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
         yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
+    if has_search(run) or (run / TENSORS).exists():
+        yield _try(run / FILE, lambda: (read_search(run), read_candidates(run)))
+    for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
+        yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for path in sorted(run.glob("embeddings/**/*.parquet")):
         yield _try(path, lambda path=path: _check_embeddings(run, path))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
@@ -51,10 +56,13 @@ def _try(path: Path, check: Callable[[], object]) -> Finding:
 
 def _check_embeddings(run: Path, path: Path) -> None:
     embeddings = load_embeddings(path)
-    if "baseline" not in path.parts and embeddings.encoder_hash != encoder_hash(run):
+    if "baseline" in path.parts:
+        return
+    expected = search_hash(run) if path.parent.name == FOLDER else encoder_hash(run)
+    if embeddings.encoder_hash != expected:
         raise UserError(f"{path} is of another encoder: `rayssl embed {run}` makes it anew")
 
 
 def _check_index(run: Path, folder: Path) -> None:
     _, manifest = load_index(folder)
-    check_matches(manifest, encoder_hash(run), manifest["data_fingerprint"])
+    check_matches(manifest, search_hash(run) or encoder_hash(run), manifest["data_fingerprint"])

@@ -34,14 +34,15 @@ def fit_whitening(vectors: NDArray[np.float32], shrinkage: float = SHRINKAGE) ->
     cosine better (Jégou and Chum, "Negative evidences and co-occurences in image retrieval", ECCV 2012, §3.2).
     """
     mean = vectors.mean(axis=0, dtype=np.float64)
-    variances, directions = np.linalg.eigh(_covariance(vectors, mean))
+    variances, directions = np.linalg.eigh(covariance(vectors, mean))
     variances = variances.clip(min=0)
     scales = 1 / np.sqrt(variances + shrinkage * variances.mean() + np.finfo(np.float32).tiny)
     matrix = (directions * scales) @ directions.T
     return Whitening(mean.astype(np.float32), matrix.astype(np.float32))
 
 
-def _covariance(vectors: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+def covariance(vectors: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(D, D) of vectors (N, D) around `mean` (D,), in double precision."""
     total = np.zeros((vectors.shape[1], vectors.shape[1]))
     for start in range(0, len(vectors), ROWS):
         centred = vectors[start : start + ROWS] - mean

@@ -157,6 +157,7 @@ class Dataset:
     image_size: int  # side in pixels of what the network sees
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
     idle_rows: tuple[str, ...] = ()  # paths in the CSV of labels that are no image's
+    own_val: bool = False  # the source told which images are for validation
     some_classes: bool = False  # training images of other classes were taken out
 
     def count_labelled(self) -> tuple[int, int]:

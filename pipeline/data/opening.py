@@ -103,6 +103,7 @@ def open_dataset(
         image_size=pixels.image_size,
         unreadable=tuple((_printable(listing.keys[i]), aside[i]) for i in sorted(aside)),
         idle_rows=tuple(map(_printable, idle)),
+        own_val=parts.val is not None,
     )
 
 

@@ -1,0 +1,351 @@
+"""The stage that decides what a run is searched by: sees, compares, chooses on validation images, writes the vectors.
+
+Everything at hand takes part: descriptors, pixels, the untrained network, every stage of the trained one, pretrained
+networks on this machine, and pairs of the best. Shapes: N images, D numbers.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline import config as configuration
+from pipeline import distributed
+from pipeline.config import Config
+from pipeline.data import Images
+from pipeline.encoders import Encoder, describe
+from pipeline.errors import UserError, nearest
+from pipeline.export import encoder_hash, export_encoder, load_encoder
+from pipeline.frozen import descriptor_features, digest_of, frozen_stages
+from pipeline.models.descriptors import DESCRIPTORS
+from pipeline.search.apply import described, flat_pixels, pixel_side
+from pipeline.search.choice import (
+    AUTO_DIM,
+    MOST,
+    Candidate,
+    Material,
+    Measure,
+    Raw,
+    Tried,
+    choose,
+    pairs,
+    refit,
+    singles,
+)
+from pipeline.search.networks import LAST, names_of, pooled_stages
+from pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
+from pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
+from pipeline.train import plain_precision
+from pipeline.work import Work, new_encoder
+
+UNTRAINED = "untrained"
+LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on
+DESCRIPTOR_FLOPS = 1e6  # an image, about
+
+Floats = NDArray[np.float32]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Something that sees images, and what it can give of them."""
+
+    name: str
+    origin: Origin
+    names: tuple[str | None, ...]  # of a network "STAGE:POOL" and "last"; (None,) of what has no stages
+    flops: float  # an image
+    encoder: Encoder | None = None
+    trained: bool = False  # the run's own network: its features are not kept in the cache
+
+    @property
+    def seen(self) -> list[Seen]:
+        """All that it can be seen by."""
+        return [Seen(self.name, what) for what in self.names]
+
+
+@dataclass
+class Look:
+    """What the sources see of a run's images; every split once."""
+
+    work: Work
+    sources: dict[str, Source]
+    rows: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # split → the images that candidates see
+    memory: dict[tuple[Seen, str, bool], Floats] = field(default_factory=dict)
+
+    def __call__(self, wanted: Sequence[Seen], split: str, *, some: bool = False) -> list[Floats]:
+        """(N, D) of each; `some`: of the images that candidates are compared on. Collective: all workers alike."""
+        for source in self.sources.values():
+            asked = [seen for seen in wanted if seen.source == source.name]
+            if left := [seen for seen in asked if (seen, split, some) not in self.memory]:
+                self.memory |= {(seen, split, some): values for seen, values in self._see(source, left, split, some)}
+        return [self.memory[seen, split, some] for seen in wanted]
+
+    def _see(self, source: Source, wanted: list[Seen], split: str, some: bool) -> list[tuple[Seen, Floats]]:
+        images, fingerprint = self._images(source.origin.read, split, some)
+        if source.encoder is None:
+            return [(wanted[0], self._plain(source, images, fingerprint))]
+        names = [seen.what or LAST for seen in wanted]
+        work, device = self.work, self.work.device
+        settings: dict[str, Any] = {
+            "device": device,
+            "precision": plain_precision(work.precision),
+            "progress": lambda done, total: work.reporter.progress(
+                {"run": work.run.name, "stage": f"search/{source.name}/{split}", "done": done, "total": total}
+            ),
+        }
+        if source.trained:
+            found = pooled_stages(source.encoder, names, images, **settings)
+        else:
+            found = frozen_stages(source.encoder, names, images, fingerprint, **settings)
+        return [(seen, found[name]) for seen, name in zip(wanted, names, strict=True)]
+
+    def _plain(self, source: Source, images: Images, fingerprint: str) -> Floats:
+        side = source.origin.size
+        if source.name == PIXELS:
+            return described(images, side, flat_pixels, side**2 * images.channels)
+        return descriptor_features(source.name, images, fingerprint)
+
+    def _images(self, size: int, split: str, some: bool) -> tuple[Images, str]:
+        found = self.work.at_size(size)
+        images = getattr(found, split)
+        images = images if images is not None else found.train.select(np.arange(0))
+        return (images.select(self.rows[split]) if some else images), found.fingerprint
+
+
+def choose_vectors(work: Work) -> Search | None:
+    """Choose what the run is searched by and write it down; None: the last stage, as it is. All workers alike.
+
+    Raises UserError for `search.vectors` that there are not.
+    """
+    settings = work.config.search
+    if settings.vectors == LAST and settings.whiten is not True:
+        if work.is_main:
+            forget(work.run)
+        return None
+    look = Look(work, {source.name: source for source in find_sources(work)})
+    look.rows = {split: compared(getattr(work.dataset, split), split, work) for split in ("train", "val")}
+    wanted = wanted_of(settings.vectors, look.sources, own_name(work.config))
+    single = wanted if wanted is not None else [seen for source in look.sources.values() for seen in source.seen]
+    train, val = (look(single, split, some=True) for split in ("train", "val"))
+    decided: Any = None
+    if work.is_main:
+        decided = decide(work, look, single, train, val)
+    vectors, candidates, facts, dim = distributed.broadcast_object(decided)
+    return finish(work, look, vectors, candidates, facts, dim)
+
+
+def decide(
+    work: Work, look: Look, seen: list[Seen], train: list[Floats], val: list[Floats]
+) -> tuple[Vectors, list[Candidate], dict[str, Any], int]:
+    """The chosen vectors, all candidates, what is told of the choice, and the most numbers in a vector."""
+    settings = work.config.search
+    dim = AUTO_DIM if settings.dim == "auto" else settings.dim
+    whiten = (False, True) if settings.whiten == "auto" else (settings.whiten,)
+    measure, criterion, labelled = measure_of(work, look)
+    tried: list[Tried] = []
+    for one, of_train, of_val in zip(seen, train, val, strict=True):
+        source = look.sources[one.source]
+        own_width = one.what == LAST and settings.dim == "auto" and source.trained
+        seconds = seconds_an_image(source, work.device)
+        tried += singles(Raw(one, of_train, of_val, source.flops, seconds, own_width), dim, measure, whiten)
+        row = {"run": work.run.name, "stage": "search/compare", "done": len(tried), "total": len(whiten) * len(seen)}
+        work.reporter.progress(row)
+    both = settings.vectors == "auto" or JOIN in settings.vectors
+    tried = tried[: MOST - 6] if both else tried
+    if both:
+        joined = pairs(tried, dim, measure)
+        tried = joined if JOIN in settings.vectors else tried + joined
+    candidates = [one.candidate for one in tried]
+    chosen, ties, told = rule(candidates, look, labelled)
+    facts = {
+        "criterion": criterion,
+        "score": chosen.score,
+        "n": len(chosen.correct),
+        "guess": not labelled,
+        "ties": [one.name for one in ties],
+        "told": told,
+        "asked": settings.vectors,
+    }
+    vectors = next(one.vectors for one in tried if one.candidate is chosen)
+    return vectors, candidates, facts, dim
+
+
+def rule(candidates: list[Candidate], look: Look, labelled: bool) -> tuple[Candidate, list[Candidate], str]:
+    """The chosen one, those that cannot be told from the best, and the choice in a sentence."""
+    chosen, ties = choose(candidates)
+    own = [one for one in candidates if look.sources.get(one.source, _NONE).trained and one.name.endswith(LAST)]
+    told = f"{chosen.name} ({100 * chosen.score:.1f})"
+    if own and own[0] is not chosen:
+        told += f" instead of {own[0].name} ({100 * own[0].score:.1f})"
+    return chosen, ties, told
+
+
+def measure_of(work: Work, look: Look) -> tuple[Measure, str, bool]:
+    """How candidates are measured, in words too; whether by labels."""
+    train, val = (getattr(work.dataset, split).select(look.rows[split]) for split in ("train", "val"))
+    (train_rows, train_labels), (val_rows, val_labels) = train.labelled(), val.labelled()
+    evaluate = work.config.evaluate
+    material = Material(train_labels, val_labels, evaluate.k, evaluate.temperature)
+    words = (
+        f"kNN top-1 of {len(val_labels)} validation images, k = {min(evaluate.k, len(train_labels))}, "
+        f"T = {evaluate.temperature:g}, votes of {len(train_labels)} training images"
+    )
+
+    def measure(of_train: Floats, of_val: Floats) -> tuple[float, NDArray[np.bool_]]:
+        correct = material.correct(of_train[train_rows], of_val[val_rows])
+        return float(correct.mean()), correct
+
+    return measure, words, True
+
+
+def compared(images: Images, split: str, work: Work) -> NDArray[np.int64]:
+    """Positions of the images that candidates are compared on: those with a label, where there are any; bounded."""
+    most = LARGEST_TRAIN if split == "train" else LARGEST_VAL
+    rows = images.labelled()[0]
+    if not len(rows):
+        rows = np.arange(len(images))
+    if len(rows) <= most:
+        return rows
+    return np.sort(np.random.default_rng(work.config.train.seed).permutation(rows)[:most])
+
+
+def finish(
+    work: Work, look: Look, vectors: Vectors, candidates: list[Candidate], facts: dict[str, Any], dim: int
+) -> Search | None:
+    """Fit the chosen maps to train and validation together, write them and the vectors of all images."""
+    seen = [part.seen for part in vectors.parts]
+    raw = {split: look(seen, split) for split in ("train", "val", "test")}
+    if not work.is_main:
+        return None
+    both = [np.concatenate([a, b]) for a, b in zip(raw["train"], raw["val"], strict=True)]
+    vectors = refit(vectors, both, dim)
+    origins = [placed(work, look.sources[one.source]) for one in seen]
+    found = vectors(both), vectors(raw["test"])
+    facts = {**facts, "data": work.dataset.name, "data_fingerprint": work.dataset.fingerprint}
+    search = write_search(work.run, vectors, origins, found[0].shape[1], candidates, facts)
+    look.memory.clear()
+    save_vectors(work, search, *found)
+    work.reporter.message(f"search: {facts['told']}; --search.vectors last undoes it")
+    return search
+
+
+def placed(work: Work, source: Source) -> Origin:
+    """The source's origin, with its encoder in the run folder where it has to be, or may be, there."""
+    if source.encoder is None or source.origin.encoder is not None:
+        return source.origin
+    if source.name != UNTRAINED and not work.config.search.copy_weights:
+        return source.origin
+    place = f"{FOLDER}/{source.name}"
+    export_encoder(source.encoder.cpu(), work.run / place, {"method": None})
+    return replace(source.origin, encoder=place, name=None, weights=None, hash=encoder_hash(work.run / place))
+
+
+def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> None:
+    """embeddings/<data>/search/."""
+    from pipeline.embeddings import save_embeddings
+    from pipeline.stages import describe_vectors, embeddings_folder, test_images
+
+    folder = embeddings_folder(work.run, work.dataset.name, FOLDER)
+    parts = {"train": ([work.dataset.train, work.dataset.val], train), "test": ([test_images(work)], test)}
+    for split, (images, vectors) in parts.items():
+        described_ = describe_vectors(work, images, vectors, split)
+        save_embeddings(replace(described_, encoder_hash=search.hash), folder / f"{split}.parquet")
+
+
+def forget(run: Path) -> None:
+    """Remove what a run was searched by: its last stage is searched again."""
+    import shutil
+
+    from pipeline.search.store import FILE, TENSORS
+
+    for path in (run / FILE, run / TENSORS):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(run / FOLDER, ignore_errors=True)
+    for folder in run.glob(f"embeddings/*/{FOLDER}"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def own_name(config: Config) -> str:
+    """What the run's own network is called among the candidates: its method, or the network where none trained it."""
+    return configuration.method_name(config) or config.encoder.name.replace("/", "-")
+
+
+def find_sources(work: Work) -> list[Source]:
+    """All that sees images: descriptors, pixels, the untrained network, pretrained ones, and the run's own."""
+    data = work.dataset
+    side = pixel_side(data.image_size, data.channels)
+    found = [
+        Source(name, Origin("descriptor", one.size, one.size, version=one.version), (None,), DESCRIPTOR_FLOPS)
+        for name, one in DESCRIPTORS.items()
+    ]
+    found.append(Source(PIXELS, Origin("pixels", side, data.image_size), (None,), 0.0))
+    own = load_encoder(work.run)
+    flops = float(describe(own)["flops"])
+    untrained = new_encoder(work.config, weights=False).eval().to(work.device)
+    found.append(Source(UNTRAINED, Origin("network", own.image_size, own.image_size), (LAST,), flops, untrained))
+    for name, given, encoder in frozen_networks(work):
+        size = encoder.image_size
+        origin = Origin("network", size, size, name=given[0], weights=given[1], hash=digest_of(encoder))
+        encoder = encoder.to(work.device).eval()
+        found.append(Source(name, origin, frozen_names(encoder), float(describe(encoder)["flops"]), encoder))
+    origin = Origin("network", own.image_size, own.image_size, encoder=OWN, hash=encoder_hash(work.run))
+    own = own.to(work.device)
+    found.append(Source(own_name(work.config), origin, tuple(names_of(own)), flops, own, trained=True))
+    return found
+
+
+def frozen_networks(work: Work) -> list[tuple[str, tuple[str, str], Encoder]]:
+    """(name among the candidates, how it is given, the network) of pretrained networks on this machine."""
+    return []
+
+
+def frozen_names(encoder: Encoder) -> tuple[str, ...]:
+    """Of a pretrained network the features, and two ways to pool its last map."""
+    last_map = [name for name in names_of(encoder) if name.endswith((":gem", ":2x2"))][-2:]
+    return (*last_map, LAST)
+
+
+def wanted_of(asked: str, sources: dict[str, Source], own: str) -> list[Seen] | None:
+    """What `search.vectors` names, NAME[:STAGE[:POOL]] or two of them with a plus; None: everything.
+
+    Raises UserError for what there is not.
+    """
+    if asked == "auto":
+        return None
+    return [_seen(f"{own}:{LAST}" if name == LAST else name, sources) for name in asked.split(JOIN)]
+
+
+def _seen(name: str, sources: dict[str, Source]) -> Seen:
+    source, _, what = name.partition(":")
+    found = sources.get(source)
+    if found is not None:
+        options = [option for option in found.names if option is not None]
+        what = what or (LAST if options else "")
+        if not options and not what:
+            return Seen(source)
+        fitting = [option for option in options if option == what or option == f"{what}:avg"]
+        if fitting:
+            return Seen(source, fitting[0])
+    known = [seen.name for one in sources.values() for seen in one.seen]
+    raise UserError(f"--search.vectors {name}{nearest(name, known)}: there are auto, last, {', '.join(known)}")
+
+
+def seconds_an_image(source: Source, device: torch.device, count: int = 16) -> float:
+    """To see one, on this machine: told, never decided by."""
+    if source.encoder is None:
+        return 0.0
+    encoder = source.encoder
+    x = torch.zeros((count, encoder.channels, encoder.image_size, encoder.image_size), device=device)
+    with torch.inference_mode():
+        encoder(x[:1])
+        began = time.perf_counter()
+        encoder(x)
+    return (time.perf_counter() - began) / count
+
+
+_NONE = Source("", Origin("", 0, 0), (), 0.0)
