@@ -23,6 +23,7 @@ from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.frozen import frozen_features
 from pipeline.graph import can_be_recorded
+from pipeline.layers import add_adapters, freeze_stages, rate_scales
 from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
@@ -139,10 +140,25 @@ def new_method(config: Config, work: Work) -> Method[Any]:
     """The method with its first weights, on this worker's device."""
     traits = traits_of(config, work.dataset)
     encoder = new_encoder(config)
+    restrict(encoder, config.train)
     torch.manual_seed(config.train.seed + 1)
     method = load_method(required_method(config))(config.method, encoder, traits)
     method.prepare(Before(work.dataset.train.ids, lambda source: work.frozen(source, "train")))
     return place(method, work)
+
+
+def restrict(encoder: Encoder, settings: TrainConfig) -> None:
+    """Train only what the settings say of a network; raises UserError where it has no such parts."""
+    if settings.lora is not None:
+        add_adapters(encoder, settings.lora, settings.freeze)
+    elif settings.freeze:
+        freeze_stages(encoder, settings.freeze)
+    scales_of(encoder, settings)  # where it has no stages it says so now
+
+
+def scales_of(encoder: Encoder, settings: TrainConfig) -> dict[torch.Tensor, float]:
+    """What the learning rate of each of the encoder's parameters is multiplied by, where it is not 1."""
+    return rate_scales(encoder, settings.layer_decay) if settings.layer_decay < 1 else {}
 
 
 def quicken(method: Method[Any], config: Config, work: Work) -> bool:
@@ -179,6 +195,7 @@ def new_optimizer(method: Method[Any], settings: TrainConfig) -> torch.optim.Opt
         weight_decay=settings.weight_decay,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
+        scales=scales_of(method.encoder, settings),
     )
 
 
