@@ -134,16 +134,16 @@ def compiling_pays(work: Work) -> bool:
     return long and has_compiler() and can_be_recorded(method, work.config.train.optimizer, work.resident())
 
 
-def seconds_a_step(work: Work) -> float:
-    """The mean over the steps with small views and the others."""
+def seconds_a_step(work: Work, timed: int = CALIBRATION_STEPS) -> float:
+    """The mean over the steps with small views and the others, from so many steps, the first third as warm-up."""
     share = work.config.train.small_views
-    full = 1 / measure_speed(work, 0.0)
-    return full if share == 0 else share / measure_speed(work, 1.0) + (1 - share) * full
+    full = 1 / measure_speed(work, 0.0, timed)
+    return full if share == 0 else share / measure_speed(work, 1.0, timed) + (1 - share) * full
 
 
-def measure_speed(work: Work, small_views: float) -> float:
+def measure_speed(work: Work, small_views: float, timed: int = CALIBRATION_STEPS) -> float:
     """Optimiser steps a second of a copy that is thrown away, with such a share of small views."""
-    steps = CALIBRATION_STEPS if work.config.train.compile != "yes" else ENDLESS
+    steps = timed if work.config.train.compile != "yes" else ENDLESS
     train_config = replace(work.config.train, small_views=small_views, steps=steps)
     config = replace(work.config, train=train_config)
     method = new_method(config, work)
@@ -157,11 +157,11 @@ def measure_speed(work: Work, small_views: float) -> float:
         checkpoint_due=lambda step: False,
         should_stop=work.reporter.should_stop,
     )
-    batches = batches_of(work, work.dataset.train, config, 0, CALIBRATION_STEPS)
+    batches = batches_of(work, work.dataset.train, config, 0, timed)
     per_epoch, _ = count_steps(config, len(work.dataset.train))
     optimizer = new_optimizer(method, config.train)
-    warm = CALIBRATION_STEPS // 3
-    for first, last in ((0, warm), (warm, CALIBRATION_STEPS)):
+    warm = timed // 3
+    for first, last in ((0, warm), (warm, timed)):
         done = train(
             method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=lambda step: 1e-6,
             start=first, stop=last, steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device,
@@ -169,7 +169,7 @@ def measure_speed(work: Work, small_views: float) -> float:
         )  # fmt: skip
         if done < last:
             raise Stopped(0, 0)
-    return (CALIBRATION_STEPS - warm) / (marks[1] - marks[0])
+    return (timed - warm) / (marks[1] - marks[0])
 
 
 def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:

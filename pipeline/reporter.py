@@ -7,6 +7,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 
+class Interrupted(Exception):  # noqa: N818
+    """Asked to stop by a signal; checkpoints are written."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"signal {number}")
+        self.number = number
+
+
 class Reporter(Protocol):
     """How a stage speaks to the outside. Rows and messages come from rank 0 alone."""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline.errors import OutsideError, UserError
 from pipeline.files import write_json
-from pipeline.reporter import Silent, handle_signals
+from pipeline.reporter import Interrupted, Silent, handle_signals
 
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
@@ -51,14 +51,6 @@ class Resources:
     cpu_per_worker: float | None
     address: str | None
     max_failures: int
-
-
-class Interrupted(Exception):  # noqa: N818
-    """Asked to stop by a signal; checkpoints are written."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"signal {number}")
-        self.number = number
 
 
 def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) -> None:
@@ -402,9 +394,13 @@ class StopOnly(Silent):
 class FileReporter(StopOnly):
     """Rank 0: rows go to the driver through a file on the shared storage that the runs are on anyway."""
 
+    def __init__(self, control: Path, name: str = "progress") -> None:
+        super().__init__(control)
+        self.path = control / f"{name}.jsonl"
+
     def progress(self, row: dict[str, Any]) -> None:
         """Append the row for the driver to show."""
-        with (self.control / "progress.jsonl").open("a") as file:
+        with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def message(self, text: str) -> None:

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
+from pipeline.cluster.room import alive_nodes, cores_a_worker, count_workers
 from pipeline.cluster.train import (
-    Interrupted,
     Resources,
     cluster_address,
     connected,
@@ -31,6 +31,7 @@ from pipeline.cluster.train import (
 )
 from pipeline.errors import UserError
 from pipeline.memory import give_back_memory
+from pipeline.reporter import Interrupted
 from pipeline.tune.ledger import (
     FAILED,
     FINISHED,
@@ -120,10 +121,7 @@ def find_room(search: Search) -> Room:
 
     Raises UserError where more are asked for than fit.
     """
-    import ray
-
-    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in found if node["Alive"]]
+    nodes = alive_nodes()
     workers, asked = search.config.cluster.workers, search.config.cluster
     cores, gpus = sum(node.get("CPU", 0) for node in nodes), sum(node.get("GPU", 0) for node in nodes)
     per_gpu = asked.gpu_per_worker if asked.gpu_per_worker is not None else (1.0 if gpus else 0.0)
@@ -140,23 +138,6 @@ def find_room(search: Search) -> Room:
     concurrent = min(wanted or most, search.trials)
     cpus = asked.cpu_per_worker or float(cores_a_worker(nodes, concurrent * workers, per_gpu))
     return Room(concurrent, workers, cpus, per_gpu)
-
-
-def count_workers(nodes: list[dict[str, float]], cpus: float, gpus: float) -> int:
-    """How many workers with so many cores and GPUs there is room for: none is spread over two nodes."""
-    return sum(
-        min(_times(node.get("CPU", 0), cpus), _times(node.get("GPU", 0), gpus) if gpus else 10**9) for node in nodes
-    )
-
-
-def _times(there: float, each: float) -> int:
-    return int(there / each + 1e-9)  # 1 / 0.2 is 5, which 1 // 0.2 is not
-
-
-def cores_a_worker(nodes: list[dict[str, float]], workers: int, gpus: float) -> int:
-    """The most cores that so many workers, with so many GPUs each, can have."""
-    most = int(max(node.get("CPU", 0) for node in nodes))
-    return max((n for n in range(1, most + 1) if count_workers(nodes, n, gpus) >= workers), default=1)
 
 
 def fit_and_show(

@@ -490,7 +490,7 @@ def test_exit_codes(
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_tells_how_to_go_on(number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     import jobs.recipes
-    from pipeline.cluster.train import Interrupted
+    from pipeline.reporter import Interrupted
 
     def fail(argv: list[str]) -> Any:
         raise Interrupted(number)

@@ -14,9 +14,9 @@ import pytest
 from rich.console import Console
 
 from pipeline.augment import load_views, view_to_dict
+from pipeline.cluster.room import cores_a_worker
 from pipeline.cluster.tune import (
     DIED,
-    cores_a_worker,
     extended,
     find_room,
     fitted,
