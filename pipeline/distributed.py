@@ -134,10 +134,22 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
         self.running_var.lerp_((variance * (count / (count - 1))).to(self.running_var.dtype), momentum)
 
 
+class ActivatedBatchNorm(GlobalBatchNorm):
+    """The same of timm's BatchNormAct2d: what it normalises goes through `drop`, then through `act`."""
+
+    drop: nn.Module
+    act: nn.Module
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (B, C, H, W) and activate."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
 def use_global_batch_norm(module: nn.Module) -> nn.Module:
     """Replace every nn.BatchNorm1d and nn.BatchNorm2d inside `module` in place; parameters and buffers are kept.
 
-    Returns `module`, or its replacement where it is itself such a layer.
+    Also timm's, which have an activation inside. Returns `module`, or its replacement where it is itself such a layer.
     """
     if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
         return _as_global(module)
@@ -147,11 +159,14 @@ def use_global_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def _as_global(layer: nn.BatchNorm1d | nn.BatchNorm2d) -> GlobalBatchNorm:
-    replacement = GlobalBatchNorm(
+    activated = hasattr(layer, "act")
+    replacement = (ActivatedBatchNorm if activated else GlobalBatchNorm)(
         layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta"
     )
     for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
         setattr(replacement, name, getattr(layer, name))
+    if isinstance(replacement, ActivatedBatchNorm):
+        replacement.drop, replacement.act = layer.drop, layer.act  # type: ignore[assignment]
     return replacement.train(layer.training)
 
 

@@ -14,8 +14,14 @@ from pipeline.errors import UserError
 
 def stage_paths(encoder: Encoder) -> tuple[str, ...]:
     """Where the stages of a network lie in `encoder.net`, from the input on; none where it has no parts."""
-    names = getattr(encoder.net, "layer_names", ())
-    return tuple(names) or transformer_blocks(encoder.net) or tuple(encoder._taps.values())
+    net = encoder.net
+    if hasattr(net, "layer_names"):  # the project's own
+        return tuple(net.layer_names)  # type: ignore[arg-type]
+    if blocks := transformer_blocks(net):
+        return blocks
+    if hasattr(net, "feature_info"):  # timm's
+        return tuple(info["module"] for info in net.feature_info)  # type: ignore[union-attr]
+    return tuple(str(path) for path in encoder._taps.values())
 
 
 def transformer_blocks(net: nn.Module) -> tuple[str, ...]:
