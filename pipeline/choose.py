@@ -4,6 +4,7 @@ Everything at hand takes part: descriptors, pixels, the untrained network, every
 networks on this machine, and pairs of the best. Shapes: N images, D numbers.
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,16 +24,20 @@ from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.frozen import descriptor_features, digest_of, frozen_stages
 from pipeline.models.descriptors import DESCRIPTORS
+from pipeline.models.pretrained import available, pretrained_encoder
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (
     AUTO_DIM,
     MOST,
+    PAIRED,
     Candidate,
     Material,
     Measure,
     Raw,
     Tried,
+    agreement,
     choose,
+    joined,
     pairs,
     refit,
     singles,
@@ -45,7 +50,11 @@ from pipeline.work import Work, new_encoder
 
 UNTRAINED = "untrained"
 LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on
+FROZEN_MOST = 2  # pretrained networks that are compared
+FROZEN_FLOPS, GPU_TIMES = 2e13, 200  # that one of them may take: of a core, some minutes; a GPU does as much as so many
 DESCRIPTOR_FLOPS = 1e6  # an image, about
+PAIRS = PAIRED * (PAIRED - 1) // 2
+AGREEMENT = "share of the 20 nearest training images of a validation image that other candidates name too: no labels"
 
 Floats = NDArray[np.float32]
 Say = Callable[[str], None]
@@ -61,6 +70,7 @@ class Source:
     flops: float  # an image
     encoder: Encoder | None = None
     trained: bool = False  # the run's own network: its features are not kept in the cache
+    pretrained: bool = False  # it comes from weights that were trained elsewhere, or was taught by some
 
     @property
     def seen(self) -> list[Seen]:
@@ -143,10 +153,37 @@ def decide(
     work: Work, look: Look, seen: list[Seen], train: list[Floats], val: list[Floats]
 ) -> tuple[Vectors, list[Candidate], dict[str, Any], int]:
     """The chosen vectors, all candidates, what is told of the choice, and the most numbers in a vector."""
-    settings = work.config.search
-    dim = AUTO_DIM if settings.dim == "auto" else settings.dim
+    settings, dim = work.config.search, most_numbers(work.config)
+    labels = labels_of(work, look)
+    tried = compare(work, look, seen, train, val, labels)
+    guessed = labels is None and settings.vectors == "auto"
+    if labels is None:
+        tried = by_agreement(tried)
+    if guessed:
+        tried = [mixture(tried, look, dim), *tried]
+        ties = [tried[0].candidate]
+    else:
+        ties = choose([one.candidate for one in tried])[1]
+    chosen = tried[0] if guessed else next(one for one in tried if one.candidate is choose(ties)[0])
+    facts = {
+        "criterion": labels.words if labels is not None else AGREEMENT,
+        "score": chosen.candidate.score,
+        "n": len(val[0]),
+        "guess": labels is None,
+        "ties": [one.name for one in ties],
+        "told": told_of(chosen.candidate, tried, look, guessed),
+        "asked": settings.vectors,
+    }
+    return chosen.vectors, [one.candidate for one in tried], facts, dim
+
+
+def compare(
+    work: Work, look: Look, seen: list[Seen], train: list[Floats], val: list[Floats], labels: "Labels | None"
+) -> list[Tried]:
+    """What is seen, plain and whitened, and pairs of the best; at most 60 candidates, measured by labels if any."""
+    settings, dim = work.config.search, most_numbers(work.config)
     whiten = (False, True) if settings.whiten == "auto" else (settings.whiten,)
-    measure, criterion, labelled = measure_of(work, look)
+    measure = labels.measure if labels is not None else lambda of_train, of_val: (0.0, np.zeros(0, dtype=bool))
     tried: list[Tried] = []
     for one, of_train, of_val in zip(seen, train, val, strict=True):
         source = look.sources[one.source]
@@ -155,40 +192,31 @@ def decide(
         tried += singles(Raw(one, of_train, of_val, source.flops, seconds, own_width), dim, measure, whiten)
         row = {"run": work.run.name, "stage": "search/compare", "done": len(tried), "total": len(whiten) * len(seen)}
         work.reporter.progress(row)
-    both = settings.vectors == "auto" or JOIN in settings.vectors
-    tried = tried[: MOST - 6] if both else tried
-    if both:
-        joined = pairs(tried, dim, measure)
-        tried = joined if JOIN in settings.vectors else tried + joined
-    candidates = [one.candidate for one in tried]
-    chosen, ties, told = rule(candidates, look, labelled)
-    facts = {
-        "criterion": criterion,
-        "score": chosen.score,
-        "n": len(chosen.correct),
-        "guess": not labelled,
-        "ties": [one.name for one in ties],
-        "told": told,
-        "asked": settings.vectors,
-    }
-    vectors = next(one.vectors for one in tried if one.candidate is chosen)
-    return vectors, candidates, facts, dim
+    if JOIN in settings.vectors:
+        return pairs(tried, dim, measure)
+    tried = tried[: MOST - PAIRS]
+    return tried if settings.vectors != "auto" or labels is None else tried + pairs(tried, dim, measure)
 
 
-def rule(candidates: list[Candidate], look: Look, labelled: bool) -> tuple[Candidate, list[Candidate], str]:
-    """The chosen one, those that cannot be told from the best, and the choice in a sentence."""
-    chosen, ties = choose(candidates)
-    own = [one for one in candidates if look.sources.get(one.source, _NONE).trained and one.name.endswith(LAST)]
-    told = f"{chosen.name} ({100 * chosen.score:.1f})"
-    if own and own[0] is not chosen:
-        told += f" instead of {own[0].name} ({100 * own[0].score:.1f})"
-    return chosen, ties, told
+def most_numbers(config: Config) -> int:
+    """In a searched vector, but for the last stage's."""
+    return AUTO_DIM if config.search.dim == "auto" else config.search.dim
 
 
-def measure_of(work: Work, look: Look) -> tuple[Measure, str, bool]:
-    """How candidates are measured, in words too; whether by labels."""
+@dataclass(frozen=True)
+class Labels:
+    """How candidates are measured, and in words."""
+
+    measure: Measure
+    words: str
+
+
+def labels_of(work: Work, look: Look) -> Labels | None:
+    """By the labels of training and validation images; None where there are none, or training lacks classes."""
     train, val = (getattr(work.dataset, split).select(look.rows[split]) for split in ("train", "val"))
     (train_rows, train_labels), (val_rows, val_labels) = train.labelled(), val.labelled()
+    if work.dataset.some_classes or not len(train_labels) or not len(val_labels) or len(set(train_labels)) < 2:
+        return None
     evaluate = work.config.evaluate
     material = Material(train_labels, val_labels, evaluate.k, evaluate.temperature)
     words = (
@@ -200,7 +228,51 @@ def measure_of(work: Work, look: Look) -> tuple[Measure, str, bool]:
         correct = material.correct(of_train[train_rows], of_val[val_rows])
         return float(correct.mean()), correct
 
-    return measure, words, True
+    return Labels(measure, words)
+
+
+def by_agreement(tried: list[Tried]) -> list[Tried]:
+    """Scored by how far a candidate's neighbours are those of candidates from other sources, best first."""
+    scores = agreement([one.candidate.source for one in tried], [(one.train, one.val) for one in tried])
+    scored = [
+        replace(one, candidate=replace(one.candidate, score=score)) for one, score in zip(tried, scores, strict=True)
+    ]
+    return sorted(scored, key=lambda one: -one.candidate.score)
+
+
+def mixture(tried: list[Tried], look: Look, dim: int) -> Tried:
+    """What is guessed without labels: a network that has learned from, or started from, pretrained weights; else a
+    frozen one; else HOG, colour histogram and the last stage together. Whitened where that is to be had."""
+    by_source: dict[str, Tried] = {}
+    for one in sorted(
+        tried, key=lambda one: (one.candidate.whitened, one.candidate.name.partition(" ")[0].endswith(LAST))
+    ):
+        by_source[one.candidate.source] = one
+    own = next(source for source in look.sources.values() if source.trained)
+    frozen = [name for name, source in look.sources.items() if source.pretrained and name != own.name]
+    if own.pretrained:
+        return by_source[own.name]
+    if frozen:
+        return by_source[frozen[0]]
+    return joined([by_source[name] for name in (*DESCRIPTORS, own.name) if name in by_source], dim)
+
+
+def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool) -> str:
+    """The choice in a sentence."""
+    if guessed:
+        return (
+            f"{chosen.name}, a guess: without labels nothing says which vectors find best. Label 200 images "
+            "(--data.labels FILE) and it is measured"
+        )
+    own = [
+        one.candidate
+        for one in tried
+        if look.sources.get(one.candidate.source, _NONE).trained and one.candidate.name.endswith(f":{LAST}")
+    ]
+    told = f"{chosen.name} ({100 * chosen.score:.1f})"
+    if own and own[0].name != chosen.name:
+        told += f" instead of {own[0].name} ({100 * own[0].score:.1f})"
+    return told
 
 
 def compared(images: Images, split: str, work: Work) -> NDArray[np.int64]:
@@ -288,20 +360,77 @@ def find_sources(work: Work) -> list[Source]:
     flops = float(describe(own)["flops"])
     untrained = new_encoder(work.config, weights=False).eval().to(work.device)
     found.append(Source(UNTRAINED, Origin("network", own.image_size, own.image_size), (LAST,), flops, untrained))
-    for name, given, encoder in frozen_networks(work):
-        size = encoder.image_size
-        origin = Origin("network", size, size, name=given[0], weights=given[1], hash=digest_of(encoder))
+    for given, encoder in frozen_networks(work):
+        size, name = encoder.image_size, given.label
+        origin = Origin("network", size, size, name=given.name, weights=given.weights, hash=digest_of(encoder))
         encoder = encoder.to(work.device).eval()
-        found.append(Source(name, origin, frozen_names(encoder), float(describe(encoder)["flops"]), encoder))
+        found.append(
+            Source(name, origin, frozen_names(encoder), float(describe(encoder)["flops"]), encoder, pretrained=True)
+        )
     origin = Origin("network", own.image_size, own.image_size, encoder=OWN, hash=encoder_hash(work.run))
     own = own.to(work.device)
-    found.append(Source(own_name(work.config), origin, tuple(names_of(own)), flops, own, trained=True))
+    taught = work.config.encoder.weights is not None or configuration.method_name(work.config) == "distill"
+    found.append(Source(own_name(work.config), origin, tuple(names_of(own)), flops, own, True, pretrained=taught))
     return found
 
 
-def frozen_networks(work: Work) -> list[tuple[str, tuple[str, str], Encoder]]:
-    """(name among the candidates, how it is given, the network) of pretrained networks on this machine."""
-    return []
+@dataclass(frozen=True)
+class Given:
+    """A pretrained network as --encoder.name and --encoder.weights name it."""
+
+    name: str
+    weights: str
+
+    @property
+    def label(self) -> str:
+        """Among the candidates, and in the names of baselines."""
+        return self.name.replace("/", "-")
+
+
+def frozen_networks(work: Work) -> list[tuple[Given, Encoder]]:
+    """At most two pretrained networks that are on this machine, frozen: those that the run names first.
+
+    One that would take too long over these images is left out, and said.
+    """
+    found: dict[str, tuple[Given, Encoder]] = {}
+    for given in named_networks(work.config) + [Given(one.name, one.weights) for one in available()]:
+        if len(found) == FROZEN_MOST or given.label in found or is_own(given, work.config):
+            continue
+        encoder = frozen_one(given, work)
+        if encoder is not None:
+            found[given.label] = given, encoder
+    return list(found.values())
+
+
+def named_networks(config: Config) -> list[Given]:
+    """What a run starts from, and what it is taught by."""
+    method = config.method
+    pairs_ = [
+        (config.encoder.name, config.encoder.weights),
+        (getattr(method, "teacher", None), getattr(method, "teacher_weights", None)),
+    ]
+    return [Given(name, weights) for name, weights in pairs_ if name is not None and weights is not None]
+
+
+def is_own(given: Given, config: Config) -> bool:
+    """Whether a network is the run's own, as it came."""
+    return config.method is None and (given.name, given.weights) == (config.encoder.name, config.encoder.weights)
+
+
+def frozen_one(given: Given, work: Work) -> Encoder | None:
+    """The network in eval mode at the size that suits the images; None, and said, where that cannot be or lasts."""
+    data = work.dataset
+    images = sum(len(part) for part in (data.train, data.val, data.test) if part is not None)
+    try:
+        encoder = pretrained_encoder(given, channels=data.channels, image_side=data.image_size)
+    except UserError as error:
+        work.reporter.message(f"{given.name} is not compared: {error}")
+        return None
+    most = FROZEN_FLOPS * (GPU_TIMES if work.device.type == "cuda" else (os.cpu_count() or 1))
+    if images * describe(encoder)["flops"] > most:
+        work.reporter.message(f"{given.name} is not compared: {images:,} images would take it too long on this machine")
+        return None
+    return encoder
 
 
 def frozen_names(encoder: Encoder) -> tuple[str, ...]:

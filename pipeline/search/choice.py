@@ -17,6 +17,7 @@ from pipeline.search.projection import Directions, Projection, find_directions, 
 MOST = 60  # candidates
 PAIRED = 4  # sources whose best candidates are paired
 _ROUNDING = 1e-12
+AGREED = 20  # neighbours that candidates are compared by without labels
 AUTO_DIM = 256  # most numbers in a searched vector
 
 Floats = NDArray[np.float32]
@@ -112,27 +113,54 @@ def pairs(tried: Sequence[Tried], dim: int, measure: Measure) -> list[Tried]:
     best: dict[str, Tried] = {}
     for one in sorted(tried, key=lambda one: -one.candidate.score):
         best.setdefault(one.candidate.source, one)
-    return [_pair(a, b, dim, measure) for a, b in combinations(list(best.values())[:PAIRED], 2)]
+    return [joined(two, dim, measure) for two in combinations(list(best.values())[:PAIRED], 2)]
 
 
-def _pair(a: Tried, b: Tried, dim: int, measure: Measure) -> Tried:
-    both = [np.concatenate([getattr(a, split), getattr(b, split)], axis=1) for split in ("train", "val")]
+def joined(parts: Sequence[Tried], dim: int, measure: Measure | None = None) -> Tried:
+    """Several candidates as one: parts of equal weight, projected to `dim` numbers."""
+    both = [np.concatenate([getattr(one, split) for one in parts], axis=1) for split in ("train", "val")]
     joint = fit_projection(both[0], dim, whiten=False)
-    vectors = Vectors((*a.vectors.parts, *b.vectors.parts), joint)
+    vectors = Vectors(tuple(part for one in parts for part in one.vectors.parts), joint)
     train, val = joint(both[0]), joint(both[1])
-    score, correct = measure(train, val)
-    one, other = a.candidate, b.candidate
+    score, correct = measure(train, val) if measure is not None else (0.0, np.zeros(0, dtype=bool))
+    candidates = [one.candidate for one in parts]
     candidate = Candidate(
         vectors.label,
-        JOIN.join((one.source, other.source)),
-        one.whitened or other.whitened,
+        JOIN.join(one.source for one in candidates),
+        any(one.whitened for one in candidates),
         4 * train.shape[1],
-        one.flops + other.flops,
+        sum(one.flops for one in candidates),
         score,
         correct,
-        one.seconds + other.seconds,
+        sum(one.seconds for one in candidates),
     )
     return Tried(candidate, vectors, train, val)
+
+
+def agreement(sources: Sequence[str], vectors: Sequence[tuple[Floats, Floats]], k: int = AGREED) -> list[float]:
+    """For each candidate the mean share of the k nearest training images of a validation image that candidates of
+    other sources name too, each source with equal weight: 0 … 1. No labels are needed."""
+    import faiss
+
+    found = []
+    for train, val in vectors:
+        _, rows = faiss.knn(val, train, min(k, len(train)), metric=faiss.METRIC_INNER_PRODUCT)
+        found.append(np.sort(rows, axis=1))
+    names = list(dict.fromkeys(sources))
+    scores = []
+    for own, mine in zip(sources, found, strict=True):
+        shares = []
+        for name in names:
+            others = [rows for other, rows in zip(sources, found, strict=True) if other == name and name != own]
+            if others:
+                shares.append(np.mean([_shared(mine, rows) for rows in others]))
+        scores.append(float(np.mean(shares)) if shares else 0.0)
+    return scores
+
+
+def _shared(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+    both = np.sort(np.concatenate([a, b], axis=1), axis=1)
+    return float((both[:, 1:] == both[:, :-1]).sum(axis=1).mean() / a.shape[1])
 
 
 def paired_error(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
