@@ -5,6 +5,7 @@ again it does nothing. Shapes: N images, D features.
 """
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline import config as configuration
 from pipeline import distributed
+from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
 from pipeline.checkpoint import load_checkpoint, load_extra, save_checkpoint
 from pipeline.choices import (
     fix_backend,
@@ -39,7 +41,6 @@ from pipeline.evaluate import (
     drop_stale_records,
     evaluate_embeddings,
     is_evaluated,
-    raw_pixel_embeddings,
     read_evaluation,
     write_evaluation,
 )
@@ -78,6 +79,7 @@ from pipeline.work import (
     new_optimizer,
     place,
     quicken,
+    read_at,
     required_method,
     schedule_of,
 )
@@ -131,7 +133,7 @@ def run_pretrain(work: Work) -> None:
 
 
 def run_probe(work: Work) -> None:
-    """Linear probes on every stage of the encoder, of a randomly initialised one, and on raw pixels."""
+    """Linear probes on every stage of the encoder, of a randomly initialised one, and on baselines without any."""
     key = key_of("probe", work.run, work.config, work.dataset)
     if already_done(work, "probe", key):
         return
@@ -140,8 +142,8 @@ def run_probe(work: Work) -> None:
         for prefix, encoder in encoders_to_compare(work):
             sets = [features_of(work, encoder, prefix, split) for split in ("train", "val", "test")]
             probe_stages(work, prefix, {name: [s[name] for s in sets] for name in sets[0]})
-        pixels = [pixels_of(work.dataset, split) for split in ("train", "val", "test")]
-        probe_stages(work, "baseline/raw-pixels/", {"pixels": pixels})
+        if work.is_main:
+            probe_baselines(work)
 
 
 def run_finetune(work: Work) -> None:
@@ -183,8 +185,10 @@ def run_embed(work: Work) -> None:
         for prefix, encoder in encoders_to_compare(work):
             save_splits(work, encoder, prefix)
         work.features.clear()
-        for name, _, encoder in frozen_networks(work):
-            save_frozen(work, encoder.to(work.device), f"baseline/pretrained-{name}")
+        for given, encoder in frozen_networks(work):
+            named = "" if given.name == work.config.encoder.name else f"-{given.label}"
+            if named or work.config.encoder.weights is None:  # else it is there, at the run's own image size
+                save_frozen(work, encoder.to(work.device), f"baseline/pretrained{named}/")
 
 
 def save_splits(work: Work, encoder: Encoder, prefix: str) -> None:
@@ -270,13 +274,12 @@ def index_embeddings(run: Path, name: str) -> None:
 
 
 def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
-    """kNN, k-means, retrieval and health of the embeddings, beside raw pixels and a random encoder."""
+    """kNN, k-means, retrieval and health of the embeddings, beside those of the baselines."""
     config, name = configuration.load(run / "config.json"), data_name(run)
     splits = load_splits(run, name)
     first = splits["train"]
-    key = stage_key(
-        "evaluate", dataclasses.asdict(config.evaluate), first.encoder_hash, first.data_fingerprint, search_hash(run)
-    )
+    own = dataclasses.asdict(config.evaluate)
+    key = stage_key("evaluate", own, first.encoder_hash, first.data_fingerprint, search_hash(run), VERSIONS)
     if stage_done(run, "evaluate", key) and has_records(run, "health/"):
         return
     began = time.perf_counter()
@@ -288,8 +291,10 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         found = load_splits_in(other.parent)
         prefix = f"baseline/{other.parent.name}/"
         records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
-    pixels = pixel_embeddings(dataset if dataset is not None else open_data(config), splits)
-    records += evaluate_embeddings(pixels["train"], pixels["test"], **settings, prefix="baseline/raw-pixels/")
+    images = dataset if dataset is not None else open_data(config)
+    pictures = Pictures(images, functools.cache(lambda size: read_at(size, config, images)))
+    for plain in VERSIONS:
+        records += evaluate_baseline(plain, pictures, splits, **settings)
     records += search_records(run, name, settings)
     with writer_lock(run):
         write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
@@ -401,6 +406,8 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
     own: Any = dataclasses.asdict(config).get(name)
     if name == "search":
         own = [own, config.evaluate.k, config.evaluate.temperature, config.data.val_fraction]
+    if name == "probe":
+        own = [own, VERSIONS]
     return stage_key(name, own, encoder_hash(run), dataset.fingerprint)
 
 
@@ -743,26 +750,47 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
     """Probe every stage; the one that is best on held-out training images is the result."""
     if not work.is_main:
         return
-    settings, data = work.config.probe, work.dataset
-    known = [split_of(work, name).labelled() for name in ("train", "val", "test")]
     results: dict[str, ProbeResult] = {}
     for name, vectors in stages.items():
         row = {"run": work.run.name, "stage": f"{prefix}probe", "done": len(results), "total": len(stages)}
         work.reporter.progress(row)
-        results[name] = probe(
-            *((part[rows], labels) for part, (rows, labels) in zip(vectors, known)),
-            classes=len(data.class_names or ()),
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rates=settings.learning_rates,
-            weight_decays=settings.weight_decays,
-            seed=work.config.train.seed,
-            device=work.device,
-        )
+        results[name] = fit_probe(work, vectors)
     best = max(reversed(results), key=lambda name: results[name].val_accuracy)  # the deeper one where they tie
-    records = [probe_record(work, f"{prefix}probe/{name}/top1", name, result) for name, result in results.items()]
-    record(
-        work, [*records, probe_record(work, f"{prefix}probe/top1", f"{best}, chosen on held-out train", results[best])]
+    cells = f"maps pooled to {work.config.probe.pool} × {work.config.probe.pool}"
+    records = [
+        probe_record(work, f"{prefix}probe/{name}/top1", f"{name} ({cells})", result)
+        for name, result in results.items()
+    ]
+    chosen = f"{best}, chosen on held-out train ({cells})"
+    record(work, [*records, probe_record(work, f"{prefix}probe/top1", chosen, results[best])])
+
+
+def probe_baselines(work: Work) -> None:
+    """Probe what needs no encoder, on rank 0."""
+    settings = {**dataclasses.asdict(work.config.probe), "seed": work.config.train.seed, "device": work.device.type}
+    pictures = Pictures(work.dataset, work.at_size, lambda name: counting(work, f"baseline/{name}"))
+    records = []
+    for name in VERSIONS:
+        work.reporter.progress({"run": work.run.name, "stage": f"baseline/{name}/probe"})
+        result = probe_baseline(name, pictures, lambda vectors: fit_probe(work, vectors), settings)
+        records.append(probe_record(work, f"baseline/{name}/probe/top1", name.replace("-", " "), result))
+    before = tuple(f"baseline/{name}/probe/" for name in VERSIONS)
+    write_evaluation(work.run, records, keep=lambda record: not record["metric"].startswith(before))
+
+
+def fit_probe(work: Work, vectors: list[NDArray[np.float32]]) -> ProbeResult:
+    """A probe on features (N, D) of the images of train, val and test."""
+    settings = work.config.probe
+    known = [split_of(work, name).labelled() for name in ("train", "val", "test")]
+    return probe(
+        *((part[rows], labels) for part, (rows, labels) in zip(vectors, known)),
+        classes=len(work.dataset.class_names or ()),
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        learning_rates=settings.learning_rates,
+        weight_decays=settings.weight_decays,
+        seed=work.config.train.seed,
+        device=work.device,
     )
 
 
@@ -771,7 +799,7 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
     n = len(test_images(work).labelled()[0])
     settings = work.config.probe
     protocol = (
-        f"linear probe on frozen features of {where} (maps pooled to {settings.pool} × {settings.pool}), "
+        f"linear probe on frozen features of {where}, "
         f"{settings.epochs} epochs of SGD, last epoch; learning rate {result.learning_rate:g} and weight decay "
         f"{result.weight_decay:g} chosen on held-out train (accuracy there {result.val_accuracy:.4f})"
     )
@@ -976,24 +1004,3 @@ def check_search(run: Path) -> None:
 def load_splits_in(folder: Path) -> dict[str, Embeddings]:
     """The embeddings of train and test (which may be empty)."""
     return {split: load_embeddings(folder / f"{split}.parquet") for split in ("train", "test")}
-
-
-def pixel_embeddings(dataset: Dataset, like: dict[str, Embeddings]) -> dict[str, Embeddings]:
-    """Raw pixels in the place of the vectors of the embeddings, in the same order."""
-    train, test = like["train"], like["test"]
-    found = {split: pixels_of(dataset, split) for split in ("train", "val", "test")}
-    ids = np.concatenate([images.ids for images in (dataset.train, dataset.val, dataset.test) if images is not None])
-    rows = {int(one): row for row, one in enumerate(ids)}
-    pixels = np.concatenate(list(found.values()))
-    return {
-        name: replace(split, vectors=pixels[[rows[int(one)] for one in split.ids]])
-        for name, split in (("train", train), ("test", test))
-    }
-
-
-def pixels_of(dataset: Dataset, split: str) -> NDArray[np.float32]:
-    """(N, side² · C) pixels in [0, 1] of a split."""
-    images = getattr(dataset, split)
-    if images is None:
-        images = dataset.train.select(np.arange(0))
-    return raw_pixel_embeddings(images, split, image_size=dataset.image_size, channels=dataset.channels).vectors

@@ -6,7 +6,7 @@ Listing imports torchvision only where its cache has files, and timm never.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.errors import UserError
 from pipeline.models.local_weights import (
@@ -26,6 +26,16 @@ ENLARGED = 4  # images are shown to a frozen network at most at so many times th
 SMALLEST = 64  # pixels a side that a frozen network sees at least, where its own size is no smaller
 PATCHES = (14, 16, 32)  # sides in pixels that a network may want a multiple of
 TORCHVISION, HUB, PACKAGE, FILE = "torchvision cache", "timm/hub cache", "package", "file"
+
+
+class Named(Protocol):
+    """A network with weights, as --encoder.name and --encoder.weights name them."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def weights(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,11 @@ def own_size(name: str, weights: str | None = None) -> int | None:
 
 
 def frozen_encoder(found: Available, *, channels: int, image_side: int) -> "Encoder":
+    """`pretrained_encoder` for weights that were found on this machine."""
+    return pretrained_encoder(found, channels=channels, image_side=image_side)
+
+
+def pretrained_encoder(given: Named, *, channels: int, image_side: int) -> "Encoder":
     """A network with its weights in eval mode, for images that really are there at `image_side` pixels a side.
 
     It sees them at its own size, or at the size it can take that is nearest to four times theirs where that is smaller:
@@ -67,16 +82,16 @@ def frozen_encoder(found: Available, *, channels: int, image_side: int) -> "Enco
     """
     from pipeline.encoders import build_encoder
 
-    own = own_size(found.name, found.weights) or max(SMALLEST, image_side)
+    own = own_size(given.name, given.weights) or max(SMALLEST, image_side)
     wanted = min(own, max(SMALLEST, ENLARGED * image_side))
     sizes = _sizes_near(wanted, own)
     for size in sizes[:-1]:
         try:
-            return build_encoder(found.name, channels=channels, image_size=size, weights=found.weights).eval()
+            return build_encoder(given.name, channels=channels, image_size=size, weights=given.weights).eval()
         except UserError as error:
             if "cannot take images" not in str(error):
                 raise
-    return build_encoder(found.name, channels=channels, image_size=sizes[-1], weights=found.weights).eval()
+    return build_encoder(given.name, channels=channels, image_size=sizes[-1], weights=given.weights).eval()
 
 
 def licence_of(name: str, weights: str | None) -> str:
