@@ -78,8 +78,8 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         # Of a blank image a map could be its own mean by chance.
         noise = torch.rand(1, channels, image_size, image_size, generator=torch.Generator().manual_seed(0))
-        self._taps = _frozen(net, lambda: _taps_of(name, net, noise))
-        found = _frozen(net, lambda: _outputs(name, net, noise, self._taps))
+        self._taps = in_eval(net, lambda: _taps_of(name, net, noise))
+        found = in_eval(net, lambda: _outputs(name, net, noise, self._taps))
         if found["features"].ndim != 2:
             raise ValueError(f"it gives {tuple(found['features'].shape[1:])} for an image and no vector")
         self.stage_names = tuple(found)
@@ -118,7 +118,7 @@ class Encoder(nn.Module):
 
     def output_shape(self, call: Callable[[Tensor], Tensor]) -> tuple[int, ...]:
         """The shape, without B, of what `call` makes of an image (1, C, H, W); nothing of the encoder is changed."""
-        return tuple(_frozen(self, lambda: call(self.blank_image())).shape[1:])
+        return tuple(in_eval(self, lambda: call(self.blank_image())).shape[1:])
 
     def blank_image(self) -> Tensor:
         """(1, C, H, W) zeros of the encoder's type and on its device."""
@@ -289,7 +289,7 @@ def _check_normalisation(channels: int, mean: Sequence[float], std: Sequence[flo
         raise UserError(f"mean {list(mean)} and std {list(std)} must be finite, and std positive")
 
 
-def _frozen(module: nn.Module, call: Callable[[], T]) -> T:
+def in_eval(module: nn.Module, call: Callable[[], T]) -> T:
     """The value of `call()` without gradients and with `module` in eval mode, so that no statistic moves."""
     modes = {part: part.training for part in module.modules()}
     module.eval()

@@ -2,7 +2,8 @@
 
 encoder.safetensors   the backbone's state dict, float32
 encoder.json          what it is, how its input is normalised, its sha256, how to load it
-encoder_module.py     only where torchvision has no identical network: needs torch and safetensors alone
+encoder_module.py     only where neither torchvision nor timm has that network: needs torch and safetensors alone
+MODEL_CARD.md         what it is, what it learned from, under which licence that is
 """
 
 import hashlib
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import backbones
-from pipeline.encoders import ENCODERS, TAKES, Encoder, build_encoder
+from pipeline.encoders import ENCODERS, TAKES, Encoder, build_encoder, in_eval
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json, write_text
+from pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
 from pipeline.weights import SCHEMA, read_export, read_manifest
 
 _FOOTER = '''
@@ -57,16 +59,43 @@ mean, std = torch.tensor({mean})[:, None, None], torch.tensor({std})[:, None, No
 features = lambda images: net((images - mean) / std)
 """
 
+_TIMM = """\
+import timm, torch
+from safetensors.torch import load_file
+net = timm.create_model({network!r}{arguments})
+net.load_state_dict(load_file("encoder.safetensors"), strict=True)
+net.eval()
+# images (B, {channels}, {image_size}, {image_size}) in [0, 1] to features (B, {dim})
+mean, std = torch.tensor({mean})[:, None, None], torch.tensor({std})[:, None, None]
+features = lambda images: net((images - mean) / std)
+"""
+
+_CARD = """\
+# {title}
+
+- network: {name}, {channels} channels of {image_size} × {image_size} pixels in [0, 1], {dim} features
+- made by: {method}
+- images it was made for: {data}
+- licence: {licence}
+- sha256 of encoder.safetensors: {sha256}
+- figures: evaluation.json and report.html beside this file, once the run is evaluated
+
+`encoder.json` says how to load it without this project.
+"""
+
+NOBODY_ELSE = "yours: these weights have learned from nobody else's"
+
 _STANDALONE = """\
 from encoder_module import load
 features = load("encoder.safetensors")  # images (B, {channels}, H, W) in [0, 1] to features (B, {dim})
 """
 
 
-def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] | None = None) -> None:
+def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] | None = None) -> str | None:
     """Write an encoder's files into `folder`; `extra` is kept in encoder.json under the same name.
 
     encoder.json is written last: until then its sha256 tells that the weights are not the ones it describes.
+    Of weights that come from others: a line that says how the file does in timm or torchvision.
     """
     from safetensors.torch import save_file
 
@@ -76,14 +105,42 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
     with replacing(weights) as temporary:
         save_file(_plain(encoder.net), temporary)
     described = _described(encoder)
-    identical = _is_torchvisions(encoder)
-    if identical:
+    library = _library(encoder)
+    if library is not None:
         module.unlink(missing_ok=True)
     else:
         write_text(module, inspect.getsource(backbones) + _FOOTER.format(**described))
-    how = _torchvision_code(encoder, described) if identical else _STANDALONE.format(**described)
     manifest = {"schema": SCHEMA, **described, "stages": list(encoder.stage_names), "sha256": sha256(weights)}
-    write_json(folder / "encoder.json", {**manifest, "load": how.splitlines(), "extra": extra or {}})
+    whose = {"licence": licence_of(encoder), "origin": list(encoder.origins)}
+    _write_card(folder, {**manifest, **whose}, extra or {})
+    how = _loading_code(library, encoder, described).splitlines()
+    write_json(folder / "encoder.json", {**manifest, **whose, "load": how, "extra": extra or {}})
+    if library is None or not encoder.origins:
+        return None
+    return f"export: {library}'s {encoder.name.removeprefix(TIMM)}, largest difference {parity(encoder, folder):.2g}"
+
+
+def licence_of(encoder: Encoder) -> str:
+    """Whose weights an encoder has learned from, and under which licence these are."""
+    told = [f"{one['role']} {one['name']} ({one['weights']}): {one['licence']}" for one in encoder.origins]
+    return "; ".join(dict.fromkeys(told)) or NOBODY_ELSE
+
+
+@torch.no_grad()
+def parity(encoder: Encoder, folder: Path) -> float:
+    """Largest difference of features, of an image of noise, to those of timm's or torchvision's own network.
+
+    It is built without this project's help and takes the exported file with strict=True.
+    """
+    from safetensors.torch import load_file
+
+    with torch.random.fork_rng(devices=[]):
+        net = _peer(encoder)
+    net.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
+    shape = (1, encoder.channels, encoder.image_size, encoder.image_size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
+    theirs = net.eval().to(encoder.mean)(backbones.normalise(noise, encoder.mean, encoder.std))
+    return float((theirs - in_eval(encoder, lambda: encoder(noise))).abs().max())
 
 
 def load_encoder(folder: Path | str) -> Encoder:
@@ -97,6 +154,7 @@ def load_encoder(folder: Path | str) -> Encoder:
     settings |= {key: manifest.get(key) for key in TAKES}  # which older exports do not have
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(manifest["name"], **settings)
+    encoder.origins = tuple(manifest.get("origin", ()))
     try:
         encoder.net.load_state_dict(state, strict=True)
     except RuntimeError:
@@ -130,16 +188,56 @@ def _described(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _is_torchvisions(encoder: Encoder) -> bool:
-    """Whether torchvision's network of that name takes the weights as they are, without its classifier."""
+def _library(encoder: Encoder) -> str | None:
+    """Which of timm and torchvision has a network that takes the weights as they are, without its classifier."""
+    if is_timm(encoder.name):
+        return "timm"
     same_stem = encoder.name not in ENCODERS or encoder.stem == "large"
     own = encoder.name == "resnet-tiny" or any(size is not None for size in encoder.sizes.values())
-    return encoder.channels == 3 and same_stem and not own
+    return "torchvision" if encoder.channels == 3 and same_stem and not own else None
 
 
-def _torchvision_code(encoder: Encoder, described: dict[str, Any]) -> str:
-    """Python code that rebuilds an encoder with torchvision alone."""
+def _loading_code(library: str | None, encoder: Encoder, described: dict[str, Any]) -> str:
+    """Python code that rebuilds an encoder with torch and that library alone, or with the module beside it."""
+    if library is None:
+        return _STANDALONE.format(**described)
+    if library == "timm":
+        arguments = arguments_of(encoder.name, encoder.channels, encoder.image_size)
+        network, _ = parts_of(encoder.name)
+        return _TIMM.format(**described, network=network, arguments=_listed(arguments))
     arguments = backbones.torchvision_arguments(encoder.name, encoder.image_size)
-    head = "fc" if encoder.name in ENCODERS else backbones.head_path(encoder.net, nn.Identity)
-    listed = "".join(f", {key}={value!r}" for key, value in arguments.items())
-    return _TORCHVISION.format(**described, arguments=listed, head=head)
+    return _TORCHVISION.format(**described, arguments=_listed(arguments), head=_head(encoder))
+
+
+def _listed(arguments: dict[str, Any]) -> str:
+    return "".join(f", {key}={value!r}" for key, value in arguments.items())
+
+
+def _head(encoder: Encoder) -> str:
+    return "fc" if encoder.name in ENCODERS else backbones.head_path(encoder.net, nn.Identity)
+
+
+def _peer(encoder: Encoder) -> nn.Module:
+    """What the loading code builds."""
+    if is_timm(encoder.name):
+        network, _ = parts_of(encoder.name)
+        arguments = arguments_of(encoder.name, encoder.channels, encoder.image_size)
+        built: nn.Module = import_timm().create_model(network, **arguments)
+        return built
+    from torchvision import models
+
+    arguments = backbones.torchvision_arguments(encoder.name, encoder.image_size)
+    net: nn.Module = models.get_model(encoder.name, weights=None, **arguments)
+    net.set_submodule(_head(encoder), nn.Identity())
+    return net
+
+
+def _write_card(folder: Path, manifest: dict[str, Any], extra: dict[str, Any]) -> None:
+    try:
+        data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        data = "not stated"
+    method = extra.get("method") or "nobody: the weights are as they came"
+    write_text(
+        folder / "MODEL_CARD.md", _CARD.format(**manifest, title=folder.resolve().name, method=method, data=data)
+    )
