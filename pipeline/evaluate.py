@@ -274,7 +274,7 @@ def _health_records(train: Embeddings, seed: int) -> list[Record]:
     if n < 2:
         return []
     sample = np.random.default_rng(seed).permutation(n)
-    wide = train.vectors.shape[1] > 1024  # raw pixels, whose singular values are slow to find and of little interest
+    wide = train.vectors.shape[1] > 1024  # such as HOG, whose singular values are slow to find and of little interest
     vectors, few = (
         train.vectors[sample[: RANKME_SAMPLES // 5 if wide else RANKME_SAMPLES]],
         train.vectors[sample[:UNIFORMITY_SAMPLES]],

@@ -55,6 +55,16 @@ def descriptor_features(name: str, images: Images, fingerprint: str, progress: P
     return found
 
 
+def describe_here(name: str, images: Images, fingerprint: str, progress: Progress | None = None) -> Floats:
+    """`descriptor_features` in this process alone: other workers need not call it."""
+    key = key_of(f"{name} {DESCRIPTORS[name].version}", fingerprint, images.ids)
+    found = kept_floats(key, len(images))
+    if found is None:
+        found = _described(name, images, progress)
+        keep_floats(key, found)
+    return found
+
+
 def frozen_stages(
     encoder: Encoder,
     names: Sequence[str],

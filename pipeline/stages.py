@@ -47,7 +47,7 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.guard import Guard, draw_sample
+from pipeline.guard import Guard, draw_sample, look_size
 from pipeline.layers import without_adapters
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -122,7 +122,8 @@ def run_pretrain(work: Work) -> None:
             facts.update(guard=guard.facts())
         method.encoder = without_adapters(method.encoder)
         if work.is_main:
-            export_encoder(method.encoder, work.run, {"method": required_method(config), "step": kept})
+            if told := export_encoder(method.encoder, work.run, {"method": required_method(config), "step": kept}):
+                work.reporter.message(told)
             if method.keeps_decoder:
                 save_decoder(method, work.run)
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
@@ -278,19 +279,20 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     config, name = configuration.load(run / "config.json"), data_name(run)
     splits = load_splits(run, name)
     first = splits["train"]
-    own = dataclasses.asdict(config.evaluate)
-    key = stage_key("evaluate", own, first.encoder_hash, first.data_fingerprint, search_hash(run), VERSIONS)
+    networks = sorted(path.parent for path in embeddings_folder(run, name, "baseline").glob("*/train.parquet"))
+    own = [dataclasses.asdict(config.evaluate), VERSIONS, [folder.name for folder in networks]]
+    key = stage_key("evaluate", own, first.encoder_hash, first.data_fingerprint, search_hash(run))
     if stage_done(run, "evaluate", key) and has_records(run, "health/"):
         return
     began = time.perf_counter()
     settings = dataclasses.asdict(config.evaluate)
     settings.update(seed=config.train.seed, checkpoint=first.encoder_hash[:12], all_classes=config.data.classes is None)
     records = evaluate_embeddings(splits["train"], splits["test"], **settings)
-    baseline = embeddings_folder(run, name, f"baseline/{BASELINE}/")
-    for other in sorted(baseline.parent.glob("*/train.parquet")):
-        found = load_splits_in(other.parent)
-        prefix = f"baseline/{other.parent.name}/"
-        records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
+    for folder in networks:
+        found = load_splits_in(folder)
+        if found["train"].encoder_hash == first.encoder_hash:  # else left from before the run was trained on
+            prefix = f"baseline/{folder.name}/"
+            records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
     images = dataset if dataset is not None else open_data(config)
     pictures = Pictures(images, functools.cache(lambda size: read_at(size, config, images)))
     for plain in VERSIONS:
@@ -572,7 +574,11 @@ def training_hooks(
         if work.is_main:
             folder, keep = work.run / "checkpoints", settings.keep_checkpoints
             extra, state = guard.state() if guard is not None else ({}, None)
-            facts = {"stage": name} if state is None else {"stage": name, "guard": state}
+            facts = (
+                {"stage": name}
+                if guard is None
+                else {"stage": name, "guard": {"state": state, "size": guard.sample.size}}
+            )
             save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts=facts, extra=extra)
         distributed.barrier()
 
@@ -620,7 +626,10 @@ def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: An
     if settings.guard == "no" or (settings.guard == "auto" and work.config.encoder.weights is None):
         return None
     classes = 0 if data.some_classes else len(data.class_names or ())
-    sample = draw_sample(data.train, data.val, classes, settings.seed)
+    # Runs of older versions have no guard in their checkpoints; one that is made longer goes on looking at the same.
+    before = saved.get("guard") if saved is not None else None
+    size = before["size"] if before else look_size(steps, settings.batch_size * len(work.config.augment.views or ()))
+    sample = draw_sample(data.train, data.val, classes, settings.seed, size)
     if sample is None:
         work.reporter.message(f"{work.run}: no held-out images: nothing guards the weights it starts from")
         return None
@@ -632,8 +641,8 @@ def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: An
         device=work.device,
         precision=plain_precision(work.precision),
     )
-    if saved is not None and "guard" in saved:  # which runs of older versions do not have
-        guard.restore(load_extra(work.run / "checkpoints", start), saved["guard"])
+    if before:
+        guard.restore(load_extra(work.run / "checkpoints", start), before["state"])
     return guard
 
 

@@ -77,11 +77,8 @@ class Work:
 
     def at_size(self, size: int) -> Dataset:
         """The same images in the same parts, read for a network of `size` pixels a side."""
-        if size == self.dataset.image_size:
-            return self.dataset
         if size not in self._at_sizes:
-            data = replace(self.config.data, image_size=size, channels=self.dataset.channels)
-            self._at_sizes[size] = open_data(replace(self.config, data=data))
+            self._at_sizes[size] = read_at(size, self.config, self.dataset)
         return self._at_sizes[size]
 
     def frozen(self, source: Encoder | str, split: str) -> NDArray[np.float32]:
@@ -94,7 +91,7 @@ class Work:
 
         name = source if isinstance(source, str) else source.name
         return frozen_features(
-            source,
+            source if isinstance(source, str) else source.to(self.device),
             images_at,
             device=self.device,
             precision=plain_precision(self.precision),
@@ -111,6 +108,13 @@ class Work:
             pixels, _ = self.dataset.train.padded(np.arange(len(self.dataset.train)))
             self._resident = torch.from_numpy(pixels).to(self.device)
         return self._resident
+
+
+def read_at(size: int, config: Config, dataset: Dataset) -> Dataset:
+    """The images of a data set in the same parts, read for a network of `size` pixels a side."""
+    if size == dataset.image_size:
+        return dataset
+    return open_data(replace(config, data=replace(config.data, image_size=size, channels=dataset.channels)))
 
 
 class Stopped(Exception):  # noqa: N818

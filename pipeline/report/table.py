@@ -13,7 +13,11 @@ from pipeline.report.results import SCHEMA, Estimate, Run, load_runs
 if TYPE_CHECKING:
     from rich.console import Console
 
-BASELINES = {"raw-pixels": "raw pixels", "random-init": "random encoder", "pretrained": "pretrained encoder"}
+BASELINES = {
+    "raw-pixels": "raw pixels", "color-histogram": "colour histogram", "hog": "HOG", "random-init": "random encoder"
+}  # fmt: skip
+UNTRAINED = "random-init"
+PRETRAINED = "pretrained"  # weights of the run's network; of others "pretrained-NAME"
 OWN_IMAGES = "rayssl run simclr-folder --data.path DIR"
 SMALL_TEST_SET = 1_000  # below it the 95 % interval of an accuracy is at least about ± 1 point wide
 WHOLE_NAME = 16  # characters of a name that are never broken
@@ -224,26 +228,39 @@ def _baseline_rows(runs: Sequence[Run], columns: Sequence[Column]) -> list[Row]:
 def _baselines(runs: Sequence[Run]) -> dict[str, tuple[Run, str]]:
     """Label → the run that has the baseline, and its name there; told apart by data, encoder and seed that differ.
 
-    Raw pixels and pretrained weights depend on no seed, but for which images are held out: one run's stand for all.
+    Those that nothing is drawn for depend on no seed, but for which images are held out: one run's stand for all.
     """
     found: dict[tuple[str, ...], tuple[Run, str]] = {}
-    for name in BASELINES:
+    for name in _names(runs):
         for run in sorted(runs, key=lambda run: -len(_baseline_flat(run, name))):
             if _baseline_flat(run, name):
-                encoder = "" if name == "raw-pixels" else run.network
+                encoder = run.network if name == UNTRAINED else ""
                 seed = _seed_of(run, name)
-                details = (name, encoder, "" if seed is None else f"seed {seed}", run.data_path)
+                details = (_plain(run, name), encoder, "" if seed is None else f"seed {seed}", run.data_path)
                 found.setdefault(details, (run, name))
     varying = [len({detail for detail in column if detail}) > 1 for column in zip(*found, strict=True)]
     labels = {}
-    for (name, *parts), value in found.items():
+    for (plain, *parts), value in found.items():
         shown = [part for part, varies in zip(parts, varying[1:], strict=True) if varies and part]
-        labels[f"{BASELINES[name]} ({', '.join(shown)})" if shown else BASELINES[name]] = value
+        labels[f"{plain} ({', '.join(shown)})" if shown else plain] = value
     return labels
 
 
+def _names(runs: Sequence[Run]) -> list[str]:
+    """The baselines that any run may have: the four that need no weights, then what was pretrained."""
+    found = {match[1] for run in runs for metric in run.flat if (match := re.match(r"baseline/([^/]+)/", metric))}
+    return [*BASELINES, *sorted(name for name in found if name.startswith(PRETRAINED))]
+
+
+def _plain(run: Run, name: str) -> str:
+    """What people read for a baseline of a run."""
+    if name == PRETRAINED:
+        return f"pretrained {run.network}"
+    return BASELINES.get(name, name.replace("-", " ", 1))
+
+
 def _seed_of(run: Run, baseline: str) -> int | None:
-    return run.seed if baseline == "random-init" else None
+    return run.seed if baseline == UNTRAINED else None
 
 
 def _baseline_flat(run: Run, name: str) -> dict[str, float]:
@@ -328,7 +345,8 @@ def _size(row: Row, column: Column) -> int | None:
 
 
 def _phrase(baseline: Row) -> str:
-    return baseline.label if baseline.label.startswith("raw") else f"a {baseline.label}"
+    counted = baseline.label.startswith((BASELINES["color-histogram"], BASELINES[UNTRAINED]))
+    return f"a {baseline.label}" if counted else baseline.label
 
 
 def _and(words: Sequence[str]) -> str:
