@@ -5,6 +5,7 @@ networks on this machine, and pairs of the best. Shapes: N images, D numbers.
 """
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -193,9 +194,14 @@ def compare(
         row = {"run": work.run.name, "stage": "search/compare", "done": len(tried), "total": len(whiten) * len(seen)}
         work.reporter.progress(row)
     if JOIN in settings.vectors:
-        return pairs(tried, dim, measure)
+        return [joined([best_of(one, tried) for one in seen], dim, measure)]
     tried = tried[: MOST - PAIRS]
     return tried if settings.vectors != "auto" or labels is None else tried + pairs(tried, dim, measure)
+
+
+def best_of(seen: Seen, tried: list[Tried]) -> Tried:
+    """Plain or whitened."""
+    return max((one for one in tried if one.vectors.parts[0].seen == seen), key=lambda one: one.candidate.score)
 
 
 def most_numbers(config: Config) -> int:
@@ -301,6 +307,7 @@ def finish(
     facts = {**facts, "data": work.dataset.name, "data_fingerprint": work.dataset.fingerprint}
     search = write_search(work.run, vectors, origins, found[0].shape[1], candidates, facts)
     look.memory.clear()
+    drop_unused(work.run, [origin.encoder for origin in origins])
     save_vectors(work, search, *found)
     work.reporter.message(f"search: {facts['told']}; --search.vectors last undoes it")
     return search
@@ -317,6 +324,13 @@ def placed(work: Work, source: Source) -> Origin:
     return replace(source.origin, encoder=place, name=None, weights=None, hash=encoder_hash(work.run / place))
 
 
+def drop_unused(run: Path, places: Sequence[str | None]) -> None:
+    """Encoders of an earlier choice."""
+    for folder in (run / FOLDER).glob("*"):
+        if f"{FOLDER}/{folder.name}" not in places:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> None:
     """embeddings/<data>/search/."""
     from pipeline.embeddings import save_embeddings
@@ -331,8 +345,6 @@ def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> Non
 
 def forget(run: Path) -> None:
     """Remove what a run was searched by: its last stage is searched again."""
-    import shutil
-
     from pipeline.search.store import FILE, TENSORS
 
     for path in (run / FILE, run / TENSORS):

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,12 @@ def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int =
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i}.png")
 
 
+@pytest.fixture(autouse=True)
+def no_pretrained_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run is compared with does not depend on what lies on the machine of whoever runs the tests."""
+    monkeypatch.setattr("pipeline.choose.available", list)
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 images of 3 classes: 43 train, 5 held out, 12 test."""
@@ -56,7 +63,7 @@ def tiny_config(images: Path) -> Callable[..., Config]:
     """A config that trains in a second; changes are dotted paths."""
 
     def make(method: str = "simclr", changes: dict[str, Any] | None = None) -> Config:
-        recipe = build_recipe(f"{method}-folder")
+        recipe = replace(build_recipe(f"{method}-folder"), plan=())
         return override(recipe, {**TINY, "data.path": str(images), **(changes or {})})
 
     return make
@@ -80,8 +87,9 @@ def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPa
     run = tmp_path_factory.mktemp("finished") / "simclr-folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setattr("pipeline.choose.available", list)
         prepare_shown(tiny_config(), run, "rayssl run", quiet())
-        run_worker_stages(run, ["pretrain", "probe", "finetune", "embed"], Silent())
+        run_worker_stages(run, ["pretrain", "probe", "finetune", "embed", "search"], Silent())
         run_index(run)
         run_evaluate(run)
     return run
