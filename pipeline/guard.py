@@ -34,9 +34,11 @@ from pipeline.randomness import permutation
 
 LOOKS = 20  # in a run, the start not counted: one every 5 % of the steps
 QUERIES, REFERENCES = 1024, 4096  # validation and training images that are looked at, at most
+SHARE, LEAST = 0.15, 1024  # of a run's work that all looks may take; images that are looked at nevertheless
 FEWEST = 50  # labelled validation images: of fewer, kNN says nothing
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 BETTER, WORSE = 1.0, 2.0  # paired standard errors: to leave the start, to fall below it
+ROUNDING = 1e-9
 PATIENCE = 2  # looks below the start, one after the other, that end training
 AGREEMENT = 0.5  # without labels: least share of neighbours that stay
 
@@ -55,6 +57,7 @@ class Sample:
     queries: Images
     references: Images
     classes: int
+    size: int  # at most so many images
 
     @property
     def measure(self) -> str:
@@ -62,8 +65,16 @@ class Sample:
         return "knn" if self.classes else "agreement"
 
 
-def draw_sample(train: Images, val: Images, classes: int, seed: int) -> Sample | None:
-    """Validation and training images for the looks, those with a label where there are enough; None without any."""
+def look_size(steps: int, views: int) -> int:
+    """Images for each look, so that all looks together cost a SHARE of so many steps with so many views each.
+
+    A view of a step costs about three times an image that is only looked at: forward and backward pass.
+    """
+    return max(LEAST, round(SHARE * 3 * views * steps / LOOKS))
+
+
+def draw_sample(train: Images, val: Images, classes: int, seed: int, size: int) -> Sample | None:
+    """At most `size` validation and training images, those with a label where there are enough; None without any."""
     (known, labels), (asked, _) = train.labelled(), val.labelled()
     if classes > 1 and len(asked) >= FEWEST and len(known) >= NEIGHBOURS and len(np.unique(labels)) > 1:
         train, val = train.select(known), val.select(asked)
@@ -71,7 +82,8 @@ def draw_sample(train: Images, val: Images, classes: int, seed: int) -> Sample |
         classes = 0
     if len(val) == 0 or len(train) == 0:
         return None
-    return Sample(_some(val, QUERIES, seed), _some(train, REFERENCES, seed), classes)
+    queries = _some(val, min(QUERIES, size // 2), seed)
+    return Sample(queries, _some(train, min(REFERENCES, size - len(queries)), seed), classes, size)
 
 
 def _some(images: Images, count: int, seed: int) -> Images:
@@ -187,7 +199,7 @@ class Guard:
         now, start, best = (_percent(figures) for figures in (self.now, self.start, self.best))
         told = f"{now} % of the neighbours are those of the start (there are no labels)"
         if self.sample.measure == "knn":
-            told = f"validation kNN {now} (start {start}, best {best})"
+            told = f"validation kNN {now} (start {start}, best {best}) among {len(self.sample.references):,} images"
         return f"guard: step {self.step}/{self.steps}, {told}"
 
     def summary(self) -> str:
@@ -243,7 +255,9 @@ class Guard:
         if self.sample.measure == "agreement":
             return not self._is_below()
         gain = float((self.now - self.start).mean())
-        return gain > BETTER * paired_error(self.now, self.start) and bool(self.now.mean() > self.best.mean())
+        # One image more is worth one standard error, but for rounding: that is not enough.
+        surely = gain - BETTER * paired_error(self.now, self.start) > ROUNDING
+        return surely and bool(self.now.mean() > self.best.mean())
 
     def _is_below(self) -> bool:
         if self.sample.measure == "agreement":
@@ -260,7 +274,7 @@ def _neighbours(queries: NDArray[np.float32], references: NDArray[np.float32]) -
     """(Q, K) positions of the nearest by cosine; −1 where a feature is not finite."""
     import faiss
 
-    k = min(NEIGHBOURS, len(references))
+    k = min(NEIGHBOURS, max(1, len(references) // 20))  # of fewer images, most would be neighbours by chance
     if not (np.isfinite(queries).all() and np.isfinite(references).all()):
         return np.full((len(queries), k), -1, dtype=np.int64)
     found = faiss.knn(normalise(queries), normalise(references), k, metric=faiss.METRIC_INNER_PRODUCT)
