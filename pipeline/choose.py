@@ -26,6 +26,7 @@ from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.frozen import descriptor_features, digest_of, frozen_stages
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.pretrained import available, pretrained_encoder
+from pipeline.randomness import permutation
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (
     AUTO_DIM,
@@ -54,6 +55,7 @@ LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compare
 FROZEN_MOST = 2  # pretrained networks that are compared
 FROZEN_FLOPS, GPU_TIMES = 2e13, 200  # that one of them may take: of a core, some minutes; a GPU does as much as so many
 DESCRIPTOR_FLOPS = 1e6  # an image, about
+QUERIES, NEIGHBOURS = 6, 6  # validation images and what is found for them, in the report
 PAIRS = PAIRED * (PAIRED - 1) // 2
 AGREEMENT = "share of the 20 nearest training images of a validation image that other candidates name too: no labels"
 
@@ -174,8 +176,30 @@ def decide(
         "ties": [one.name for one in ties],
         "told": told_of(chosen.candidate, tried, look, guessed),
         "asked": settings.vectors,
+        "shown": [neighbours_of(one, look) for one in three_to_show(chosen, tried)],
     }
     return chosen.vectors, [one.candidate for one in tried], facts, dim
+
+
+def three_to_show(chosen: Tried, tried: list[Tried]) -> list[Tried]:
+    """The chosen candidate and the best two from other sources."""
+    found = {chosen.candidate.source: chosen}
+    for one in sorted(tried, key=lambda one: -one.candidate.score):
+        found.setdefault(one.candidate.source, one)
+    return list(found.values())[:3]
+
+
+def neighbours_of(one: Tried, look: Look) -> dict[str, Any]:
+    """For a report: validation images, always the same, and the training images that a candidate finds for them."""
+    work = look.work
+    train, val = (getattr(work.dataset, split).select(look.rows[split]) for split in ("train", "val"))
+    queries = permutation(len(val), work.config.train.seed, "report-search")[:QUERIES]
+    nearest_ = np.argsort(-(one.val[queries] @ one.train.T), axis=1, kind="stable")[:, :NEIGHBOURS]
+    return {
+        "name": one.candidate.name,
+        "queries": val.ids[queries].tolist(),
+        "found": [train.ids[rows].tolist() for rows in nearest_],
+    }
 
 
 def compare(

@@ -12,6 +12,7 @@ from pipeline.report import sections, summary
 from pipeline.report.figures import colours
 from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
 from pipeline.report.results import load_runs
+from pipeline.report.search import search_section
 
 T = TypeVar("T")
 Draw = Callable[[Sequence[Material]], str]
@@ -20,6 +21,7 @@ Parts = Sequence[tuple[str, str]]  # title and HTML of every section
 SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Result", summary.result_section),
     ("Comparison", summary.table_section),
+    ("What is searched", search_section),
     ("Nearest neighbours", sections.neighbours_section),
     ("Embedding map", sections.map_section),
     ("Reconstructions and other pictures", sections.pictures_section),
