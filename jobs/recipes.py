@@ -23,6 +23,8 @@ def main(argv: list[str]) -> int:
 
         config = to_dict(build_recipe(name))
         print(f"{name}: {describe_recipe(name)}\n", file=sys.stderr)
+        if config["plan"]:
+            print(f"planned when it starts, unless given: {', '.join(config['plan'])}\n", file=sys.stderr)
         print(json.dumps(config, indent=None if parsed.values["json"] else 2))
     elif parsed.values["json"]:
         print(json.dumps({recipe: describe_recipe(recipe) for recipe in RECIPES}))

@@ -54,6 +54,8 @@ class AugmentConfig:
     spec: str | None = None  # a JSON spec of this project, or a pipeline saved with albumentations' A.save
     backend: Literal["auto", "fastest", "albumentations", "batched"] = "auto"  # auto: by device; fastest: measured once
     mirror: bool | None = None  # whether a mirror image means the same; None: told by the data set's name
+    crop: Share | None = None  # smallest share of the area that a view shows; None: the method's own views
+    color: Annotated[float, Ge(0), Le(2)] | None = None  # strength of the colour jitter, 1 as SimCLR's, 0: none
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
 
@@ -264,7 +266,13 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 def _settles(path: str, planned: str) -> bool:
     """Whether a path that is given leaves nothing to be planned of another."""
     length = ("train.steps", "train.epochs", "train.minutes")
-    return path == planned or (path in length and planned in length)
+    rates = ("train.learning_rate", "train.weight_decay")  # an optimiser's own
+    return (
+        path == planned
+        or (path in length and planned in length)
+        or (path == "train.optimizer" and planned in rates)
+        or (path == "augment.spec" and planned in ("augment.crop", "augment.color"))
+    )
 
 
 def save(config: Config, path: Path) -> None:

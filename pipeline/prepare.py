@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset, of_classes, open_dataset
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
+from pipeline.plan import MINUTES, Machine, Plan, Sizes, plan_for, step_seconds
 from pipeline.progress import format_bytes, format_duration
 from pipeline.runfolder import check_unchanged, describe_software, update_manifest, writer_lock
 
@@ -27,11 +28,10 @@ FREE = {
 CHOSEN_AT_START = ("train.precision", "train.compile", "augment.backend")
 FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.", "search.")
 
-# Rates for the first estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels;
-# the GPU's is a guess.
-CPU_FLOPS = 150e9  # a core, forward and backward
-GPU_FLOPS = 40e12
-VIEW_SECONDS = 25e-6  # to augment a view of 32 × 32 pixels on one core
+ENOUGH_LABELLED = 500  # validation images with a label, to choose by
+MORE_VALIDATION = 0.2  # of the training images, where there are fewer
+
+LENGTH = ("train.steps", "train.epochs", "train.minutes")  # which say one thing together
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Prepared:
     config: Config
     run: Path
     dataset: Dataset
+    planned: tuple[str, ...] = ()  # paths whose values were planned just now
 
 
 def open_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Dataset:
@@ -48,7 +49,7 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
     data = config.data
     dataset = open_dataset(
         data.path,
-        image_size=data.image_size,
+        image_size=image_size_of(config),
         channels=data.channels,
         limit=data.limit,
         val_fraction=data.val_fraction,
@@ -60,6 +61,15 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
     return dataset if data.classes is None else of_classes(dataset, data.classes)
 
 
+def image_size_of(config: Config) -> int | None:
+    """The side in pixels that is given, else the one that the encoder's weights were made for; None: the images' own."""
+    from pipeline.models.pretrained import own_size
+
+    if config.data.image_size is not None:
+        return config.data.image_size
+    return own_size(config.encoder.name, config.encoder.weights)
+
+
 def prepare(
     config: Config, run: Path, *, command: str, warn: Callable[[str], None], progress: Callable[[int, int], None]
 ) -> Prepared:
@@ -69,11 +79,15 @@ def prepare(
     """
     if "://" in str(run):
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
+    before = configuration.load(run / "config.json") if (run / "config.json").exists() else None
+    if before is not None:
+        config = settled(as_planned(config, before), before)
+    planned = config.plan
     config, dataset = open_and_resolve(config, warn, progress)
     facts, _, _ = check_disk(config, dataset, run)
     check_index(config, dataset, facts["dim"])
-    if (run / "config.json").exists():
-        config = continue_run(configuration.load(run / "config.json"), config, run)
+    if before is not None:
+        config = continue_run(before, config, run)
         check_trained(config, dataset, run)
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
@@ -100,7 +114,7 @@ def prepare(
     if dataset.idle_rows:
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that are no image's: {named}")
-    return Prepared(config, run, dataset)
+    return Prepared(config, run, dataset, planned)
 
 
 def open_and_resolve(
@@ -110,7 +124,22 @@ def open_and_resolve(
     if not config.data.path:
         raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
     dataset = open_data(config, progress)
+    before, config = config.data.val_fraction, with_validation(config, dataset)
+    if config.data.val_fraction != before:
+        dataset = open_data(config, progress)
     return resolve(config, dataset, warn), dataset
+
+
+def with_validation(config: Config, dataset: Dataset) -> Config:
+    """Hold out more images where few of those held out have a label: every choice is made by them.
+
+    Not where the share was given, or where the source says which images are for validation.
+    """
+    if "data.val_fraction" not in config.plan:
+        return config
+    few = 0 < len(dataset.val.labelled()[0]) < ENOUGH_LABELLED and not dataset.own_val
+    share = MORE_VALIDATION if few else config.data.val_fraction
+    return configuration.override(config, {"data.val_fraction": share})
 
 
 def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
@@ -118,10 +147,12 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
     from pipeline.augment import View, load_views, view_to_dict
     from pipeline.methods import load_method
 
+    config = settled(fill_plan(config, dataset))
     traits = traits_of(config, dataset)
     method = configuration.method_name(config)
     views: tuple[View, ...] = load_method(method).views_for(config.method, traits) if method else ()
     if config.augment.spec is not None:
+        refuse_strengths(config)
         views = load_views(config.augment.spec, len(views))
     if config.train.small_views > 0:
         check_small_views(method, config, dataset)
@@ -144,6 +175,82 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         ),
         train=replace(config.train, batch_size=fit_batch(config, dataset, warn)),
     )
+
+
+def fill_plan(config: Config, dataset: Dataset) -> Config:
+    """A config without open paths: what its recipe leaves open is planned for these images and this machine."""
+    opened, config = config.plan, replace(config, plan=())
+    if not opened or config.method is None:
+        return config
+    plan = plan_of(config, opened, dataset)
+    return configuration.override(config, {path: planned_value(plan, path) for path in opened})
+
+
+def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
+    """The plan for a config whose paths `opened` are open: what is given of the others is planned around."""
+    from pipeline.encoders import describe
+    from pipeline.methods import load_method
+    from pipeline.work import new_encoder, required_method
+
+    name = required_method(config)
+    method, train = load_method(name), config.train
+    data = replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
+    encoder = new_encoder(replace(config, data=data), weights=False)
+    views = len(method.views_for(config.method, traits_of(config, dataset)))
+    small_views = None if "train.small_views" in opened else train.small_views
+    if small_views is None and not takes_small_views(name, config, dataset):
+        small_views = 0.0
+    return plan_for(
+        len(dataset.train),
+        Sizes(dataset.image_size, describe(encoder)["flops"], views, method.passes),
+        name,
+        machine_of(config),
+        batch_size=None if "train.batch_size" in opened else train.batch_size,
+        small_views=small_views,
+    )
+
+
+def machine_of(config: Config) -> Machine:
+    """What a run is planned for."""
+    from pipeline.recipes import has_gpu
+
+    return Machine("cuda" if has_gpu() else "cpu", os.cpu_count() or 1, config.cluster.workers)
+
+
+def planned_value(plan: Plan, path: str) -> Any:
+    """What a plan says of a path of the config."""
+    return getattr(plan, path.rpartition(".")[2])
+
+
+def as_planned(config: Config, before: Config) -> Config:
+    """A config for the run folder of `before`, whose values are kept where the recipe leaves them open."""
+    kept = flatten(configuration.to_dict(before))
+    paths = [path for path in config.plan if path in kept]
+    if "train.steps" in paths:
+        paths += [path for path in LENGTH if path != "train.steps"]
+    if configuration.method_name(config) != configuration.method_name(before):
+        paths = [path for path in paths if not path.startswith("method.")]
+    filled = configuration.override(config, {path: kept[path] for path in paths})
+    return replace(filled, plan=tuple(path for path in config.plan if path not in paths))
+
+
+def settled(config: Config, before: Config | None = None) -> Config:
+    """A config whose method has looked up what only this machine can tell, or has it from the run `before`."""
+    from pipeline.methods import load_method
+
+    name = configuration.method_name(config)
+    if name is None:
+        return config
+    same = before is not None and configuration.method_name(before) == name
+    method = load_method(name).settle(config.method, before.method if before is not None and same else None)
+    return replace(config, method=method)
+
+
+def refuse_strengths(config: Config) -> None:
+    """Raises UserError for strengths of the method's own views where a file says what the views are."""
+    for name in ("crop", "color"):
+        if (value := getattr(config.augment, name)) is not None:
+            raise UserError(f"--augment.{name} {value:g} changes the method's own views: not with --augment.spec")
 
 
 def check_backend(backend: str, views: Sequence[Mapping[str, Any]]) -> None:
@@ -185,13 +292,29 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
         raise UserError(f"{told}: {name} built for {dataset.image_size} px cannot take {side} px: use 0") from None
 
 
+def takes_small_views(method: str, config: Config, dataset: Dataset) -> bool:
+    """Whether views of half the side will do."""
+    try:
+        check_small_views(method, config, dataset)
+    except UserError:
+        return False
+    return True
+
+
 def traits_of(config: Config, dataset: Dataset) -> "Traits":
     """What a method may know of the data; where nothing is said of mirror images, the data set's name tells."""
     from pipeline.methods.base import Traits
 
     mirror = config.augment.mirror
     mirror = dataset.path not in HANDED if mirror is None else mirror
-    return Traits(dataset.image_size, dataset.channels, mirror, len(dataset.class_names or ()))
+    return Traits(
+        dataset.image_size,
+        dataset.channels,
+        mirror,
+        len(dataset.class_names or ()),
+        config.augment.crop,
+        config.augment.color,
+    )
 
 
 def absolute(place: str | None) -> str | None:
@@ -228,12 +351,13 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
     """
     from pipeline.encoders import describe
     from pipeline.methods import load_method
-    from pipeline.work import new_encoder
+    from pipeline.work import new_encoder, restrict
 
     encoder = new_encoder(config)
     facts = describe(encoder)
     method = configuration.method_name(config)
     if method is not None:
+        restrict(encoder, config.train)
         load_method(method)(config.method, encoder, traits_of(config, dataset))
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     needed, free = expected_bytes(config, facts, images), shutil.disk_usage(existing_parent(run)).free
@@ -328,24 +452,23 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         f"{facts['flops'] / 1e6:,.0f} MFLOPs an image, {facts['dim']} features")  # fmt: skip
     say(f"  method   {configuration.method_name(config)}: {steps:,} steps of {config.train.batch_size} images "
         f"({per_epoch:,} an epoch), {config.cluster.workers} worker{'s' * (config.cluster.workers > 1)}")  # fmt: skip
+    teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]
+    if any(teacher):
+        say(f"  teacher  {', '.join(filter(None, teacher))}")
     say(f"  expected {length} of pre-training (a guess: the live line knows better), "
         f"{format_bytes(needed)} of {format_bytes(free)} free disk")  # fmt: skip
+    if "train.steps" in prepared.planned:
+        say(f"  planned  {steps:,} steps, about {MINUTES:g} min: --train.minutes or --train.epochs changes it")
 
 
 def expected_seconds(config: Config, flops: float, steps: int) -> float:
-    """A rough guess from the operations that a step needs; within a factor of about two on a CPU."""
+    """A rough guess from the operations that a step needs; see `pipeline.plan.step_seconds`."""
     from pipeline.methods import load_method
-    from pipeline.recipes import has_gpu
 
     method = configuration.method_name(config)
     passes = load_method(method).passes if method else 0
-    views = len(config.augment.views or ())
-    cores = os.cpu_count() or 1
-    rate = GPU_FLOPS * config.cluster.workers if has_gpu() else CPU_FLOPS * cores
-    side = config.data.image_size or 32
-    augment = VIEW_SECONDS * (side / 32) ** 1.5 / cores
-    pixels = 1 - 0.75 * config.train.small_views
-    return float(pixels * steps * config.train.batch_size * views * (3 * passes * flops / rate + augment))
+    sizes = Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes)
+    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

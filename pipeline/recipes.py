@@ -24,6 +24,13 @@ from pipeline.errors import UserError, nearest
 
 T = TypeVar("T")
 
+# What folder recipes leave open (pipeline/plan.py): the values that stand in them are for what is given beside.
+LENGTH = ("train.steps", "train.batch_size", "train.warmup_epochs")
+CONTRASTIVE = (
+    *LENGTH, "train.optimizer", "train.learning_rate", "train.weight_decay", "train.small_views",
+    "method.temperature", "method.projector_layers", "augment.crop", "augment.color",
+)  # fmt: skip
+
 DEFAULT_SUITE = ("simclr-digits", "rotnet-digits", "autoencoder-digits")
 
 
@@ -129,23 +136,26 @@ def autoencoder_cifar10() -> Config:
 def simclr_folder() -> Config:
     """SimCLR on a folder of your own images: `rayssl run simclr-folder --data.path DIR`.
 
-    On a GPU 224 px and ResNet-50; on a CPU 96 px and resnet-tiny.
+    On a GPU 224 px and ResNet-50; on a CPU 96 px and resnet-tiny. Steps, batch, rate, crops and colours are planned
+    from the number of images and the machine when it starts, for about 10 minutes: docs/planning.md.
     """
-    train = TrainConfig(
-        epochs=_epochs(200, 30), batch_size=256, learning_rate=0.06, warmup_epochs=_by_device(10, 1), clip_grad=5.0
-    )
-    return _folder(Config(method=method_config("simclr", temperature=0.2), train=train))
+    config = Config(method=method_config("simclr"), train=TrainConfig(clip_grad=5.0), plan=CONTRASTIVE)
+    return _folder(config)
+
+
+def essl_folder() -> Config:
+    """SimCLR and rotation prediction together on a folder of your own images, where up is up; planned, too."""
+    return _folder(Config(method=method_config("essl"), train=TrainConfig(clip_grad=5.0), plan=CONTRASTIVE))
 
 
 def rotnet_folder() -> Config:
     """RotNet on a folder of your own images, where up is up: not for cells or satellite images."""
-    return _folder(Config(method=method_config("rotnet"), train=replace(_rotnet_training(), epochs=_epochs(100, 15))))
+    return _folder(Config(method=method_config("rotnet"), train=_rotnet_training(), plan=LENGTH))
 
 
 def autoencoder_folder() -> Config:
     """A convolutional denoising autoencoder on a folder of your own images."""
-    training = replace(_autoencoder_training(), epochs=_epochs(100, 20))
-    return _folder(Config(method=method_config("autoencoder"), train=training))
+    return _folder(Config(method=method_config("autoencoder"), train=_autoencoder_training(), plan=LENGTH))
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -162,6 +172,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         rotnet_cifar10,
         autoencoder_cifar10,
         simclr_folder,
+        essl_folder,
         rotnet_folder,
         autoencoder_folder,
     )

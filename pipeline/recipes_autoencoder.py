@@ -110,6 +110,7 @@ def build(system: System, key: str, data: str, gpu: bool) -> Config:
         train=TrainConfig(**train),
         probe=ProbeConfig(epochs=20),
         finetune=FinetuneConfig(epochs=10),
+        plan=("train.steps",) if data == "folder" else (),
     )
 
 

@@ -1,5 +1,7 @@
 """The views that methods use unless a file says otherwise. Every function tells where its strengths come from."""
 
+from dataclasses import replace
+
 from pipeline.augment.spec import (
     ColorJitter,
     GaussianBlur,
@@ -16,12 +18,17 @@ TINY = 16  # below this side a crop of a fifth of the area is a handful of pixel
 LARGE = 96  # from this side on blur and strong colour jitter help
 
 
-def simclr_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec, Spec]:
+def simclr_views(
+    *, image_size: int, channels: int, mirror: bool, crop: float | None = None, color: float | None = None
+) -> tuple[Spec, Spec]:
     """Two views of one strong spec.
 
     Large: SimCLR (Chen et al. 2020), section 3 and appendix A, colour strength 1. Small: the set that is published for
     CIFAR-10, half as strong, with grey at 0.1 (dkobak/simclr-cifar10) and without blur, as in SimCLR's appendix B.9.
     Tiny: mild crops, turns and shifts, for digits of 8 × 8 pixels.
+
+    `crop` is the smallest share of the area that a view shows, `color` the strength of jitter and grey: 1 as SimCLR's,
+    0 without.
     """
     if image_size < TINY:
         operations = _tiny()
@@ -29,30 +36,44 @@ def simclr_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec,
         operations = _small()
     else:
         operations = _large()
-    spec = Spec(_mirrored(operations, mirror)).restricted(channels)
+    spec = Spec(_mirrored(_adjusted(operations, crop, color), mirror)).restricted(channels)
     return spec, spec
 
 
-def rotnet_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec]:
+def rotnet_views(*, image_size: int, channels: int, mirror: bool, crop: float | None = None) -> tuple[Spec]:
     """One view: a mild crop in place of the paper's padded crop (Gidaris et al. 2018, section 3.1), and mirroring.
 
-    Never a rotation: that is what the network has to tell.
+    Never a rotation: that is what the network has to tell. `crop`: the smallest share of the area that is seen.
     """
-    scale = (0.8, 1.0) if image_size < TINY else (0.6, 1.0)
+    scale = (crop or (0.8 if image_size < TINY else 0.6), 1.0)
     return (Spec(_mirrored((RandomResizedCrop(scale=scale),), mirror)),)
 
 
-def rotation_view(*, image_size: int, channels: int, mirror: bool) -> Spec:
+def rotation_view(
+    *, image_size: int, channels: int, mirror: bool, crop: float | None = None, color: float | None = None
+) -> Spec:
     """The crop that E-SSL's rotation loss turns (Dangovski et al. 2022, section 4.1), with SimCLR's colours.
 
     Without the colours the turns could be told from statistics that SimCLR's views hide.
     """
-    return simclr_views(image_size=image_size, channels=channels, mirror=mirror)[0]
+    return simclr_views(image_size=image_size, channels=channels, mirror=mirror, crop=crop, color=color)[0]
 
 
 def autoencoder_views(*, image_size: int, channels: int, mirror: bool) -> tuple[Spec]:
     """One view: the clean image. The method corrupts it by itself, since it needs both."""
     return (plain_view(),)
+
+
+def distill_views(
+    *, image_size: int, channels: int, mirror: bool, crop: float | None = None, color: float | None = None
+) -> tuple[Spec]:
+    """One view: most of the image, a little lighter or darker; chosen on held-out photographs (docs/distillation.md).
+
+    `crop` is the smallest share of the area that a view shows, `color` the strength of the jitter.
+    """
+    light = ColorJitter(brightness=0.2, contrast=0.2, saturation=0.0, hue=0.0, p=1.0)
+    operations = _adjusted((RandomResizedCrop(scale=(0.35, 1.0)), light), crop, color)
+    return (Spec(_mirrored(operations, mirror)).restricted(channels),)
 
 
 def finetune_view(*, image_size: int, channels: int, mirror: bool) -> Spec:
@@ -89,6 +110,22 @@ def _large() -> tuple[Operation, ...]:
         Grayscale(p=0.2),
         GaussianBlur(sigma=(0.1, 2.0), p=0.5),
     )
+
+
+def _adjusted(operations: tuple[Operation, ...], crop: float | None, color: float | None) -> tuple[Operation, ...]:
+    """The operations with another crop, and with colours of another strength."""
+
+    def adjusted(operation: Operation) -> Operation | None:
+        if isinstance(operation, RandomResizedCrop) and crop is not None:
+            return replace(operation, scale=(crop, 1.0))
+        if isinstance(operation, ColorJitter) and color is not None:
+            light, hue = 0.8 * color, min(0.2 * color, 0.5)  # SimCLR, appendix A
+            return replace(operation, brightness=light, contrast=light, saturation=light, hue=hue) if color else None
+        if isinstance(operation, Grayscale) and color is not None:
+            return replace(operation, p=min(0.2 * color, 1.0)) if color else None
+        return operation
+
+    return tuple(kept for operation in operations if (kept := adjusted(operation)) is not None)
 
 
 def _mirrored(operations: tuple[Operation, ...], mirror: bool) -> tuple[Operation, ...]:

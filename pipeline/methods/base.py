@@ -24,6 +24,8 @@ class Traits:
     channels: int
     mirror: bool  # a mirror image means the same
     classes: int = 0  # of the labels; 0: there are none
+    crop: float | None = None  # smallest share of the area that a view shows; None: as the method has it
+    color: float | None = None  # strength of the colour jitter, 1 as SimCLR's; None: as the method has it
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class Method(nn.Module, ABC, Generic[C]):
     def views_for(cls, config: Any, traits: Traits) -> tuple[Spec, ...]:
         """Those of a `Config`, where it has a say in how many they are."""
         return cls.default_views(traits)
+
+    @classmethod
+    def settle(cls, config: Any, before: Any | None = None) -> Any:
+        """A `Config` without what only this machine can tell; `before`: that of the run that is continued."""
+        return config
 
     @abstractmethod
     def forward(self, batch: Batch) -> MethodOutput:

@@ -4,7 +4,7 @@ What SimCLR's views are made invariant to leaves the features; how an image is t
 """
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -62,8 +62,14 @@ class ESSL(Method[ESSLConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """SimCLR's two views, and a small crop that is not turned."""
-        views = simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
-        return (*views, rotation_view(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror))
+        given: dict[str, Any] = {
+            "image_size": traits.image_size,
+            "channels": traits.channels,
+            "mirror": traits.mirror,
+            "crop": traits.crop,
+            "color": traits.color,
+        }
+        return (*simclr_views(**given), rotation_view(**given))
 
     @classmethod
     def views_for(cls, config: ESSLConfig, traits: Traits) -> tuple[Spec, ...]:

@@ -36,7 +36,9 @@ class RotNet(Method[RotNetConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """One view, upright: mild crops and no turns but this method's own."""
-        return rotnet_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
+        return rotnet_views(
+            image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror, crop=traits.crop
+        )
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Cross-entropy of the turn; the four turns of an image are in one batch (§2.2 of the paper), which is 4B."""

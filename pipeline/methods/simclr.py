@@ -48,7 +48,13 @@ class SimCLR(Method[SimCLRConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """Two draws of the same strong augmentation."""
-        return simclr_views(image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror)
+        return simclr_views(
+            image_size=traits.image_size,
+            channels=traits.channels,
+            mirror=traits.mirror,
+            crop=traits.crop,
+            color=traits.color,
+        )
 
     @classmethod
     def views_for(cls, config: SimCLRConfig, traits: Traits) -> tuple[Spec, ...]:

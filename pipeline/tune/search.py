@@ -18,7 +18,7 @@ from pipeline.data import Dataset
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_json
 from pipeline.methods import load_method
-from pipeline.prepare import check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
+from pipeline.prepare import as_planned, check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
 from pipeline.runfolder import describe_software
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
@@ -137,8 +137,12 @@ def plan_search(
     if config.augment.backend == "fastest":
         warn("--augment.backend fastest: each trial would choose for itself, so it is auto for all of them")
         config = replace(config, augment=replace(config.augment, backend="auto"))
+    opened, before = config.plan, config_before(out)
+    if before is not None:
+        config = as_planned(config, before)
     config, dataset = open_and_resolve(config, warn, progress)
-    config = with_share(config, dataset, settings.share)
+    if before is None or "train.steps" not in opened:  # else they are the trials' own
+        config = with_share(config, dataset, settings.share)
     check_disk(config, dataset, out)
     labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
     objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
@@ -152,6 +156,11 @@ def plan_search(
         check_population(search, dataset)
     check_same_search(search, dataset)
     return search, dataset
+
+
+def config_before(out: Path) -> Config | None:
+    """The config of the search that a folder holds already."""
+    return configuration.from_dict(load_search(out)["config"]) if (out / "search.json").exists() else None
 
 
 def refuse_settings(config: Config, out: Path) -> None:

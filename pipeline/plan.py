@@ -1,0 +1,140 @@
+"""What a recipe leaves open, as a function of the number of images, their size, the method and the machine.
+
+No clock and no image is looked at, so the same command gives the same run. Why the table is as it is, and what lost:
+docs/planning.md.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from pipeline.errors import UserError
+
+Optimizer = Literal["sgd", "adamw", "lars", "muon"]
+
+MINUTES = 10.0  # of pre-training that are planned
+LONGEST = 1000  # epochs: beyond that the images are known by heart
+FEWEST = 50  # steps
+WARMUP = 0.05  # share of the steps
+# Rates for the estimate. The CPU's were measured on two cores with bf16 instructions, resnet-tiny at 32 pixels; the
+# GPU's is a guess.
+CPU_FLOPS = 150e9  # a core, forward and backward
+GPU_FLOPS = 40e12
+VIEW_SECONDS = 25e-6  # to augment a view of 32 × 32 pixels on one core
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where it runs: cores of a CPU, or GPUs, and among how many workers a batch is shared."""
+
+    device: Literal["cpu", "cuda"]
+    cores: int
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What an image costs: side in pixels, operations of the encoder forward, views of it in a step, passes of the
+    method over a view."""
+
+    image_size: int
+    flops: float
+    views: int = 2
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The part of a plan that is looked up."""
+
+    batch_size: int
+    optimizer: Optimizer
+    learning_rate: float  # as train.learning_rate has it: at a batch of 256 where the optimiser is scaled
+    weight_decay: float
+    temperature: float = 0.2  # here and below: of the methods that have it
+    projector_layers: int = 2
+    crop: float = 0.2  # smallest share of the area that a view shows
+    color: float = 0.0  # strength of the colour jitter, 1 is SimCLR's
+    small_views: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan(Settings):
+    """Values for what a recipe leaves open."""
+
+    steps: int = field(kw_only=True)
+    warmup_epochs: float = field(kw_only=True)
+
+
+SGD, ADAMW = 0.06, 2e-3  # learning rates that suit them
+TABLE: dict[tuple[str, str], Settings] = {
+    ("simclr", "cpu"): Settings(128, "muon", 0.06, 0.03, color=0.25, projector_layers=3, small_views=0.5),
+    ("essl", "cpu"): Settings(128, "muon", 0.06, 0.03, color=0.25, projector_layers=3),
+    ("simclr", "cuda"): Settings(256, "sgd", SGD, 5e-4, color=0.25),
+    ("essl", "cuda"): Settings(256, "sgd", SGD, 5e-4, color=0.25, projector_layers=3),
+    ("rotnet", "cpu"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
+    ("rotnet", "cuda"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
+    ("autoencoder", "cpu"): Settings(128, "adamw", 8e-3, 0.05),
+    ("autoencoder", "cuda"): Settings(128, "adamw", 8e-3, 0.05),
+    ("distill", "cpu"): Settings(128, "adamw", ADAMW, 0.05, crop=0.35),
+    ("distill", "cuda"): Settings(256, "adamw", ADAMW, 0.05, crop=0.35),
+}
+OTHERS = Settings(128, "adamw", ADAMW, 0.05)  # methods that are not in the table
+TINY, TINY_CROP = 16, 0.6  # below this side a crop of a fifth of the area is a handful of pixels
+
+
+def plan_for(
+    count: int,
+    sizes: Sizes,
+    kind: str,
+    machine: Machine,
+    *,
+    batch_size: int | None = None,
+    small_views: float | None = None,
+) -> Plan:
+    """The plan for `count` training images, a method's name `kind` and a machine.
+
+    Where a batch (of all workers) or a share of small views is given, the steps are planned for those.
+    """
+    settings = settings_for(kind, machine.device, sizes.image_size)
+    batch = min(batch_size, count) if batch_size else fitting_batch(count, settings.batch_size, machine.workers)
+    small = settings.small_views if small_views is None else small_views
+    per_epoch = max(1, count // batch)
+    steps = fitting_steps(step_seconds(sizes, machine, batch, small), per_epoch)
+    return Plan(
+        **{**vars(settings), "batch_size": batch, "small_views": small},
+        steps=steps,
+        warmup_epochs=round(WARMUP * steps / per_epoch, 2),
+    )
+
+
+def settings_for(kind: str, device: str, image_size: int) -> Settings:
+    """The line of the table, with milder crops of images that are a handful of pixels."""
+    found = TABLE.get((kind, device), OTHERS)
+    return replace(found, crop=max(found.crop, TINY_CROP)) if image_size < TINY else found
+
+
+def fitting_batch(count: int, most: int, workers: int) -> int:
+    """The largest power of two times the workers that is at most `most` and `count`; all images where there is none.
+
+    Raises UserError for fewer than two images a worker.
+    """
+    if count < 2 * workers:
+        raise UserError(f"there are {count} training images: at least 2 a worker are needed")
+    return int(workers * 2 ** int(math.log2(max(2, min(most, count) // workers))))
+
+
+def fitting_steps(seconds: float, per_epoch: int) -> int:
+    """The steps, of so many seconds each, that MINUTES have room for: two digits, because it is an estimate."""
+    room = 60 * MINUTES / seconds
+    digits = max(0, int(math.log10(max(room, 1))) - 1)
+    return max(FEWEST, min(int(round(room, -digits)), LONGEST * per_epoch))
+
+
+def step_seconds(sizes: Sizes, machine: Machine, batch_size: int, small_views: float) -> float:
+    """What a step takes, roughly: within a factor of about two on a CPU. Small views have a quarter of the pixels."""
+    rate = GPU_FLOPS * machine.workers if machine.device == "cuda" else CPU_FLOPS * machine.cores
+    augment = VIEW_SECONDS * (sizes.image_size / 32) ** 1.5 / machine.cores
+    pixels = 1 - 0.75 * small_views
+    image: float = 3 * sizes.passes * sizes.flops / rate + augment
+    return pixels * batch_size * sizes.views * image
