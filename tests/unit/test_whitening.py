@@ -33,6 +33,20 @@ def test_blocks_of_rows_make_no_difference(monkeypatch):
     np.testing.assert_allclose(fit_whitening(vectors()).matrix, whole.matrix, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("n", [1, 2, 20, 39])
+def test_fewer_vectors_than_numbers_have_the_same_map(n):
+    """Against the definition, by the whole covariance."""
+    given = np.random.default_rng(n).normal(size=(n, 40)).astype(np.float32) + 1
+    given[0] = given[-1]  # a direction less
+    asked = np.random.default_rng(1).normal(size=(5, 40)).astype(np.float32)
+    variances, directions = np.linalg.eigh(np.cov(given.T, bias=True))
+    variances = variances.clip(min=0)
+    least = 0.1 * variances.mean() + np.finfo(np.float32).tiny
+    matrix = (directions / np.sqrt(variances + least)) @ directions.T
+    expected = (asked - given.mean(axis=0)) @ matrix
+    np.testing.assert_allclose(fit_whitening(given)(asked), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+
+
 def test_a_feature_that_never_varies_stays_zero():
     given = vectors()
     given[:, 2] = 7
