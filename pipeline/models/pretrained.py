@@ -65,7 +65,7 @@ def own_size(name: str, weights: str | None = None) -> int | None:
 
         tag = weights if weights is not None and weights in tags_of(name) else ""
         return int(config_of(name, tag)["input_size"][-1])
-    member = _torchvision_member(name, weights) if weights is not None else None
+    member = torchvision_member(name, weights) if weights is not None else None
     return _crop_size(member) if member is not None else None
 
 
@@ -112,7 +112,7 @@ def licence_of(name: str, weights: str | None) -> str:
         from pipeline.models.timm_networks import config_of
 
         return timm_licence(config_of(name, "" if weights == "DEFAULT" else weights))
-    member = _torchvision_member(name, weights)
+    member = torchvision_member(name, weights)
     if member is None:
         raise UserError(f"{weights} names no weights of {name}")
     return torchvision_licence(member.meta)
@@ -162,7 +162,7 @@ def _sizes_near(wanted: int, own: int) -> list[int]:
     return list(dict.fromkeys([wanted, *rounded, own]))
 
 
-def _torchvision_member(name: str, weights: str | None) -> Any:
+def torchvision_member(name: str, weights: str | None) -> Any:
     """torchvision's entry of weights; None where it has none of that name."""
     from torchvision import models
 
