@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     """Parse, run the stage, print its figures."""
     parsed = parse(
         "evaluate",
-        "kNN, k-means, retrieval and health of the embeddings, beside a random encoder and raw pixels.",
+        "kNN, k-means, retrieval and health of the embeddings, beside those of the baselines.",
         argv,
         [run_argument()],
         flags=(),

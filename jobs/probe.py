@@ -13,7 +13,7 @@ def main(argv: list[str]) -> int:
     """Parse, run the stage, print its figures."""
     parsed = parse(
         "probe",
-        "Linear probes on every stage of the encoder, beside a random encoder and raw pixels.",
+        "Linear probes on every stage of the encoder, and on the baselines.",
         argv,
         [run_argument()],
         flags=("--cluster.workers", "--cluster.address"),

@@ -89,6 +89,11 @@ LABELLED = [
     record("baseline/random-init/knn/top1", 0.87),
     record("baseline/random-init/probe/layer1/top1", 0.8),
 ]
+PLAIN = [record(f"baseline/{name}/knn/top1", value) for name, value in (("hog", 0.9), ("color-histogram", 0.3))]
+PRETRAINED = [
+    record(f"baseline/{name}/knn/top1", value)
+    for name, value in (("pretrained-timm-vit_tiny", 0.99), ("pretrained", 0.95), ("pretrained-b0", 0.6))
+]
 
 
 def make_run(folder: Path, method: str = "simclr", records: list[dict[str, Any]] | None = None) -> Path:
@@ -312,6 +317,38 @@ def test_every_seed_has_its_own_untrained_network(tmp_path: Path) -> None:
     assert told.count("random encoder") == 1  # the best run's own
 
 
+def test_baselines_have_plain_names_in_a_fixed_order(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a", records=[*LABELLED, *PRETRAINED, *PLAIN])
+    labels = [row.label for row in table.rows_of(load_runs([run]), [table.KNN])]
+    named = ["pretrained resnet-tiny", "pretrained b0", "pretrained timm-vit_tiny"]
+    assert labels == ["SimCLR", "raw pixels", "colour histogram", "HOG", "random encoder", *named]
+    text = printed([run], width=80)
+    assert "…" not in text
+    assert [label for label in labels if label.split()[-1] not in text] == []
+    values = write_comparison([run], tmp_path / "comparison.json")
+    assert values["baselines"]["pretrained timm-vit_tiny"] == {"knn/top1": 0.99}
+
+
+def test_one_row_stands_for_what_runs_have_in_common(tmp_path: Path) -> None:
+    """Pretrained weights are the same for every seed and every network, but those of a run's own network."""
+    runs = [make_run(tmp_path / name, records=[*LABELLED, *PRETRAINED, *PLAIN]) for name in ("first", "second")]
+    config = json.loads((runs[1] / "config.json").read_text())
+    config["train"]["seed"], config["encoder"]["name"] = 4, "resnet18"
+    (runs[1] / "config.json").write_text(json.dumps(config))
+    labels = [row.label for row in table.rows_of(load_runs(runs), [table.KNN]) if row.baseline]
+    assert labels == [
+        "raw pixels",
+        "colour histogram",
+        "HOG",
+        "random encoder (resnet-tiny, seed 3)",
+        "random encoder (resnet18, seed 4)",
+        "pretrained resnet-tiny",
+        "pretrained resnet18",
+        "pretrained b0",
+        "pretrained timm-vit_tiny",
+    ]
+
+
 def test_several_runs_share_one_report(tmp_path: Path, dataset: FakeDataset) -> None:
     runs = [make_run(tmp_path / name, name) for name in ("simclr", "rotnet", "autoencoder")]
     for run in runs[:2]:
@@ -441,6 +478,14 @@ def test_baselines_that_win_are_named(tmp_path: Path) -> None:
     (run,) = load_runs([make_run(tmp_path / "a")])
     assert "SimCLR loses to raw pixels at k-means NMI." in table.remarks([run])
     assert not any("random encoder" in remark for remark in table.remarks([run]))
+
+
+def test_who_wins_is_said_in_words(tmp_path: Path) -> None:
+    winners = [{**entry, "value": 0.999, "interval": [0.998, 1.0]} for entry in [*PLAIN, *PRETRAINED]]
+    (run,) = load_runs([make_run(tmp_path / "a", records=[record("knn/top1", 0.5), *winners])])
+    names = ["a colour histogram", "HOG", "pretrained resnet-tiny", "pretrained b0", "pretrained timm-vit_tiny"]
+    told = [remark for remark in table.remarks([run]) if "loses" in remark]
+    assert told == [f"SimCLR loses to {name} at kNN." for name in names]
 
 
 @pytest.mark.parametrize(("whitened", "told"), [(0.97, True), (0.91, False), (0.8, False)])
