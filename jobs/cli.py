@@ -17,10 +17,11 @@ FLAGS = {
     "--data.path": ("PATH", "folder, parquet, tar shards, URL or a data set's name"),
     "--data.limit": ("N", "use only N training images"),
     "--data.image-size": ("N", "side in pixels of what the network sees"),
+    "--data.labels": ("CSV", "path, label and, if you like, group of every image"),
     "--data.loader": ("auto|resident|stream", "decode once into a cache, or on demand"),
     "--augment.spec": ("FILE", "your own augmentation (JSON, or albumentations' A.save)"),
-    "--encoder.name": ("NAME", "resnet-tiny, resnet18, cnn-small, mlp, any torchvision classifier …"),
-    "--encoder.weights": ("NAME|FILE", "start from pretrained weights"),
+    "--encoder.name": ("NAME", "resnet-tiny, resnet18, cnn-small, any torchvision classifier, timm/NAME …"),
+    "--encoder.weights": ("NAME|FILE", "start from pretrained weights: DEFAULT, a file, a package (rayssl weights)"),
     "--train.epochs": ("N", "passes over the images; raising it extends a finished run"),
     "--train.minutes": ("M", "a time budget instead of epochs"),
     "--train.batch-size": ("N", "images a step, of all workers together"),
@@ -42,7 +43,7 @@ FLAGS = {
     "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
-RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith("--tune.") and not name.startswith("--search."))
+RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith(("--tune.", "--search.")) and name != "--data.labels")
 RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
@@ -127,12 +128,13 @@ def run_argument() -> click.Argument:
 
 
 def run_folder(parsed: Parsed) -> Path:
-    """The run folder that was named; raises UserError where it is none."""
-    from pipeline.runfolder import read_manifest
+    """The run folder that was named, of a race that of its winner; raises UserError where it is none."""
+    from pipeline.runfolder import read_manifest, winner_of
 
     run = Path(parsed.values["run"])
     if not run.is_dir():
         raise UserError(f"run folder {run} does not exist: give the --out folder of a run")
+    run = winner_of(run)
     read_manifest(run)
     return run
 

@@ -11,7 +11,8 @@ from typing import NoReturn
 from pipeline.errors import UserError, nearest, outside_fault
 
 VERBS = {
-    "run": "the whole pipeline; without a recipe: SimCLR, RotNet and an autoencoder on digits, compared",
+    "run": "the whole pipeline by a recipe; on your own images without one: a race",
+    "race": "which embedding suits your images: candidates race within a time budget",
     "recipes": "list the recipes, or show one",
     "pretrain": "train an encoder by a recipe",
     "probe": "linear probes on every stage of a run's encoder",
@@ -28,6 +29,7 @@ VERBS = {
     "report": "report.html over one run or several",
     "verify": "check every file of a run folder",
     "profile": "where a training step's time goes",
+    "weights": "pretrained weights on this machine; fetch some by name",
     "cache": "decoded images and data sets kept between runs: list them, clean up",
     "submit": "run a verb as a job on a Ray cluster",
 }
@@ -91,7 +93,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except Exception as error:
         number = getattr(error, "number", None)
         if type(error).__name__ == "Interrupted" and number is not None:
-            goes_on = "goes on with the trials that are left" if verb == "tune" else "continues from the checkpoint"
+            left = {"tune": "goes on with the trials that are left", "race": "goes on with the race"}
+            goes_on = left.get(verb, "continues from the checkpoint")
             print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
             return 128 + int(number)
         if told := outside_fault(error):

@@ -19,10 +19,10 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from pipeline.report import print_comparison
-    from pipeline.runfolder import read_manifest
+    from pipeline.runfolder import read_manifest, winner_of
     from pipeline.stages import run_report
 
-    runs = [Path(run) for run in parsed.values["runs"]]
+    runs = [winner_of(Path(run)) for run in parsed.values["runs"]]
     for run in runs:
         read_manifest(run)
     out = Path(parsed.values["out"] or (runs[0] if len(runs) == 1 else runs[0].parent))

@@ -7,17 +7,23 @@ import click
 
 from jobs.cli import command_line, parse
 from jobs.main import leave, run_verb
+from jobs.race import race_options, refuse_race_options, run_race
 from jobs.start import plan_of, show_results, stop_early
 
 SUMMARY = (
-    "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE: SimCLR, RotNet and an "
-    "autoencoder on scikit-learn's digits, compared."
+    "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE but with --data.path: a race on "
+    "your own images, see rayssl race. With neither: SimCLR, RotNet and an autoencoder on scikit-learn's digits, "
+    "compared."
 )
 
 
 def main(argv: list[str]) -> int:
     """Parse, run, print where the results are."""
-    parsed = parse("run", SUMMARY, argv, [click.Argument(["recipe"], required=False, metavar="[RECIPE]")])
+    recipe = click.Argument(["recipe"], required=False, metavar="[RECIPE]")
+    parsed = parse("run", SUMMARY, argv, [recipe, *race_options()])
+    if parsed.values["recipe"] is None and "data.path" in parsed.changes:
+        return run_race(parsed)
+    refuse_race_options(parsed)
     from pipeline.launch import ALL, start
     from pipeline.progress import Display
 

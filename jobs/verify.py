@@ -17,8 +17,10 @@ def main(argv: list[str]) -> int:
     run = Path(parsed.values["run"])
     if not run.is_dir():
         raise UserError(f"run folder {run} does not exist: give the --out folder of a run")
+    from pipeline.runfolder import winner_of
     from pipeline.verify import verify
 
+    run = winner_of(run)
     findings = list(verify(run))
     for finding in findings:
         print(f"{'whole' if finding.fault is None else 'DAMAGED'}  {finding.path}", file=sys.stderr)

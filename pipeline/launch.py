@@ -1,8 +1,8 @@
 """From configs to finished run folders: prepare, run the worker stages on Ray (or torchrun), then the rest here."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pipeline.cluster.train import Resources
     from pipeline.data import Images
     from pipeline.encoders import Encoder
+    from pipeline.race.board import Board as RaceBoard
+    from pipeline.race.parts import Race, Track
     from pipeline.trained import Trained
     from pipeline.tune.board import Board
     from pipeline.tune.ledger import Trial
@@ -239,6 +241,48 @@ def _warn(display: Display) -> Callable[[str], None]:
     return lambda text: display({"message": f"warning: {text}"})
 
 
+def race(
+    changes: Mapping[str, Any],
+    *,
+    candidates: str | None = None,
+    minutes: float = 15.0,
+    out: Path | str | None = None,
+    command: str,
+    board: "RaceBoard",
+    began: float,
+) -> "Race":
+    """Let candidates race on the images of `data.path` in `changes`, or go on with the race in `out`."""
+    from pipeline.race.begin import plan_race
+    from pipeline.race.networks import found_networks
+    from pipeline.race.story import run_race
+
+    if under_torchrun():
+        raise UserError("torchrun starts `run RECIPE` and `pretrain`: a race starts its trials itself")
+    planned = plan_race(
+        changes,
+        candidates,
+        minutes,
+        Path(out) if out is not None else None,
+        found_networks(),
+        began=began,
+        shown=board,
+        command=command,
+    )
+    config = planned.entries[0].config
+    if config.cluster.workers > 1:
+        raise UserError(f"--cluster.workers is {config.cluster.workers}: the trials of a race have one worker each")
+    check_resources(config)
+
+    def open_track() -> "AbstractContextManager[Track]":
+        from pipeline.cluster.race import open_track as connect
+
+        return connect(planned.out, resources_of(config), board)
+
+    with new_folder(planned.out), writer_lock(planned.out):
+        run_race(planned, open_track)
+    return planned
+
+
 def embed_run(run: Path, other: str | None, display: Display) -> None:
     """Embeddings of a run's own images, or of the images at `other`, in this process."""
     from pipeline.data import open_dataset
@@ -278,7 +322,10 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
 
     prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
     with writer_lock(run):
-        export_encoder(new_encoder(prepared.config), run, {"method": None})
+        encoder = new_encoder(prepared.config)
+        told = export_encoder(encoder, run, {"method": None})
+    for line in (*encoder.told(), *([told] if told else [])):
+        display({"message": line})
     run_worker_stages(run, ["embed", "search"], LocalReporter(display))
     run_index(run, _warn(display))
 

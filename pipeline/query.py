@@ -16,7 +16,7 @@ from pipeline.encoders import Encoder
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index, search
-from pipeline.runfolder import read_manifest
+from pipeline.runfolder import read_manifest, winner_of
 from pipeline.search.apply import files_as_squares, load_searcher
 from pipeline.search.store import FOLDER, search_hash
 from pipeline.weights import read_manifest as read_export
@@ -35,7 +35,7 @@ def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | Non
     run's own without it. Raises UserError for a file that is no image, a k above the number of vectors, and an
     index, embeddings or encoder that are missing, damaged or do not match.
     """
-    run, asked = Path(run), [str(image) for image in images]
+    run, asked = winner_of(Path(run)), [str(image) for image in images]
     if not asked:
         raise UserError("no image to look for: give one or more")
     name = data or read_manifest(run)["data"]["name"]

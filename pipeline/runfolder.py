@@ -69,6 +69,26 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return values
 
 
+def winner_of(path: Path) -> Path:
+    """The run folder that is meant: of a race its winner's; any other folder itself.
+
+    Raises UserError for a race that has no winner yet, or whose race.json is damaged.
+    """
+    race = path / "race.json"
+    if not race.is_file():
+        return path
+    try:
+        winner: Any = json.loads(race.read_text(encoding="utf-8"))["winner"]
+        inside = winner is None or (isinstance(winner, str) and Path(winner).name == winner)
+    except (OSError, ValueError, KeyError, TypeError):
+        inside, winner = False, None
+    if not inside:
+        raise UserError(f"{race} is damaged (no winner in it): restore it, or start the race again in a new --out")
+    if winner is None:
+        raise UserError(f"the race in {path} has no winner yet: the command that started it goes on")
+    return path / str(winner)
+
+
 def check_unchanged(run: Path, path: str, fingerprint: str) -> None:
     """Raises UserError where the images at `path`, or their labels, are not those that the run was started with."""
     if fingerprint != read_manifest(run)["data"]["fingerprint"]:

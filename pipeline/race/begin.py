@@ -1,0 +1,107 @@
+"""Before anything is written: the images, who takes part, and the race that is there already."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.data import Dataset
+from pipeline.errors import UserError
+from pipeline.prepare import FREE, check_disk, flatten, open_and_resolve
+from pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
+from pipeline.race.ledger import NAME, About, Ledger, load_ledger
+from pipeline.race.networks import sized
+from pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
+from pipeline.runfolder import describe_software, stage_key
+
+UNLIKE = ("cluster.", "wandb", "data.path")  # options that make no other race
+
+
+def plan_race(
+    changes: Mapping[str, Any],
+    names: str | None,
+    minutes: float,
+    out: Path | None,
+    found: Sequence[Network],
+    *,
+    began: float,
+    shown: Shown,
+    command: str,
+) -> Race:
+    """Open the images, settle who takes part, and go on with a race that is there; nothing is written.
+
+    Raises UserError for what cannot work, and where the folder holds another race or something else.
+    """
+    if not minutes > 0 or minutes != minutes or minutes == float("inf"):
+        raise UserError(f"--minutes is {minutes:g}: give the minutes of the whole race, e.g. --minutes 15")
+    asked = asked_networks(changes)
+    config, dataset = open_and_resolve(plain_config(changes), say_nothing, reading_by(shown))
+    check_disk(config, dataset, Path())
+    networks = sized([*asked, *found], channels=dataset.channels, image_side=dataset.image_size, warn=warning_by(shown))
+    entries = narrowed(entries_of(changes, networks), names)
+    settings = settings_of(changes, names)
+    out = out if out is not None else Path("runs") / f"{dataset.name}-{stage_key(dataset.path, settings)[:6]}"
+    ledger = ledger_of(out, entries, dataset, settings, minutes)
+    ledger.command, ledger.software = command, describe_software()
+    return Race(out, entries, ledger, dataset, began, shown)
+
+
+def settings_of(changes: Mapping[str, Any], names: str | None) -> dict[str, Any]:
+    """What makes another race when it is changed."""
+    paths = {path.replace("-", "_"): str(value) for path, value in changes.items()}
+    kept = {path: value for path, value in paths.items() if not path.startswith(UNLIKE) and path not in FREE}
+    listed = sorted(word.strip() for word in names.split(",")) if names is not None else None
+    return {"options": dict(sorted(kept.items())), "candidates": listed}
+
+
+def ledger_of(
+    out: Path, entries: Sequence[Entry], dataset: Dataset, settings: dict[str, Any], minutes: float
+) -> Ledger:
+    """The ledger of the race in a folder, with candidates that are new; raises UserError where it is another race."""
+    about = {entry.name: About(entry.kind, entry.text, entry.source) for entry in entries}
+    trained = [entry.name for entry in entries if entry.trains]
+    if not (out / NAME).exists():
+        check_empty(out)
+        return Ledger(settings, data_of(dataset), float(minutes), about, trained)
+    ledger = load_ledger(out)
+    if ledger.data["fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"{dataset.path}, or its labels, has changed since the race in {out} was started: use another --out, or "
+            "bring back what was there"
+        )
+    old, new = flatten(ledger.settings), flatten(settings)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise UserError(
+                f"{out} holds another race: {key.removeprefix('options.')} is {old.get(key)!r} there and "
+                f"{new.get(key)!r} here: use another --out, or the same value"
+            )
+    joined = {name: one for name, one in about.items() if name not in ledger.about}
+    ledger.about |= joined
+    ledger.trained += [name for name in trained if name in joined]
+    if minutes > ledger.minutes or joined:
+        ledger.finished = False
+    ledger.minutes = max(float(minutes), ledger.minutes)
+    return ledger
+
+
+def check_empty(out: Path) -> None:
+    """Raises UserError where a folder holds something that is no race."""
+    if "://" in str(out):
+        raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
+    if (out / "config.json").exists():
+        raise UserError(f"--out {out} is the folder of one run, not of a race: give a new or empty folder")
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {".lock"}):
+        raise UserError(f"--out {out} is not empty and is no race: give a new or empty folder")
+
+
+def data_of(dataset: Dataset) -> dict[str, Any]:
+    """What a race is of."""
+    labels = dataset.val.labelled()[1]
+    return {
+        "name": dataset.name,
+        "path": dataset.path,
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train),
+        "val": len(dataset.val),
+        "labelled": bool(len(labels)) and len(dataset.class_names or ()) > 1,
+    }

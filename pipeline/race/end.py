@@ -1,0 +1,96 @@
+"""The end of a race: its winner, made searchable, and what is said of all."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import config as configuration
+from pipeline.errors import UserError, nearest
+from pipeline.prepare import open_data
+from pipeline.race.candidates import FROZEN
+from pipeline.race.finals import Final, compare, descriptors
+from pipeline.race.ledger import load_ledger
+from pipeline.race.networks import weights_line
+from pipeline.race.outcome import Circumstances, recommendation, short_line
+from pipeline.race.parts import Race, Shown, warning_by
+from pipeline.reporter import LocalReporter
+from pipeline.stages import run_evaluate, run_index, run_report, run_worker_stages
+
+BASELINES = ("color-histogram", "hog", "pixels")
+
+
+def finish(race: Race, *, stopped: bool) -> list[str]:
+    """Compare all, make the winner searchable, read the test images once, and write the reports."""
+    ledger = race.ledger
+    by_hand = ledger.winner if ledger.chosen_by == "hand" else None
+    finals = compare({name: race.run_of(name) for name in ledger.names}, ledger.about, by_hand)
+    if not finals:
+        return ["nothing has been compared yet: the same command goes on"]
+    ledger.winner = finals[0].name
+    ledger.final = [dataclasses.asdict(one) for one in finals]
+    baselines = baselines_of(race)
+    ledger.told = recommendation(finals, baselines, circumstances(race, stopped))
+    ledger.told.append(short_line(finals, baselines, ledger.data["labelled"]))
+    race.keep()
+    make_searchable(race, finals)
+    ledger.finished = not stopped
+    race.keep()
+    return ledger.told
+
+
+def make_searchable(race: Race, finals: Sequence[Final]) -> None:
+    """Index, test images and report of the winner; a report over all."""
+    run, shown = race.run_of(finals[0].name), race.shown
+    run_worker_stages(run, ["embed", "search"], LocalReporter(shown))
+    shown({"run": run.name, "stage": "index"})
+    run_index(run, warning_by(shown))
+    shown({"run": run.name, "stage": "evaluate"})
+    run_evaluate(run)
+    shown({"run": run.name, "stage": "report"})
+    run_report([run], run)
+    run_report([race.run_of(one.name) for one in finals], race.out)
+
+
+def baselines_of(race: Race) -> dict[str, float]:
+    """The scores of what needs no network."""
+    try:
+        found = descriptors(race.run_of(race.ledger.names[0]), BASELINES)
+    except UserError:
+        return {}
+    return {name: one.score for name, one in found.items()}
+
+
+def circumstances(race: Race, stopped: bool) -> Circumstances:
+    """What the advice depends on."""
+    ledger = race.ledger
+    gains = {}
+    for name in ledger.trained:
+        scores = [one.score for one in ledger.results.get(name, []) if one.score is not None]
+        if len(scores) > 1:
+            gains[name] = scores[-1] - scores[-2]
+    return Circumstances(
+        labelled=ledger.data["labelled"],
+        minutes=ledger.minutes,
+        gains=gains,
+        networks=sum(one.kind == FROZEN for one in ledger.about.values()),
+        by_hand=ledger.chosen_by == "hand",
+        stopped=stopped,
+        skipped=[name for name in ledger.trained if ledger.last(name) is None],
+        weights_line=weights_line(race.dataset.channels),
+    )
+
+
+def overrule(out: Path, name: str, shown: Shown) -> Race:
+    """Let another candidate be the winner of a race; raises UserError where it cannot."""
+    ledger = load_ledger(out)
+    able = [one["name"] for one in ledger.final]
+    if name not in able:
+        raise UserError(
+            f"--choose {name}{nearest(name, able)}: what can be chosen in {out}: {', '.join(able) or 'nothing yet'}"
+        )
+    dataset = open_data(configuration.load(out / ledger.names[0] / "config.json"))
+    ledger.winner, ledger.chosen_by = name, "hand"
+    race = Race(out, [], ledger, dataset, time.monotonic(), shown)
+    finish(race, stopped=not ledger.finished)
+    return race

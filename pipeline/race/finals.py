@@ -1,0 +1,96 @@
+"""What the run folders of a race came to, compared on the same validation images."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.metrics import interval_of_proportion
+from pipeline.race.ledger import About
+from pipeline.search.choice import Candidate, choose, paired_error
+from pipeline.search.store import read_candidates
+
+WIDE = 1.96  # standard errors of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Final:
+    """A candidate at the end."""
+
+    name: str
+    kind: str
+    text: str
+    own: float  # its own best vectors' score: kNN of validation images, 0 … 1, or the criterion without labels
+    half: float | None  # of the 95 % interval of `own`
+    behind: float  # of the winner, own score against own score where both have one
+    behind_half: float | None  # of the 95 % interval of that, paired; None without labels
+    vectors: str  # what its run folder would be searched by
+    score: float  # of these
+    bytes: int  # of such a vector
+    flops: float  # of its own vectors, an image
+    seconds: float  # the same on this machine
+    images: int  # validation images with labels
+
+
+def own_best(run: Path, source: str) -> Candidate:
+    """The best vectors of a run's own encoder; raises UserError where there are none."""
+    found = [one for one in read_candidates(run) if one.source == source]
+    if not found:
+        raise UserError(f"{run} was searched without its own encoder ({source})")
+    return max(found, key=lambda one: one.score)
+
+
+def chosen(run: Path) -> Candidate:
+    """What a run folder is searched by."""
+    return choose(read_candidates(run))[0]
+
+
+def compare(runs: Mapping[str, Path], about: Mapping[str, About], by_hand: str | None = None) -> list[Final]:
+    """The candidates with something to search by, the winner first, then by their own score.
+
+    The winner is the one whose chosen vectors would be chosen among those of all: the cheapest of those that cannot be
+    told from the best. `runs` are in the order that decides between equals.
+    """
+    best: dict[str, Candidate] = {}
+    own: dict[str, Candidate] = {}
+    for name, run in runs.items():
+        try:
+            best[name], own[name] = chosen(run), own_best(run, about[name].source)
+        except UserError:  # it failed before anything was chosen
+            best.pop(name, None)
+    if not best:
+        return []
+    taken, _ = choose(list(best.values()))
+    winner = by_hand if by_hand in best else next(name for name, one in best.items() if one is taken)
+    finals = [_final(name, about[name], best[name], own[name], own[winner]) for name in best]
+    return sorted(finals, key=lambda one: (one.name != winner, -one.own))
+
+
+def _final(name: str, about: About, vectors: Candidate, own: Candidate, winner: Candidate) -> Final:
+    n = len(own.correct)
+    paired = n == len(winner.correct) and n > 0
+    low, high = interval_of_proportion(int(own.correct.sum()), n) if n else (0.0, 0.0)
+    return Final(
+        name=name,
+        kind=about.kind,
+        text=about.text,
+        own=own.score,
+        half=(high - low) / 2 if n else None,
+        behind=winner.score - own.score,
+        behind_half=WIDE * paired_error(winner.correct, own.correct) if paired else None,
+        vectors=vectors.name,
+        score=vectors.score,
+        bytes=vectors.bytes,
+        flops=own.flops,
+        seconds=own.seconds,
+        images=n,
+    )
+
+
+def descriptors(run: Path, names: Sequence[str]) -> dict[str, Candidate]:
+    """The best of some sources that need no network, of a run folder."""
+    found: dict[str, Candidate] = {}
+    for one in read_candidates(run):
+        if one.source in names and (one.source not in found or one.score > found[one.source].score):
+            found[one.source] = one
+    return found

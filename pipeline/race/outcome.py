@@ -1,0 +1,120 @@
+"""What a race says at its end, in plain words."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.progress import format_duration
+from pipeline.race.candidates import ADAPT, DISTILL, FROZEN, SCRATCH, UNTRAINED
+from pipeline.race.finals import Final
+from pipeline.race.plan import Part
+
+FEW_LABELS = 500  # validation images below which more labels are worth it
+GAIN = 0.01  # between two rounds, from which more time is worth it
+NAMES = {"color-histogram": "colour histogram", "hog": "HOG", "pixels": "raw pixels"}
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What the advice depends on, beside the candidates."""
+
+    labelled: bool
+    minutes: float
+    gains: Mapping[str, float]  # of trained candidates, between their last two rounds
+    networks: int  # with weights, that took part
+    by_hand: bool
+    stopped: bool  # before its end
+    skipped: Sequence[str]  # trained candidates that there was no time for
+    weights_line: str  # the command that fetches weights which would help; empty: none
+
+
+def recommendation(finals: Sequence[Final], baselines: Mapping[str, float], told: Circumstances) -> list[str]:
+    """Lines for a person: what to use, how the others did, and what would buy more."""
+    winner, *others = finals
+    lines = [_head(winner, told)]
+    lines += [f"  {_compared(one, winner, told.labelled)}" for one in others]
+    for name, score in sorted(baselines.items(), key=lambda pair: -pair[1]):
+        lines.append(f"  {NAMES.get(name, name)}: {_value(score, told.labelled)}")
+    if told.labelled:
+        lines.append(
+            f"  (kNN of {winner.images} validation images; ± is a 95 % interval, of differences a paired one: what is "
+            "within it may be chance)"
+        )
+    else:
+        lines.append("  (no labels: scores are a criterion without labels, a guess; they say nothing across data sets)")
+    return lines + _advice(finals, told)
+
+
+def _head(winner: Final, told: Circumstances) -> str:
+    half = f" ± {100 * winner.half:.1f}" if winner.half is not None else ""
+    word = "chosen by hand" if told.by_hand else "best so far" if told.stopped else "use"
+    text = f"{word}: {winner.text}: {_value(winner.own, told.labelled)}{half}"
+    if winner.vectors and abs(winner.score - winner.own) > 1e-12:
+        text += f"; searched by {winner.vectors}: {_value(winner.score, told.labelled)}"
+    return text
+
+
+def _compared(one: Final, winner: Final, labelled: bool) -> str:
+    text = f"{one.text}: {_value(one.own, labelled)}"
+    if one.behind_half is not None and one.behind != 0:
+        word = "behind" if one.behind > 0 else "ahead"
+        real = "" if abs(one.behind) > one.behind_half else ", which may be chance"
+        text += f" ({100 * abs(one.behind):.1f} ± {100 * one.behind_half:.1f} {word}{real})"
+    if quicker := _quicker(one, winner):
+        text += f", {quicker}"
+    return text
+
+
+def _quicker(one: Final, winner: Final) -> str:
+    """How much quicker an image is embedded, where that is worth a word."""
+    mine, its = (one.seconds, winner.seconds) if one.seconds and winner.seconds else (one.flops, winner.flops)
+    if one.kind in (UNTRAINED,) or mine <= 0 or its / mine < 1.5:
+        return ""
+    return f"{its / mine:.0f} × quicker to embed" if its / mine >= 2 else "quicker to embed"
+
+
+def _advice(finals: Sequence[Final], told: Circumstances) -> list[str]:
+    lines = []
+    if told.skipped:
+        lines.append(f"no time for {', '.join(told.skipped)}: a larger --minutes takes them in")
+    growing = {name: gain for name, gain in told.gains.items() if gain > GAIN}
+    if growing:
+        name, gain = max(growing.items(), key=lambda pair: pair[1])
+        gained = f"{100 * gain:.1f} points" if told.labelled else f"{gain:.3f}"
+        more = f"--minutes {2 * told.minutes:g}"
+        lines.append(f"more time: {name} gained {gained} in its last round: the same command with {more} goes on")
+    elif told.gains:
+        lines.append("more time: the last round gained little; longer training may not either")
+    if not told.labelled:
+        lines.append("labels: put 200 images into folders by class, or into a CSV for --data.labels: kNN then decides")
+    elif finals[0].images < FEW_LABELS:
+        lines.append(f"labels: {finals[0].images} validation images are few; more of them make the differences clearer")
+    if told.weights_line:
+        have = "no network with weights is on this machine" if not told.networks else "larger networks may be better"
+        lines.append(f"weights: {have}: {told.weights_line}")
+    return lines
+
+
+def _value(score: float, labelled: bool) -> str:
+    return f"{100 * score:.1f} %" if labelled else f"{score:.3f}"
+
+
+def short_line(finals: Sequence[Final], baselines: Mapping[str, float], labelled: bool) -> str:
+    """The whole outcome in one sentence, the best of each way."""
+
+    def best(kinds: Sequence[str]) -> Final | None:
+        return max((one for one in finals if one.kind in kinds), key=lambda one: one.own, default=None)
+
+    parts = []
+    for kinds in ((FROZEN,), (DISTILL,), (ADAPT,), SCRATCH):
+        if one := best(kinds):
+            parts.append((one.own, f"{one.text} {_value(one.own, labelled)}"))
+    if baselines:
+        name = max(baselines, key=lambda key: baselines[key])
+        parts.append((baselines[name], f"{NAMES.get(name, name)} {_value(baselines[name], labelled)}"))
+    return "; ".join(text for _, text in sorted(parts, key=lambda part: -part[0]))
+
+
+def budget_lines(parts: Sequence[Part]) -> list[str]:
+    """The budget table."""
+    width = max(len(part.name) for part in parts)
+    return [f"  {part.name:<{width}}  {format_duration(part.seconds):>7}  {part.text}".rstrip() for part in parts]

@@ -1,0 +1,209 @@
+"""Rounds of training: speeds are measured once, rounds are written down, and what is left of them is run."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from pipeline.errors import UserError
+from pipeline.race.ledger import FAILED, Ledger, Result
+from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
+from pipeline.race.plan import LAST, affordable, more_rounds, plan_rounds, ranked, steps_for
+from pipeline.race.trial import make_folder, set_steps
+from pipeline.race.turns import TOLD_FROM, told_turns
+
+
+def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> None:
+    """Plan the rounds if that is still to be done, and run what is left of them."""
+    settle_turns(race)
+    ledger = race.ledger
+    if not ledger.rounds and not entrants_by_guess(race):
+        if ledger.trained:
+            race.shown.say(
+                f"--minutes {ledger.minutes:g} is too short to train one candidate: what needs no training is compared"
+            )
+        return
+    if not has_left(ledger):
+        return
+    with open_track() as track:
+        settle_room(race, track)
+        if not ledger.rounds:
+            plan_first_rounds(race, track)
+        run_rounds(race, track)
+        if ledger.minutes > ledger.planned_minutes:
+            plan_more_rounds(race, track)
+            run_rounds(race, track)
+
+
+def has_left(ledger: Ledger) -> bool:
+    """Whether there is a round to plan or a trial to run."""
+    if not ledger.rounds or ledger.minutes > ledger.planned_minutes:
+        return True
+    return any(ledger.left_in(number) for number in range(1, len(ledger.rounds) + 1))
+
+
+def settle_turns(race: Race) -> None:
+    """Whether RotNet takes part: where nobody asked for it, only where up seems to be up."""
+    ledger, dataset = race.ledger, race.dataset
+    rotnet = next((entry.name for entry in race.entries if entry.kind == "rotnet"), None)
+    if rotnet is None or ledger.guess or ledger.rounds or ledger.settings["candidates"] is not None:
+        return
+    share = told_turns(dataset.train, dataset.val, race.entries[0].config.train.seed)
+    if share is None:
+        ledger.guess = "too few images to tell whether up is up: RotNet takes part"
+    elif share >= TOLD_FROM:
+        ledger.guess = f"up is up, it seems ({100 * share:.0f} % of turns are told, of 25 by chance): RotNet takes part"
+    else:
+        ledger.guess = (
+            f"up may not be up ({100 * share:.0f} % of turns are told, of 25 by chance): RotNet is left out, a guess: "
+            "--candidates names it"
+        )
+        ledger.trained.remove(rotnet)
+        del ledger.about[rotnet]
+    race.shown.say(ledger.guess)
+    race.keep()
+
+
+def entrants_by_guess(race: Race) -> list[str]:
+    """The candidates there will be time for, as far as that can be said before speeds are measured."""
+    return affordable(race.ledger.trained, race.left(), LAST, overhead_of(race.ledger))
+
+
+def overhead_of(ledger: Ledger) -> float:
+    """Seconds of a trial beside training: about what the search of the untrained network's run folder took."""
+    if ledger.overhead is not None:
+        return ledger.overhead
+    first = ledger.last(ledger.names[0])
+    return first.seconds if first is not None else 0.0
+
+
+def settle_room(race: Race, track: Track) -> None:
+    """The threads of a trial, once; and the trials at a time that rounds are planned for."""
+    ledger = race.ledger
+    room = track.room(ledger.threads or None, len(ledger.trained))
+    if not ledger.threads:
+        ledger.threads = room.threads
+        ledger.overhead = overhead_of(ledger)
+    ledger.at_a_time = room.at_a_time
+    race.keep()
+
+
+def plan_first_rounds(race: Race, track: Track) -> None:
+    """Measure the candidates' speeds, and write down rounds that fill the time."""
+    ledger = race.ledger
+    measure(race, track, affordable(ledger.trained, race.left(), ledger.at_a_time, overhead_of(ledger)))
+    names = [name for name in ledger.trained if name in ledger.speeds]
+    names = affordable(names, race.left(), ledger.at_a_time, overhead_of(ledger)) or names[:1]
+    ledger.rounds = plan_rounds(names, race.left(), ledger.at_a_time, overhead_of(ledger))
+    ledger.planned_minutes = ledger.minutes
+    race.keep()
+    tell_rounds(race, 1)
+
+
+def plan_more_rounds(race: Race, track: Track) -> None:
+    """Rounds for minutes that were added."""
+    ledger = race.ledger
+    seconds = min(race.left(), 60 * (ledger.minutes - ledger.planned_minutes))
+    new = [name for name in ledger.trained if ledger.last(name) is None]
+    first = ledger.rounds[0].seconds if ledger.rounds else 0.0
+    ranking = ranked(ledger.scores(len(ledger.rounds) + 1), ledger.trained)
+    measure(race, track, [name for name in new if name not in ledger.speeds])
+    new = [name for name in new if name in ledger.speeds]
+    count = len(ledger.rounds)
+    ledger.rounds += more_rounds(ranking, new, seconds, ledger.at_a_time, overhead_of(ledger), first)
+    ledger.planned_minutes = ledger.minutes
+    race.keep()
+    tell_rounds(race, count + 1)
+
+
+def tell_rounds(race: Race, first: int) -> None:
+    """What was planned, in lines."""
+    ledger = race.ledger
+    for number, one in enumerate(ledger.rounds[first - 1 :], start=first):
+        who = f"the best {one.keep}" if one.keep is not None else ", ".join(one.names)
+        race.shown.say(
+            f"round {number}: {who}, {one.seconds:.0f} s of training each, {ledger.at_a_time} at a time, "
+            f"{ledger.threads} thread{'s' * (ledger.threads > 1)} each"
+        )
+
+
+def measure(race: Race, track: Track, names: Sequence[str]) -> None:
+    """Seconds a step of each candidate, by a copy that is thrown away; who fails is out."""
+    ledger = race.ledger
+    wanted = [name for name in names if name not in ledger.speeds and not ledger.failed(name)]
+    for name in wanted:
+        make(race, name)
+    tasks = [Task(name, str(race.run_of(name).absolute()), timed=True) for name in wanted if not ledger.failed(name)]
+    if tasks:
+        race.shown.say(f"measuring the speed of {len(tasks)} candidates …")
+
+    def on_end(end: Ended) -> None:
+        if end.seconds_a_step is not None:
+            ledger.speeds[end.name] = end.seconds_a_step
+            race.keep()
+        elif not end.stopped:
+            ledger.add(end.name, Result(0, FAILED, 0, None, reason=end.reason))
+            ended(race, end.name)
+
+    track.run(tasks, ledger.threads, on_end)
+
+
+def make(race: Race, name: str) -> None:
+    """The run folder of a candidate that trains; one that cannot be made has failed."""
+    entry = next((entry for entry in race.entries if entry.name == name), None)
+    try:
+        if entry is None:
+            raise UserError("its weights are not on this machine any more")
+        make_folder(entry.config, race.run_of(name), race.ledger.command, say_nothing)
+        set_steps(race.run_of(name), None, race.ledger.threads)
+    except UserError as error:
+        race.ledger.add(name, Result(0, FAILED, 0, None, reason=str(error)))
+        ended(race, name)
+
+
+def run_rounds(race: Race, track: Track) -> None:
+    """What is left of all rounds, one after the other: a round waits for all of the one before."""
+    for number in range(1, len(race.ledger.rounds) + 1):
+        if left := race.ledger.left_in(number):
+            run_round(race, track, number, left)
+        drop_checkpoints(race, number)
+
+
+def run_round(race: Race, track: Track, number: int, names: Sequence[str]) -> None:
+    """One round: every candidate trains up to its steps, from its own checkpoint, and is searched."""
+    ledger = race.ledger
+    steps = {name: steps_in(ledger, name, number) for name in names}
+    for name in names:
+        set_steps(race.run_of(name), steps[name], ledger.threads)
+    began = time.monotonic()
+
+    def on_end(end: Ended) -> None:
+        if end.stopped:
+            return
+        seconds = time.monotonic() - began
+        try:
+            if end.reason:
+                raise UserError(end.reason)
+            ledger.add(end.name, result_of(race, end.name, number, steps[end.name], seconds))
+        except UserError as error:
+            done = ledger.steps_before(end.name, number)
+            ledger.add(end.name, Result(number, FAILED, done, None, seconds=round(seconds, 2), reason=str(error)))
+        ended(race, end.name)
+
+    track.run([Task(name, str(race.run_of(name).absolute())) for name in names], ledger.threads, on_end)
+
+
+def steps_in(ledger: Ledger, name: str, number: int) -> int:
+    """Optimiser steps of a candidate after a round."""
+    return ledger.steps_before(name, number) + steps_for(ledger.rounds[number - 1].seconds, ledger.speeds[name])
+
+
+def drop_checkpoints(race: Race, number: int) -> None:
+    """Who is not in the next round keeps its encoder, not its checkpoints; who is in the last one may go on."""
+    ledger = race.ledger
+    if number == len(ledger.rounds):
+        return
+    staying = {name for later in range(number + 1, len(ledger.rounds) + 1) for name in ledger.rounds[later - 1].names}
+    staying |= set(ledger.entrants(number + 1))
+    for name in set(ledger.entrants(number)) - staying:
+        shutil.rmtree(race.run_of(name) / "checkpoints", ignore_errors=True)

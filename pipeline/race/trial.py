@@ -1,0 +1,65 @@
+"""What a candidate does in its run folder: it is made, its step is timed, it trains for some steps and is searched."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import config as configuration
+from pipeline.choices import fix_backend, fix_compile, fix_precision, seconds_a_step
+from pipeline.config import Config
+from pipeline.errors import UserError
+from pipeline.export import export_encoder, load_encoder
+from pipeline.prepare import prepare
+from pipeline.reporter import Reporter
+from pipeline.runfolder import writer_lock
+from pipeline.stages import main_writes, run_worker_stages
+from pipeline.work import Work, new_encoder
+
+TIMED_STEPS = 9  # from which a trial's speed is told, the first three as warm-up
+TRIAL = ("pretrain", "search")
+
+
+def make_folder(config: Config, run: Path, command: str, warn: Callable[[str], None]) -> None:
+    """The run folder of a candidate, where it is not there yet."""
+    if not (run / "config.json").exists():
+        prepare(config, run, command=command, warn=warn, progress=lambda done, total: None)
+
+
+def search_untrained(run: Path, reporter: Reporter) -> None:
+    """Export the encoder as it comes, and choose what the run is searched by."""
+    with writer_lock(run):
+        if not has_encoder(run):
+            export_encoder(new_encoder(configuration.load(run / "config.json")), run, {"method": None})
+    run_worker_stages(run, ["search"], reporter)
+
+
+def has_encoder(run: Path) -> bool:
+    """Whether the run has an encoder that can be read."""
+    try:
+        load_encoder(run)
+    except UserError:
+        return False
+    return True
+
+
+def set_steps(run: Path, steps: int | None, threads: int) -> None:
+    """Give a trial its steps in all, None: as they are, and its threads."""
+    config = configuration.load(run / "config.json")
+    train = replace(config.train, steps=steps or config.train.steps, threads=threads)
+    with writer_lock(run):
+        configuration.save(replace(config, train=train), run / "config.json")
+
+
+def time_step(run: Path, reporter: Reporter) -> float:
+    """Seconds a step, after what `auto` leaves open is settled."""
+    with main_writes(run):
+        work = Work.open(run, reporter)
+        fix_precision(work)
+        fix_backend(work)
+        fix_compile(work)
+        return seconds_a_step(work, TIMED_STEPS)
+
+
+def run_trial(run: Path, reporter: Reporter) -> None:
+    """Train up to the run's steps, from its own checkpoint if it has one, and choose what it is searched by."""
+    run_worker_stages(run, list(TRIAL), reporter)
