@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/descriptors.py --data.path CIFAR10 --folder DIR LABELS.csv --folder …
 
-Describes every image of a data set, in one thread, as a run does; the time of reading and resizing is told apart. Then, for
-each folder, kNN (k = 20, T = 0.07) of its test images among the others, by raw pixels and both descriptors. Seconds are
+Describes every image of a data set in one thread, as a run does; reading and resizing are told apart. Then, for each
+folder, kNN (k = 20, T = 0.07) of its test images among the others, by raw pixels and both descriptors. Seconds are
 those of the processor, so that others disturb them little; "wall seconds" are the clock's.
 """
 
