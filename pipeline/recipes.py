@@ -153,6 +153,15 @@ def rotnet_folder() -> Config:
     return _folder(Config(method=method_config("rotnet"), train=_rotnet_training(), plan=LENGTH))
 
 
+def distill_folder() -> Config:
+    """A small network learns a large pretrained one's features on your own images: `rayssl run distill-folder
+    --data.path DIR`, with weights that are on this machine (`rayssl weights` lists them).
+
+    The teacher sees every image once; the student is resnet-tiny on a CPU. No label is used.
+    """
+    return _folder(Config(method=method_config("distill"), train=_distillation(), plan=LENGTH))
+
+
 def autoencoder_folder() -> Config:
     """A convolutional denoising autoencoder on a folder of your own images."""
     return _folder(Config(method=method_config("autoencoder"), train=_autoencoder_training(), plan=LENGTH))
@@ -174,6 +183,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         simclr_folder,
         essl_folder,
         rotnet_folder,
+        distill_folder,
         autoencoder_folder,
     )
 }
@@ -226,6 +236,12 @@ def _folder(config: Config) -> Config:
 def _rotnet_training() -> TrainConfig:
     # Gidaris et al., 2018: rate 0.1 at a batch of 128, here scaled from a batch of 256.
     return TrainConfig(epochs=_epochs(100, 5), batch_size=128, learning_rate=0.2, nesterov=True)
+
+
+def _distillation() -> TrainConfig:
+    return TrainConfig(
+        epochs=_epochs(300, 100), batch_size=128, optimizer="muon", learning_rate=0.05, weight_decay=0.03
+    )
 
 
 def _autoencoder_training() -> TrainConfig:

@@ -11,6 +11,7 @@ METHODS = {
     "simclr": "pipeline.methods.simclr:SimCLR",
     "rotnet": "pipeline.methods.rotnet:RotNet",
     "essl": "pipeline.methods.essl:ESSL",
+    "distill": "pipeline.methods.distill:Distill",
     "autoencoder": "pipeline.methods.autoencoder:Autoencoder",
     "pixelcnn": "pipeline.methods.pixelcnn:PixelCNN",
 }

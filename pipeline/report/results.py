@@ -12,7 +12,8 @@ from pipeline.runfolder import read_manifest
 
 SCHEMA = 1
 METHOD_LABELS = {
-    "simclr": "SimCLR", "essl": "E-SSL", "rotnet": "RotNet", "autoencoder": "Autoencoder", "pixelcnn": "PixelCNN"
+    "simclr": "SimCLR", "essl": "E-SSL", "rotnet": "RotNet", "autoencoder": "Autoencoder", "pixelcnn": "PixelCNN",
+    "distill": "Distilled",
 }  # fmt: skip
 
 

@@ -7,22 +7,27 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline import distributed
+from pipeline import guard as guards
 from pipeline.config import method_config
+from pipeline.data import open_dataset
 from pipeline.distributed import use_global_batch_norm
 from pipeline.encoders import build_encoder
+from pipeline.guard import Guard, draw_sample
 from pipeline.losses import nt_xent_of_views
 from pipeline.methods import load_method
-from pipeline.methods.base import Batch, Method, Traits
+from pipeline.methods.base import Batch, Before, Method, Traits
 from pipeline.optim import build_optimizer
 from pipeline.train import wrap_for_workers
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8
+IDS = np.random.default_rng(0).permutation(np.arange(1, 5001))  # of all images that `batch_at` can draw from
 
 
 def own(x: Tensor) -> Tensor:
@@ -140,6 +145,27 @@ def reconstruct_alone() -> float:
     return float(distributed.mean_over_ranks(torch.tensor([1.0 + distributed.rank()])))
 
 
+def guard_case(folder: str) -> dict[str, Any]:
+    """What a guard decides at a start and after two looks at ruined weights; only rank 0 counts the hits."""
+    data = open_dataset(folder, image_size=SIZE, val_fraction=0.5, loader="stream")
+    sample = draw_sample(data.train, data.val, 2, 0, 100)
+    assert sample is not None
+    assert sample.measure == "knn"
+    method, _ = build("simclr", {}, torch.float32)
+    guard = Guard(method, sample, steps=40, keeps=lambda name: True, device=torch.device("cpu"), precision="fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        if distributed.rank() != 0:
+            patch.setattr(guards, "knn_hits", None)
+        guard.begin()
+        with torch.no_grad():
+            for parameter in method.encoder.parameters():
+                parameter.fill_(0.1)
+        ends = [guard.look(step) for step in (2, 4)]
+    guard.bring_back()
+    weights = torch.cat([value.flatten().double() for value in method.state_dict().values()])
+    return {"ends": ends, "facts": guard.facts(), "weights": float(weights.square().sum())}
+
+
 def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZE) -> tuple[Method[Any], nn.Module]:
     """A method over a tiny encoder as the stages place it, and what the training loop calls.
 
@@ -151,7 +177,9 @@ def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZ
     network = values.pop("encoder", "resnet-tiny")
     encoder = build_encoder(network, channels=3, image_size=size, **sizes)
     traits = Traits(image_size=size, channels=3, mirror=True, classes=2)
-    method = load_method(name)(method_config(name, **values), encoder, traits).to(dtype).train()
+    method = load_method(name)(method_config(name, **values), encoder, traits)
+    method.prepare(Before(IDS, lambda source: random(len(IDS), 6, dtype=torch.float32, seed=2).numpy()))
+    method.to(dtype).train()
     use_global_batch_norm(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method, wrap_for_workers(method)
 

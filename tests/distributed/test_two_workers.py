@@ -4,6 +4,7 @@ import cases
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from workers import Workers
 
 METHODS = [
@@ -27,6 +28,7 @@ METHODS = [
         },
     ),
     ("pixelcnn", {"encoder": "pixelcnn", "levels": 4}),
+    ("distill", {"teacher": "hog", "dim": 4}),
 ]
 
 
@@ -94,7 +96,9 @@ def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
         assert np.linalg.norm(together - reference) <= 1e-5 * np.linalg.norm(reference)
 
 
-@pytest.mark.parametrize(("name", "values"), METHODS[:5])  # over convolutions with BatchNorm, where a bit matters
+@pytest.mark.parametrize(
+    ("name", "values"), [*METHODS[:5], METHODS[-1]]
+)  # over convolutions with BatchNorm, where a bit matters
 def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Workers, name, values):
     """Where one bit of a statistic differed, ReLUs would open that are shut in the other run: gradients 1e-3 apart.
 
@@ -133,3 +137,18 @@ def test_curve_and_weights_by_muon(workers: Workers):
     for found in workers.run(cases.train_case, *settings, torch.float64, 50, "muon"):
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-8, atol=0)
         assert_same(found, alone, 1e-8)
+
+
+def test_a_guard_decides_once_for_all_workers(workers: Workers, tmp_path):
+    rng = np.random.default_rng(0)
+    for label, (low, high) in {"dark": (0, 128), "light": (128, 256)}.items():
+        for part in ("train", "test"):
+            (tmp_path / part / label).mkdir(parents=True)
+        for number in range(120):
+            pixels = rng.integers(low, high, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(tmp_path / ("train" if number < 118 else "test") / label / f"{number}.png")
+    alone = cases.guard_case(str(tmp_path))
+    assert alone["ends"] == [False, True]
+    assert alone["facts"]["best_step"] == 0
+    assert alone["facts"]["stopped"] == 4
+    assert workers.run(cases.guard_case, str(tmp_path)) == [alone, alone]
