@@ -3,6 +3,7 @@
 Shapes: W workers, B images on this worker, N = W·B images in the global batch, D dimensions.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,6 +39,11 @@ def nt_xent_of_views(projections: Sequence[Tensor], temperature: float) -> Tenso
         own = F.normalize(at_least_float32(torch.cat(list(projections))), dim=1)
         loss: Tensor = _NtXent.apply(own, gather_with_grad(own), temperature, len(projections))
         return loss
+
+
+def nt_xent_at_chance(images: int, views: int) -> float:
+    """The loss of a global batch whose projections are all equal: log(2N − 1) with two views of N images."""
+    return math.log(1 + views * (images - 1))
 
 
 class _NtXent(torch.autograd.Function):

@@ -47,7 +47,7 @@ from pipeline.evaluate import (
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.guard import Guard, draw_sample, look_size
+from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.layers import without_adapters
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -69,6 +69,7 @@ from pipeline.search.store import FOLDER, has_search, read_candidates, read_sear
 from pipeline.tracking import Tracker, start_tracker
 from pipeline.train import Hooks, NotFinite, choose_device, plain_precision, resolve_precision, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
+from pipeline.watch import Watch
 from pipeline.work import (
     Stopped,
     Work,
@@ -110,7 +111,8 @@ def run_pretrain(work: Work) -> None:
         start, saved = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
         check_steps(work.run, start, steps)
         guard = new_guard(work, method, steps, start, saved)
-        with training_hooks(work, "pretrain", method, optimizer, start, per_epoch, guard) as hooks:
+        watch = new_watch(work, method, steps, guard)
+        with training_hooks(work, "pretrain", method, optimizer, start, per_epoch, guard, watch) as hooks:
             done = watched(guard, lambda: train_on(work, method, optimizer, hooks, start, recorded=recorded))
         if done < steps and (guard is None or guard.stopped is None):
             raise Stopped(done, steps)
@@ -537,8 +539,9 @@ def training_hooks(
     start: int,
     per_epoch: int,
     guard: Guard | None,
+    watch: Watch,
 ) -> Iterator[Hooks]:
-    """Log to metrics.jsonl and wandb, checkpoint by time and by epoch, look as the guard does. Only rank 0 writes."""
+    """Log to metrics.jsonl and wandb, checkpoint by time and epoch, look as guard or watch do. Only rank 0 writes."""
     settings = work.config.train
     log = MetricsLog(work.run)
     tracker: Tracker | None = None
@@ -592,7 +595,15 @@ def training_hooks(
         log_rows([guard.row()])
         work.reporter.message(f"{work.run}: {guard.line()}")
 
-    hooks = Hooks(log_rows, show, checkpoint, due, work.reporter.should_stop)
+    def watched_rows(rows: list[dict[str, Any]]) -> None:
+        log_rows(rows)
+        watch.see(rows)
+
+    def glance(step: int) -> bool:
+        watch.look(step)
+        return False
+
+    hooks = Hooks(watched_rows, show, checkpoint, due, work.reporter.should_stop, watch.look_due, glance)
     if guard is not None:
 
         def look(step: int) -> bool:
@@ -644,6 +655,29 @@ def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: An
     if before:
         guard.restore(load_extra(work.run / "checkpoints", start), before["state"])
     return guard
+
+
+def new_watch(work: Work, method: Method[Any], steps: int, guard: Guard | None) -> Watch:
+    """The watch over pre-training; where a guard looks at validation kNN, the watch does not."""
+    settings, data = work.config.train, work.dataset
+    classes = 0 if data.some_classes or guard is not None else len(data.class_names or ())
+    size = look_size(steps, settings.batch_size * len(work.config.augment.views or ()))
+    sample = draw_sample(data.train, data.val, classes, settings.seed, size)
+
+    def hits() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        assert sample is not None
+        devices = [work.device] if work.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # which making a network seeds
+            untrained = new_encoder(work.config, weights=False).to(work.device)
+        precision = plain_precision(work.precision)
+        now, before = (
+            validation_knn(encoder, sample, device=work.device, precision=precision)
+            for encoder in (method.encoder, untrained)
+        )
+        return now, before
+
+    measured = hits if sample is not None and sample.measure == "knn" else None
+    return Watch(steps, method.chance(settings.batch_size), measured, work.reporter.message)
 
 
 def watched(guard: Guard | None, go_on: Callable[[], int]) -> int:

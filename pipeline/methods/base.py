@@ -108,5 +108,9 @@ class Method(nn.Module, ABC, Generic[C]):
     def prepare(self, before: Before) -> None:
         """Called once before the first step, also where a run is continued; what is kept here is in no checkpoint."""
 
+    def chance(self, images: int) -> dict[str, float]:
+        """What logged losses are where the network guesses, at a global batch of so many images, by their names."""
+        return {}
+
     def after_step(self, step: int, total_steps: int) -> None:
         """Called after every optimiser step, e.g. for moving averages."""

@@ -3,6 +3,7 @@
 What SimCLR's views are made invariant to leaves the features; how an image is turned must stay in them.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from pipeline.augment.defaults import rotation_view, simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError
-from pipeline.losses import at_least_float32, nt_xent_of_views
+from pipeline.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import TURNS, all_turns, build_projector, positive_similarity
 
@@ -49,6 +50,7 @@ class ESSL(Method[ESSLConfig]):
         super().__init__(config, encoder, traits)
         check_half_size(encoder)
         self.temperature = config.temperature
+        self.views = config.views
         self.rotation_weight = config.rotation_weight
         self.encoder = encoder
         self.projector = build_projector(
@@ -76,6 +78,13 @@ class ESSL(Method[ESSLConfig]):
         """As many for SimCLR as the config says, and the one that is turned."""
         view, _, turned = cls.default_views(traits)
         return (*[view] * config.views, turned)
+
+    def chance(self, images: int) -> dict[str, float]:
+        """All views as alike, and four turns as likely."""
+        return {
+            "train/contrast_loss": nt_xent_at_chance(images, self.views),
+            "train/rotation_loss": math.log(TURNS),
+        }
 
     def forward(self, batch: Batch) -> MethodOutput:
         """NT-Xent of all views but the last, plus the weighted cross-entropy of the turns of that one."""

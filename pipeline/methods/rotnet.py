@@ -1,5 +1,6 @@
 """RotNet: Gidaris, Singh and Komodakis, "Unsupervised representation learning by predicting image rotations", 2018."""
 
+import math
 from dataclasses import dataclass
 
 from pydantic import ConfigDict
@@ -39,6 +40,10 @@ class RotNet(Method[RotNetConfig]):
         return rotnet_views(
             image_size=traits.image_size, channels=traits.channels, mirror=traits.mirror, crop=traits.crop
         )
+
+    def chance(self, images: int) -> dict[str, float]:
+        """Four turns are as likely."""
+        return {"train/loss": math.log(TURNS)}
 
     def forward(self, batch: Batch) -> MethodOutput:
         """Cross-entropy of the turn; the four turns of an image are in one batch (§2.2 of the paper), which is 4B."""

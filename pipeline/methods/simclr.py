@@ -10,7 +10,7 @@ from pydantic import ConfigDict
 from pipeline.augment.defaults import simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.encoders import Encoder
-from pipeline.losses import nt_xent_of_views
+from pipeline.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import build_projector, positive_similarity
 
@@ -37,6 +37,7 @@ class SimCLR(Method[SimCLRConfig]):
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
         self.temperature = config.temperature
+        self.views = config.views
         self.encoder = encoder
         self.projector = build_projector(
             encoder.dim,
@@ -60,6 +61,10 @@ class SimCLR(Method[SimCLRConfig]):
     def views_for(cls, config: SimCLRConfig, traits: Traits) -> tuple[Spec, ...]:
         """As many draws as the config says."""
         return cls.default_views(traits)[:1] * config.views
+
+    def chance(self, images: int) -> dict[str, float]:
+        """All views as alike."""
+        return {"train/loss": nt_xent_at_chance(images, self.views)}
 
     def forward(self, batch: Batch) -> MethodOutput:
         """NT-Xent of all views."""
