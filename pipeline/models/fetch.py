@@ -61,8 +61,13 @@ def fetch(remote: Remote) -> Path:
         return remote.path
     if remote.place.startswith(("http://", "https://")):
         return _fetch_url(remote)
-    path = _asked(remote.place, lambda hub: hub.hf_hub_download(remote.place, HUB_FILE))
-    return Path(str(path))
+
+    def ask(hub: Any) -> str:
+        hub.HfApi().model_info(remote.place)  # which fails at once where there is no network, and is not tried again
+        path: str = hub.hf_hub_download(remote.place, HUB_FILE)
+        return path
+
+    return Path(_asked(remote.place, ask))
 
 
 def _of_timm(name: str, weights: str) -> Remote:
