@@ -1,5 +1,6 @@
 """Sections of words and tables: the result, the table, warnings, what was run, the files."""
 
+import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ FILES = {
     "encoder.safetensors": "weights of the exported encoder",
     "encoder.json": "what the encoder is and how to load it",
     "encoder_module.py": "the encoder's network as a standalone file",
+    "MODEL_CARD.md": "whose weights the encoder has learned from, and their licence",
     "embeddings": "parquet: id, path, label, embedding",
     "index": "FAISS index for queries",
     "evaluation.json": "every figure with its protocol and interval",
@@ -217,6 +219,7 @@ def _facts(material: Material) -> dict[str, str]:
         "data": run.data_path,
         **_data_facts(manifest.get("data", {})),
         "encoder": _encoder(run),
+        "weights of others": _licence(run),
         "epochs": train.get("epochs"),
         "steps": trained.get("steps"),
         "batch": train.get("batch_size"),
@@ -258,6 +261,15 @@ def _channels(n: int) -> str:
 def _encoder(run: Run) -> str:
     weights = run.config["encoder"].get("weights")
     return f"{run.network}, started from {weights}" if weights else run.network
+
+
+def _licence(run: Run) -> str:
+    """Whose weights the exported encoder has learned from, where they are not the user's own."""
+    try:
+        encoder = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(encoder["licence"]) if encoder.get("origin") else ""
 
 
 def _times(manifest: dict[str, Any]) -> str:
