@@ -86,8 +86,8 @@ def plain_targets(features: Floats, dim: int, shrinkage: float) -> NDArray[np.fl
 
 @pytest.mark.parametrize("shrinkage", [0.01, 1.0])
 def test_targets_are_whitened_principal_directions(shrinkage: float) -> None:
-    features = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32) * np.arange(1, 7, dtype=np.float32)
-    found, expected = targets_of(features + 3, 4, shrinkage), plain_targets(features + 3, 4, shrinkage)
+    features = (3 + np.random.default_rng(0).standard_normal((40, 6)) * np.arange(1, 7)).astype(np.float32)
+    found, expected = targets_of(features, 4, shrinkage), plain_targets(features, 4, shrinkage)
     assert found.dtype == np.float32
     np.testing.assert_allclose(np.abs(found), np.abs(expected), atol=1e-5)  # a direction's sign is anybody's
     np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-5)
