@@ -54,7 +54,6 @@ class Settings:
     temperature: float = 0.2  # here and below: of the methods that have it
     projector_layers: int = 2
     crop: float = 0.2  # smallest share of the area that a view shows
-    color: float = 0.0  # strength of the colour jitter, 1 is SimCLR's
     small_views: float = 0.0
 
 
@@ -62,23 +61,27 @@ class Settings:
 class Plan(Settings):
     """Values for what a recipe leaves open."""
 
+    color: float = field(kw_only=True)  # strength of the colour jitter, 1 is SimCLR's
     steps: int = field(kw_only=True)
     warmup_epochs: float = field(kw_only=True)
 
 
 SGD, ADAMW = 0.06, 2e-3  # learning rates that suit them
+GENTLE = 1e-4  # AdamW's, for weights that were learned elsewhere: at the others what they know is soon lost
 TABLE: dict[tuple[str, str], Settings] = {
-    ("simclr", "cpu"): Settings(128, "muon", 0.06, 0.03, color=0.25, projector_layers=3, small_views=0.5),
-    ("essl", "cpu"): Settings(128, "muon", 0.06, 0.03, color=0.25, projector_layers=3),
-    ("simclr", "cuda"): Settings(256, "sgd", SGD, 5e-4, color=0.25),
-    ("essl", "cuda"): Settings(256, "sgd", SGD, 5e-4, color=0.25, projector_layers=3),
+    ("simclr", "cpu"): Settings(128, "muon", 0.06, 0.03, projector_layers=3, small_views=0.5),
+    ("essl", "cpu"): Settings(128, "muon", 0.06, 0.03, projector_layers=3),
+    ("simclr", "cuda"): Settings(256, "sgd", SGD, 5e-4),
+    ("essl", "cuda"): Settings(256, "sgd", SGD, 5e-4, projector_layers=3),
     ("rotnet", "cpu"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
     ("rotnet", "cuda"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
     ("autoencoder", "cpu"): Settings(128, "adamw", 8e-3, 0.05),
     ("autoencoder", "cuda"): Settings(128, "adamw", 8e-3, 0.05),
-    ("distill", "cpu"): Settings(128, "adamw", ADAMW, 0.05, crop=0.35),
-    ("distill", "cuda"): Settings(256, "adamw", ADAMW, 0.05, crop=0.35),
+    ("distill", "cpu"): Settings(128, "muon", 0.05, 0.03, crop=0.35),
+    ("distill", "cuda"): Settings(256, "muon", 0.05, 0.03, crop=0.35),
 }
+# Of the colour jitter: where colours tell images apart, where shapes do, where nothing is known.
+STRENGTHS = {True: 0.0, False: 0.5, None: 0.25}
 OTHERS = Settings(128, "adamw", ADAMW, 0.05)  # methods that are not in the table
 TINY, TINY_CROP = 16, 0.6  # below this side a crop of a fifth of the area is a handful of pixels
 
@@ -91,18 +94,24 @@ def plan_for(
     *,
     batch_size: int | None = None,
     small_views: float | None = None,
+    weights: bool = False,
+    colors_tell: bool | None = None,
 ) -> Plan:
     """The plan for `count` training images, a method's name `kind` and a machine.
 
-    Where a batch (of all workers) or a share of small views is given, the steps are planned for those.
+    Where a batch (of all workers) or a share of small views is given, the steps are planned for those. `weights`: the
+    network does not start from scratch. `colors_tell`: see `pipeline.colors.colors_tell`.
     """
     settings = settings_for(kind, machine.device, sizes.image_size)
+    if weights:
+        settings = replace(settings, optimizer="adamw", learning_rate=GENTLE, weight_decay=0.05, small_views=0.0)
     batch = min(batch_size, count) if batch_size else fitting_batch(count, settings.batch_size, machine.workers)
     small = settings.small_views if small_views is None else small_views
     per_epoch = max(1, count // batch)
     steps = fitting_steps(step_seconds(sizes, machine, batch, small), per_epoch)
     return Plan(
         **{**vars(settings), "batch_size": batch, "small_views": small},
+        color=STRENGTHS[colors_tell],
         steps=steps,
         warmup_epochs=round(WARMUP * steps / per_epoch, 2),
     )

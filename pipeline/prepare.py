@@ -12,7 +12,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset, of_classes, open_dataset
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
-from pipeline.plan import MINUTES, Machine, Plan, Sizes, plan_for, step_seconds
+from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, plan_for, step_seconds
 from pipeline.progress import format_bytes, format_duration
 from pipeline.runfolder import check_unchanged, describe_software, update_manifest, writer_lock
 
@@ -31,6 +31,11 @@ FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.", "search
 ENOUGH_LABELLED = 500  # validation images with a label, to choose by
 MORE_VALIDATION = 0.2  # of the training images, where there are fewer
 
+COLOR_REASONS = {
+    True: "colours tell validation images apart better than shapes do",
+    False: "shapes tell validation images apart as well as colours do",
+    None: "there are too few labels, or no colours, to tell by",
+}
 LENGTH = ("train.steps", "train.epochs", "train.minutes")  # which say one thing together
 
 
@@ -207,7 +212,17 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
         machine_of(config),
         batch_size=None if "train.batch_size" in opened else train.batch_size,
         small_views=small_views,
+        weights=config.encoder.weights is not None,
+        colors_tell=ask_colors(config, dataset) if "augment.color" in opened else None,
     )
+
+
+def ask_colors(config: Config, dataset: Dataset) -> bool | None:
+    """Whether colours tell the images apart; None where there is no telling."""
+    from pipeline.colors import colors_tell
+
+    classes = 0 if dataset.some_classes else len(dataset.class_names or ())
+    return colors_tell(dataset.train, dataset.val, classes, config.train.seed)
 
 
 def machine_of(config: Config) -> Machine:
@@ -459,6 +474,9 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         f"{format_bytes(needed)} of {format_bytes(free)} free disk")  # fmt: skip
     if "train.steps" in prepared.planned:
         say(f"  planned  {steps:,} steps, about {MINUTES:g} min: --train.minutes or --train.epochs changes it")
+    if "augment.color" in prepared.planned and (color := config.augment.color) is not None:
+        told = next(told for told, strength in STRENGTHS.items() if strength == color)
+        say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
 
 
 def expected_seconds(config: Config, flops: float, steps: int) -> float:

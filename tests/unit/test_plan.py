@@ -85,6 +85,18 @@ def test_too_few_images_to_share() -> None:
         plan_for(3, PHOTOS, "simclr", Machine("cpu", 2, 2))
 
 
+def test_given_weights_are_trained_gently() -> None:
+    gentle, scratch = (plan_for(1000, PHOTOS, "simclr", CPU, weights=given) for given in (True, False))
+    assert gentle.learning_rate < 0.1 * scratch.learning_rate
+    assert (gentle.optimizer, gentle.small_views) == ("adamw", 0.0)
+
+
+def test_colors_that_tell_images_apart_are_left_alone() -> None:
+    strengths = [plan_for(1000, PHOTOS, "simclr", CPU, colors_tell=told).color for told in (True, None, False)]
+    assert strengths[0] == 0
+    assert strengths == sorted(strengths)
+
+
 def test_a_handful_of_pixels_is_cropped_less() -> None:
     assert plan_for(100, Sizes(8, 1e5), "simclr", CPU).crop > plan_for(100, PHOTOS, "simclr", CPU).crop
 
@@ -132,7 +144,8 @@ def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path)
     assert prepare.count_steps(saved, 43) == (1, saved.train.steps)
     told: list[str] = []
     prepare.announce(made, told.append)
-    assert f"planned  {saved.train.steps:,} steps, about 10 min: --train.minutes or --train.epochs" in told[-1]
+    assert f"planned  {saved.train.steps:,} steps, about 10 min: --train.minutes or --train.epochs" in told[-2]
+    assert f"colours  jitter of strength {saved.augment.color:g}, for there are too few labels" in told[-1]
 
 
 @pytest.mark.parametrize(
