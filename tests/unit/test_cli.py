@@ -168,6 +168,11 @@ WRONG = [
     ([*WITH_IMAGES, "--wandb", "maybe"], ["wandb", "'maybe'", "'offline'"]),
     ([*WITH_IMAGES, "--encoder.name", "resnet-tinny"], ["resnet-tinny", "resnet-tiny"]),
     ([*WITH_IMAGES, "--encoder.weights", "{tmp}/weights.safetensors"], ["weights.safetensors"]),
+    ([*WITH_IMAGES, "--encoder.weights", "efficientnet"], ["efficientnet is no file", "no name for"]),
+    ([*WITH_IMAGES, "--encoder.name", "resnet18", "--encoder.weights", "DEFAULT"], ["`rayssl weights resnet18`"]),
+    ([*WITH_IMAGES, "--encoder.name", "timm/hf-hub:a/b"], ["timm/hf-hub:a/b", "give timm/NETWORK"]),
+    (["weights", "resnet99"], ["'resnet99'", "timm/NAME"]),
+    (["weights", "resnet18", "V9"], ["V9", "IMAGENET1K_V1"]),
     ([*WITH_IMAGES, "--augment.spec", "{tmp}/spec.json"], ["Spin"]),
     ([*WITH_IMAGES, "--augment.spec", "{tmp}/none.json"], ["none.json"]),
     ([*WITH_IMAGES, "--data.labels", "{tmp}/labels.csv"], ["labels.csv", "path"]),
@@ -448,6 +453,28 @@ def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path
     words += ["--encoder.weights", str(finished)]
     succeeds(["embed", *words], capsys)
     assert (out / "index" / "colours" / "index.faiss").exists()
+
+
+def test_weights_on_this_machine(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("pipeline.models.pretrained.package_weights", list)
+    assert main(["weights"]) == 0
+    assert "no pretrained weights on this machine" in capsys.readouterr().out
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    (folder / "squeezenet1_1-b8a52dc0.pth").write_bytes(bytes(200_000))
+    assert main(["weights"]) == 0
+    assert "--encoder.name squeezenet1_1 --encoder.weights IMAGENET1K_V1" in capsys.readouterr().out
+    assert main(["weights", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["weights"]
+    assert [(one["name"], one["bytes"], one["source"]) for one in found] == [
+        ("squeezenet1_1", 200_000, "torchvision cache")
+    ]
+    assert main(["weights", "squeezenet1_1"]) == 0  # is there: nothing to fetch
+    out, err = capsys.readouterr()
+    assert out == "--encoder.name squeezenet1_1 --encoder.weights DEFAULT\n"
+    assert "licence" in err.splitlines()[0]
 
 
 def test_a_command_is_written_down_as_one_would_type_it(monkeypatch: pytest.MonkeyPatch) -> None:
