@@ -12,6 +12,7 @@ from pipeline.evaluate import read_evaluation
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index
 from pipeline.runfolder import read_manifest
+from pipeline.search.apply import check_own_encoder
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder
 
@@ -35,7 +36,7 @@ def verify(run: Path) -> Iterator[Finding]:
     if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
         yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
     if has_search(run) or (run / TENSORS).exists():
-        yield _try(run / FILE, lambda: (read_search(run), read_candidates(run)))
+        yield _try(run / FILE, lambda: (check_own_encoder(run, read_search(run)), read_candidates(run)))
     for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for path in sorted(run.glob("embeddings/**/*.parquet")):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.search.store import OWN, read_search
 from pipeline.verify import verify
 
 
@@ -37,6 +38,9 @@ def test_a_finished_run_is_whole(finished: Path) -> None:
         f"embeddings/{data}/test.parquet",
         f"embeddings/{data}/baseline/random-init/train.parquet",
         f"embeddings/{data}/baseline/random-init/test.parquet",
+        f"embeddings/{data}/search/train.parquet",
+        f"embeddings/{data}/search/test.parquet",
+        "search.json",
         f"index/{data}/index.faiss",
         "evaluation.json",
     }
@@ -51,6 +55,8 @@ def test_a_finished_run_is_whole(finished: Path) -> None:
         ("encoder.safetensors", "encoder.safetensors"),
         ("embeddings/colours/train.parquet", "embeddings/colours/train.parquet"),
         ("embeddings/colours/test.parquet", "embeddings/colours/test.parquet"),
+        ("embeddings/colours/search/test.parquet", "embeddings/colours/search/test.parquet"),
+        ("search.safetensors", "search.json"),
         ("index/colours/index.faiss", "index/colours/index.faiss"),
     ],
 )
@@ -81,8 +87,9 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
         parameter.data += 1
     export_encoder(encoder, finished_copy)
     found = faults(finished_copy)
+    own = any(origin.encoder == OWN for origin in read_search(finished_copy).origins)
     assert set(found) == {
         "embeddings/colours/train.parquet",
         "embeddings/colours/test.parquet",
-        "index/colours/index.faiss",
+        *(["search.json"] if own else []),
     }
