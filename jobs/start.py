@@ -81,9 +81,19 @@ def show_results(plan: "Plan", console: "Console") -> None:
     from pipeline.report import print_comparison
 
     print_comparison(plan.folders, console)
+    for run in plan.folders:
+        if told := searched_by(run):
+            console.print(f"search: {told}", soft_wrap=True, markup=False)
     console.print(f"\nreport   {plan.out / 'report.html'}", soft_wrap=True)
     example = plan.folders[0]
     console.print(f"search   rayssl query {quote(str(example))} IMAGE -k 10", soft_wrap=True)
+
+
+def searched_by(run: Path) -> str:
+    """What a run is searched by, in a line; empty where it is the last stage."""
+    from pipeline.search.store import has_search, read_search
+
+    return f"{read_search(run).facts['told']}; --search.vectors last undoes it" if has_search(run) else ""
 
 
 def stop_early() -> bool:

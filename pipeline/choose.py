@@ -301,7 +301,7 @@ def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool) ->
     ]
     told = f"{chosen.name} ({100 * chosen.score:.1f})"
     if own and own[0].name != chosen.name:
-        told += f" instead of {own[0].name} ({100 * own[0].score:.1f})"
+        told += f" instead of {own[0].source} ({100 * own[0].score:.1f})"
     return told
 
 
