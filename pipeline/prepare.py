@@ -492,7 +492,13 @@ def expected_seconds(config: Config, flops: float, steps: int) -> float:
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
     """Checkpoints (weights and optimiser state), exports, embeddings and index."""
     weights = 4.0 * facts["parameters"]
-    return float(weights * 3.5 * (config.train.keep_checkpoints + 1) + images * facts["dim"] * 4 * 4)
+    checkpoint = 4.5 if is_guarded(config) else 3.5  # the best state is in it, too
+    return float(weights * checkpoint * (config.train.keep_checkpoints + 1) + images * facts["dim"] * 4 * 4)
+
+
+def is_guarded(config: Config) -> bool:
+    """Whether training is watched, its best state kept and its end brought about: see `pipeline.guard`."""
+    return config.train.guard == "yes" or (config.train.guard == "auto" and config.encoder.weights is not None)
 
 
 def existing_parent(path: Path) -> Path:

@@ -52,7 +52,7 @@ from pipeline.layers import without_adapters
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
-from pipeline.prepare import check_steps, count_steps, open_data, traits_of
+from pipeline.prepare import check_steps, count_steps, is_guarded, open_data, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.reporter import Reporter
@@ -634,7 +634,7 @@ def check_finite(method: Method[Any], step: int) -> None:
 def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: Any) -> Guard | None:
     """The guard over pre-training, where there is one: as it was after `start` steps, from a checkpoint's facts."""
     settings, data = work.config.train, work.dataset
-    if settings.guard == "no" or (settings.guard == "auto" and work.config.encoder.weights is None):
+    if not is_guarded(work.config):
         return None
     classes = 0 if data.some_classes else len(data.class_names or ())
     # Runs of older versions have no guard in their checkpoints; one that is made longer goes on looking at the same.
