@@ -1,14 +1,14 @@
 """Teachers: what a student learns from. A pretrained network, the encoder of a run, or a classical descriptor."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from pipeline.errors import UserError
 from pipeline.memory import free_memory
 from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.models.pretrained import FILE, Available, available, frozen_encoder
+from pipeline.models.pretrained import available, pretrained_encoder
 from pipeline.progress import format_bytes
 
 if TYPE_CHECKING:
@@ -19,15 +19,22 @@ LARGEST_ON_CPU = 110_000_000  # bytes of weights that are chosen without being a
 ROOM = 2  # times their bytes that weights take while they are read
 
 
-def choose_teacher(name: str | None = None) -> tuple[str, str]:
-    """Name and weights of a teacher that is on this machine; `name`: weights of that network.
+class Teacher(NamedTuple):
+    """A network with weights, as --encoder.name and --encoder.weights name them."""
+
+    name: str
+    weights: str
+
+
+def choose_teacher(name: str | None = None) -> Teacher:
+    """A teacher that is on this machine; `name`: weights of that network.
 
     Among several the largest, beside a CPU the largest that sees some thousand images within a minute or two. UserError
     where there is none.
     """
     found = [one for one in available() if name is None or one.name == name]
     if not found and name is not None:
-        return name, "DEFAULT"  # which tells how to fetch them
+        return Teacher(name, "DEFAULT")  # which tells how to fetch them
     if not found:
         raise UserError(
             "distillation learns from a pretrained network, and no weights are on this machine: "
@@ -36,7 +43,7 @@ def choose_teacher(name: str | None = None) -> tuple[str, str]:
         )
     quick = found if torch.cuda.is_available() else [one for one in found if one.bytes <= LARGEST_ON_CPU]
     chosen = max(quick, key=lambda one: one.bytes) if quick else min(found, key=lambda one: one.bytes)
-    return chosen.name, chosen.weights
+    return Teacher(chosen.name, chosen.weights)
 
 
 def build_teacher(name: str | None, weights: str | None, *, channels: int, image_side: int) -> "Encoder | str":
@@ -54,7 +61,7 @@ def build_teacher(name: str | None, weights: str | None, *, channels: int, image
         raise UserError(f"--method.teacher-weights {weights} without --method.teacher: name the network too")
     _check_room(name, _bytes_of(name, weights))
     try:
-        return frozen_encoder(Available(name, weights, FILE, Path(), 0, ""), channels=channels, image_side=image_side)
+        return pretrained_encoder(Teacher(name, weights), channels=channels, image_side=image_side)
     except UserError as error:
         raise UserError(f"the teacher {name} cannot be had: {_as_teacher(str(error))}") from None
 
