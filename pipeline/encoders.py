@@ -200,7 +200,7 @@ def build_encoder(
             sizes=sizes,
             epsilon=epsilon,
         )
-    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # of networks on images too small
+    except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # images too small for it
         raise _cannot_take(name, channels, image_size, error) from None
     if start is not None:
         encoder.origins, encoder.renamed = origins_of(name, start), renamed
