@@ -75,7 +75,7 @@ def ledger_of(
                 f"{out} holds another race: {key.removeprefix('options.')} is {old.get(key)!r} there and "
                 f"{new.get(key)!r} here: use another --out, or the same value"
             )
-    joined = {name: one for name, one in about.items() if name not in ledger.about}
+    joined = {name: one for name, one in about.items() if name not in (*ledger.about, *ledger.left_out)}
     ledger.about |= joined
     ledger.trained += [name for name in trained if name in joined]
     if minutes > ledger.minutes or joined:

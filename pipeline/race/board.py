@@ -1,12 +1,13 @@
 """How a race is going, on the terminal (stderr): a live table, or a line for every trial that has ended."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.progress import LiveConsole, format_duration
+from pipeline.progress import PLAIN_SECONDS, LiveConsole, format_duration
 from pipeline.race.ledger import FAILED, Ledger
 
 
@@ -17,7 +18,7 @@ class Board(LiveConsole):
         super().__init__(console)
         self._doing: dict[str, str] = {}  # candidate → what it does now
         self._ledger: Ledger | None = None
-        self._stage = ""
+        self._last_plain = 0.0
 
     def __call__(self, row: dict[str, Any]) -> None:
         """Show one row of a stage."""
@@ -25,9 +26,9 @@ class Board(LiveConsole):
             return self.say(row["message"])
         name, stage = str(row.get("run", "")), row["stage"]
         self._doing[name] = f"{stage} {_progress(row)}".strip()
-        if self._live is None and "run" not in row and stage != self._stage:  # reading images
-            self._stage = stage
-            self.say(f"{stage} …")
+        if self._live is None and time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+            self._last_plain = time.monotonic()
+            self.say(f"{name} {self._doing[name]}".strip())
         self._draw()
 
     def stand(self, ledger: Ledger) -> None:

@@ -12,7 +12,7 @@ from pipeline.race.candidates import FROZEN
 from pipeline.race.finals import Final, compare, descriptors
 from pipeline.race.ledger import load_ledger
 from pipeline.race.networks import weights_line
-from pipeline.race.outcome import Circumstances, recommendation, short_line
+from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.parts import Race, Shown, warning_by
 from pipeline.reporter import LocalReporter
 from pipeline.stages import run_evaluate, run_index, run_report, run_worker_stages
@@ -31,7 +31,6 @@ def finish(race: Race, *, stopped: bool) -> list[str]:
     ledger.final = [dataclasses.asdict(one) for one in finals]
     baselines = baselines_of(race)
     ledger.told = recommendation(finals, baselines, circumstances(race, stopped))
-    ledger.told.append(short_line(finals, baselines, ledger.data["labelled"]))
     race.keep()
     make_searchable(race, finals)
     ledger.finished = not stopped

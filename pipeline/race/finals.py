@@ -8,6 +8,7 @@ from pipeline.errors import UserError
 from pipeline.metrics import interval_of_proportion
 from pipeline.race.ledger import About
 from pipeline.search.choice import Candidate, choose, paired_error
+from pipeline.search.parts import JOIN
 from pipeline.search.store import read_candidates
 
 WIDE = 1.96  # standard errors of a 95 % interval
@@ -21,14 +22,17 @@ class Final:
     kind: str
     text: str
     own: float  # its own best vectors' score: kNN of validation images, 0 … 1, or the criterion without labels
-    half: float | None  # of the 95 % interval of `own`
-    behind: float  # of the winner, own score against own score where both have one
+    half: float | None  # of the 95 % interval of `own`; None without labels
+    behind: float  # the winner's searched vectors
     behind_half: float | None  # of the 95 % interval of that, paired; None without labels
-    vectors: str  # what its run folder would be searched by
-    score: float  # of these
-    bytes: int  # of such a vector
     flops: float  # of its own vectors, an image
     seconds: float  # the same on this machine
+    vectors: str  # what its run folder would be searched by
+    has_own: bool  # whether its own encoder takes part in these
+    score: float  # of these
+    score_half: float | None
+    bytes: int  # of such a vector
+    work: float  # operations to make one
     images: int  # validation images with labels
 
 
@@ -60,31 +64,46 @@ def compare(runs: Mapping[str, Path], about: Mapping[str, About], by_hand: str |
             best.pop(name, None)
     if not best:
         return []
-    taken, _ = choose(list(best.values()))
-    winner = by_hand if by_hand in best else next(name for name, one in best.items() if one is taken)
-    finals = [_final(name, about[name], best[name], own[name], own[winner]) for name in best]
+    # Of equal vectors, which several run folders can have, those that a candidate has of its own come first.
+    order = sorted(best, key=lambda name: not _has_own(best[name], about[name]))
+    taken, _ = choose([best[name] for name in order])
+    winner = by_hand if by_hand in best else next(name for name in order if best[name] is taken)
+    finals = [_final(name, about[name], best[name], own[name], best[winner]) for name in best]
     return sorted(finals, key=lambda one: (one.name != winner, -one.own))
 
 
 def _final(name: str, about: About, vectors: Candidate, own: Candidate, winner: Candidate) -> Final:
     n = len(own.correct)
     paired = n == len(winner.correct) and n > 0
-    low, high = interval_of_proportion(int(own.correct.sum()), n) if n else (0.0, 0.0)
     return Final(
         name=name,
         kind=about.kind,
         text=about.text,
         own=own.score,
-        half=(high - low) / 2 if n else None,
+        half=_half(own),
         behind=winner.score - own.score,
         behind_half=WIDE * paired_error(winner.correct, own.correct) if paired else None,
-        vectors=vectors.name,
-        score=vectors.score,
-        bytes=vectors.bytes,
         flops=own.flops,
         seconds=own.seconds,
+        vectors=vectors.name,
+        has_own=_has_own(vectors, about),
+        score=vectors.score,
+        score_half=_half(vectors),
+        bytes=vectors.bytes,
+        work=vectors.flops,
         images=n,
     )
+
+
+def _has_own(vectors: Candidate, about: About) -> bool:
+    return about.source in vectors.source.split(JOIN)
+
+
+def _half(one: Candidate) -> float | None:
+    if not len(one.correct):
+        return None
+    low, high = interval_of_proportion(int(one.correct.sum()), len(one.correct))
+    return (high - low) / 2
 
 
 def descriptors(run: Path, names: Sequence[str]) -> dict[str, Candidate]:

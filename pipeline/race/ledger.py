@@ -49,7 +49,9 @@ class Ledger:
     threads: int = 0  # of every trial; 0: not settled yet
     at_a_time: int = 1  # trials, when the rounds were planned
     guess: str = ""  # what was concluded about the images
-    overhead: float | None = None  # seconds of a trial beside training
+    left_out: list[str] = field(default_factory=list)  # candidates that the guess speaks against
+    search_seconds: float = 0.0  # of the search of a run folder in this process, with all cores
+    overhead: float | None = None  # seconds of a trial beside training, with its threads
     speeds: dict[str, float] = field(default_factory=dict)  # seconds a step, measured once
     rounds: list[Round] = field(default_factory=list)
     planned_minutes: float = 0.0  # the budget that the rounds are made for

@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.progress import format_duration
-from pipeline.race.candidates import ADAPT, DISTILL, FROZEN, SCRATCH, UNTRAINED
+from pipeline.race.candidates import UNTRAINED
 from pipeline.race.finals import Final
 from pipeline.race.plan import Part
 
 FEW_LABELS = 500  # validation images below which more labels are worth it
+WORTH_A_WORD = 2.0  # times less work
 GAIN = 0.01  # between two rounds, from which more time is worth it
 NAMES = {"color-histogram": "colour histogram", "hog": "HOG", "pixels": "raw pixels"}
 
@@ -31,6 +32,8 @@ def recommendation(finals: Sequence[Final], baselines: Mapping[str, float], told
     """Lines for a person: what to use, how the others did, and what would buy more."""
     winner, *others = finals
     lines = [_head(winner, told)]
+    if not winner.has_own:
+        others = list(finals)
     lines += [f"  {_compared(one, winner, told.labelled)}" for one in others]
     for name, score in sorted(baselines.items(), key=lambda pair: -pair[1]):
         lines.append(f"  {NAMES.get(name, name)}: {_value(score, told.labelled)}")
@@ -45,12 +48,12 @@ def recommendation(finals: Sequence[Final], baselines: Mapping[str, float], told
 
 
 def _head(winner: Final, told: Circumstances) -> str:
-    half = f" ± {100 * winner.half:.1f}" if winner.half is not None else ""
     word = "chosen by hand" if told.by_hand else "best so far" if told.stopped else "use"
-    text = f"{word}: {winner.text}: {_value(winner.own, told.labelled)}{half}"
-    if winner.vectors and abs(winner.score - winner.own) > 1e-12:
-        text += f"; searched by {winner.vectors}: {_value(winner.score, told.labelled)}"
-    return text
+    half = f" ± {100 * winner.score_half:.1f}" if winner.score_half is not None else ""
+    value = f"{_value(winner.score, told.labelled)}{half}"
+    if not winner.has_own:
+        return f"{word}: {winner.vectors}, which the run folder {winner.name} is searched by: {value}"
+    return f"{word}: {winner.text}: {value} (searched by {winner.vectors})"
 
 
 def _compared(one: Final, winner: Final, labelled: bool) -> str:
@@ -65,11 +68,10 @@ def _compared(one: Final, winner: Final, labelled: bool) -> str:
 
 
 def _quicker(one: Final, winner: Final) -> str:
-    """How much quicker an image is embedded, where that is worth a word."""
-    mine, its = (one.seconds, winner.seconds) if one.seconds and winner.seconds else (one.flops, winner.flops)
-    if one.kind in (UNTRAINED,) or mine <= 0 or its / mine < 1.5:
+    """How much less work an image is, where that is worth a word."""
+    if one.kind == UNTRAINED or one.flops <= 0 or winner.work / one.flops < WORTH_A_WORD:
         return ""
-    return f"{its / mine:.0f} × quicker to embed" if its / mine >= 2 else "quicker to embed"
+    return f"{winner.work / one.flops:.0f} × less work to embed"
 
 
 def _advice(finals: Sequence[Final], told: Circumstances) -> list[str]:
@@ -96,22 +98,6 @@ def _advice(finals: Sequence[Final], told: Circumstances) -> list[str]:
 
 def _value(score: float, labelled: bool) -> str:
     return f"{100 * score:.1f} %" if labelled else f"{score:.3f}"
-
-
-def short_line(finals: Sequence[Final], baselines: Mapping[str, float], labelled: bool) -> str:
-    """The whole outcome in one sentence, the best of each way."""
-
-    def best(kinds: Sequence[str]) -> Final | None:
-        return max((one for one in finals if one.kind in kinds), key=lambda one: one.own, default=None)
-
-    parts = []
-    for kinds in ((FROZEN,), (DISTILL,), (ADAPT,), SCRATCH):
-        if one := best(kinds):
-            parts.append((one.own, f"{one.text} {_value(one.own, labelled)}"))
-    if baselines:
-        name = max(baselines, key=lambda key: baselines[key])
-        parts.append((baselines[name], f"{NAMES.get(name, name)} {_value(baselines[name], labelled)}"))
-    return "; ".join(text for _, text in sorted(parts, key=lambda part: -part[0]))
 
 
 def budget_lines(parts: Sequence[Part]) -> list[str]:

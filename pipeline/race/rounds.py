@@ -1,5 +1,6 @@
 """Rounds of training: speeds are measured once, rounds are written down, and what is left of them is run."""
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from contextlib import AbstractContextManager
 from pipeline.errors import UserError
 from pipeline.race.ledger import FAILED, Ledger, Result
 from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
-from pipeline.race.plan import LAST, affordable, more_rounds, plan_rounds, ranked, steps_for
+from pipeline.race.plan import LAST, affordable, more_rounds, plan_rounds, ranked, steps_for, threads_of
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
 
@@ -17,14 +18,10 @@ def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -
     """Plan the rounds if that is still to be done, and run what is left of them."""
     settle_turns(race)
     ledger = race.ledger
-    if not ledger.rounds and not entrants_by_guess(race):
-        if ledger.trained:
-            race.shown.say(
-                f"--minutes {ledger.minutes:g} is too short to train one candidate: what needs no training is compared"
-            )
-        return
     if not has_left(ledger):
         return
+    if not ledger.rounds and not entrants_by_guess(race):
+        return tell_short(race)
     with open_track() as track:
         settle_room(race, track)
         if not ledger.rounds:
@@ -35,9 +32,17 @@ def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -
             run_rounds(race, track)
 
 
+def tell_short(race: Race) -> None:
+    """There is no time for any training."""
+    race.ledger.planned_minutes = race.ledger.minutes
+    race.keep()
+    minutes = race.ledger.minutes
+    race.shown.say(f"--minutes {minutes:g} is too short to train one candidate: what needs no training is compared")
+
+
 def has_left(ledger: Ledger) -> bool:
     """Whether there is a round to plan or a trial to run."""
-    if not ledger.rounds or ledger.minutes > ledger.planned_minutes:
+    if ledger.trained and ledger.minutes > ledger.planned_minutes:
         return True
     return any(ledger.left_in(number) for number in range(1, len(ledger.rounds) + 1))
 
@@ -58,6 +63,7 @@ def settle_turns(race: Race) -> None:
             f"up may not be up ({100 * share:.0f} % of turns are told, of 25 by chance): RotNet is left out, a guess: "
             "--candidates names it"
         )
+        ledger.left_out.append(rotnet)
         ledger.trained.remove(rotnet)
         del ledger.about[rotnet]
     race.shown.say(ledger.guess)
@@ -70,11 +76,11 @@ def entrants_by_guess(race: Race) -> list[str]:
 
 
 def overhead_of(ledger: Ledger) -> float:
-    """Seconds of a trial beside training: about what the search of the untrained network's run folder took."""
+    """Seconds of a trial beside training: its search has a share of the cores that this process had."""
     if ledger.overhead is not None:
         return ledger.overhead
-    first = ledger.last(ledger.names[0])
-    return first.seconds if first is not None else 0.0
+    cores = os.cpu_count() or 1
+    return ledger.search_seconds * max(1.0, cores / (ledger.threads or threads_of(cores, len(ledger.trained))))
 
 
 def settle_room(race: Race, track: Track) -> None:
@@ -93,7 +99,9 @@ def plan_first_rounds(race: Race, track: Track) -> None:
     ledger = race.ledger
     measure(race, track, affordable(ledger.trained, race.left(), ledger.at_a_time, overhead_of(ledger)))
     names = [name for name in ledger.trained if name in ledger.speeds]
-    names = affordable(names, race.left(), ledger.at_a_time, overhead_of(ledger)) or names[:1]
+    names = affordable(names, race.left(), ledger.at_a_time, overhead_of(ledger))
+    if not names:
+        return tell_short(race)
     ledger.rounds = plan_rounds(names, race.left(), ledger.at_a_time, overhead_of(ledger))
     ledger.planned_minutes = ledger.minutes
     race.keep()
@@ -174,6 +182,7 @@ def run_round(race: Race, track: Track, number: int, names: Sequence[str]) -> No
     ledger = race.ledger
     steps = {name: steps_in(ledger, name, number) for name in names}
     for name in names:
+        make(race, name)  # where it is not there any more
         set_steps(race.run_of(name), steps[name], ledger.threads)
     began = time.monotonic()
 

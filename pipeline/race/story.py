@@ -15,8 +15,8 @@ from pipeline.race.outcome import budget_lines
 from pipeline.race.parts import Race, Track, ended, result_of, say_nothing
 from pipeline.race.plan import budget_table
 from pipeline.race.rounds import train
-from pipeline.race.trial import make_folder, search_untrained
-from pipeline.reporter import Interrupted, LocalReporter
+from pipeline.race.trial import Clock, make_folder, search_untrained
+from pipeline.reporter import Interrupted
 
 
 def run_race(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> list[str]:
@@ -64,14 +64,16 @@ def tell_budget(race: Race) -> None:
 
 def run_free(race: Race) -> None:
     """What needs no training, in this process: it is compared on validation images by the search of its run folder."""
-    reporter = LocalReporter(race.shown)
     for entry in race.entries:
         if entry.trains or race.ledger.result(entry.name, 0) is not None:
             continue
         began, run = time.monotonic(), race.run_of(entry.name)
         try:
             make_folder(entry.config, run, race.ledger.command, say_nothing)
-            search_untrained(run, reporter)
+            clock = Clock(race.shown, entry.source)
+            search_untrained(run, clock)
+            if entry.kind == UNTRAINED:
+                race.ledger.search_seconds = round(clock.seconds, 2)
             seconds = time.monotonic() - began
             race.ledger.add(entry.name, result_of(race, entry.name, 0, 0, seconds))
         except UserError as error:

@@ -1,28 +1,49 @@
 """What a candidate does in its run folder: it is made, its step is timed, it trains for some steps and is searched."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.choices import fix_backend, fix_compile, fix_precision, seconds_a_step
 from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
-from pipeline.prepare import prepare
-from pipeline.reporter import Reporter
-from pipeline.runfolder import writer_lock
+from pipeline.prepare import count_steps, prepare
+from pipeline.reporter import LocalReporter, Reporter
+from pipeline.runfolder import read_manifest, writer_lock
 from pipeline.stages import main_writes, run_worker_stages
 from pipeline.work import Work, new_encoder
 
 TIMED_STEPS = 9  # from which a trial's speed is told, the first three as warm-up
 TRIAL = ("pretrain", "search")
+WARMUP = 0.1  # largest share of a first round
 
 
 def make_folder(config: Config, run: Path, command: str, warn: Callable[[str], None]) -> None:
     """The run folder of a candidate, where it is not there yet."""
     if not (run / "config.json").exists():
         prepare(config, run, command=command, warn=warn, progress=lambda done, total: None)
+
+
+class Clock(LocalReporter):
+    """Also adds up how long the parts of a search take that a trial has to do again."""
+
+    def __init__(self, show: Callable[[dict[str, Any]], None], own: str) -> None:
+        super().__init__(show)
+        self.seconds = 0.0
+        self._again = ("search/compare", f"search/{own}/")
+        self._last = time.monotonic()
+
+    def progress(self, row: dict[str, Any]) -> None:
+        """A row comes after what it tells of."""
+        now = time.monotonic()
+        if str(row["stage"]).startswith(self._again):
+            self.seconds += now - self._last
+        self._last = now
+        super().progress(row)
 
 
 def search_untrained(run: Path, reporter: Reporter) -> None:
@@ -45,7 +66,12 @@ def has_encoder(run: Path) -> bool:
 def set_steps(run: Path, steps: int | None, threads: int) -> None:
     """Give a trial its steps in all, None: as they are, and its threads."""
     config = configuration.load(run / "config.json")
-    train = replace(config.train, steps=steps or config.train.steps, threads=threads)
+    train = replace(config.train, threads=threads)
+    if steps is not None:
+        per_epoch, _ = count_steps(config, read_manifest(run)["data"]["train"])
+        # Of a longer plan: a short round would be nothing else.
+        warmup = min(train.warmup_epochs, WARMUP * steps / max(1, per_epoch))
+        train = replace(train, steps=steps, warmup_epochs=warmup)
     with writer_lock(run):
         configuration.save(replace(config, train=train), run / "config.json")
 

@@ -1,0 +1,135 @@
+"""A race on Ray: killed and continued without anything done twice, on two nodes the same survivors and bytes."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+from small_run import wait_for
+
+from pipeline.race import begin
+from pipeline.race.board import Board
+from pipeline.race.ledger import Ledger, load_ledger, save_ledger
+from pipeline.race.plan import Round
+
+pytestmark = pytest.mark.ray
+
+NAMES = "rotnet,simclr"
+OPTIONS = {
+    "data.image-size": "16",
+    "encoder.name": "cnn-small",
+    "wandb": "disabled",
+}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """60 images of noise around one of three colours."""
+    rng = np.random.default_rng(0)
+    for number in range(60):
+        pixels = rng.integers(0, 160, (16, 16, 3))
+        pixels[:, :, number % 3] += 60
+        folder = tmp_path / "images" / "rgb"[number % 3]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return tmp_path / "images"
+
+
+def plan(images: Path, out: Path) -> None:
+    """A race whose rounds are settled, as after its speeds were measured, with one quick candidate and one slow."""
+    changes = {**OPTIONS, "data.path": str(images)}
+    board = Board(Console(quiet=True))
+    race = begin.plan_race(changes, NAMES, 1.0, out, [], began=time.monotonic(), shown=board, command="")
+    ledger = race.ledger
+    ledger.speeds = {"simclr": 1.0, "rotnet": 0.025}
+    ledger.rounds = [Round(20.0, names=("simclr", "rotnet")), Round(10.0, keep=1)]
+    ledger.planned_minutes, ledger.overhead, ledger.threads = 1.0, 0.0, 1
+    out.mkdir()
+    save_ledger(out, ledger)
+
+
+def command(images: Path, out: Path, **options: str) -> list[str]:
+    """`rayssl race DIR …`"""
+    flags = [word for name, value in {**OPTIONS, **options}.items() for word in (f"--{name}", value)]
+    start = [sys.executable, "-m", "jobs.main", "race", str(images), "--minutes", "1", "--candidates", NAMES, "--json"]
+    return [*start, "--out", str(out), *flags]
+
+
+def trained(out: Path) -> dict[str, int]:
+    """Candidates that have ended rounds of training."""
+    ledger = load_ledger(out)
+    return {name: len(ledger.results[name]) for name in ledger.trained if name in ledger.results}
+
+
+def scores(ledger: Ledger) -> dict[str, list[tuple[int, float | None]]]:
+    return {name: [(one.steps, one.score) for one in results] for name, results in ledger.results.items()}
+
+
+def digests(out: Path) -> dict[str, str]:
+    return {
+        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in out.glob("*/encoder.safetensors")
+    }
+
+
+def ends_of_training(run: Path) -> str:
+    """When the run's last pre-training ended."""
+    return str(json.loads((run / "manifest.json").read_text())["stages"]["pretrain"]["finished"])
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Two nodes of one core on this machine."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they stand still while anything else runs here
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
+    nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
+    yield nodes
+    nodes.shutdown()
+
+
+def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
+    images: Path, tmp_path: Path, cluster: Any
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    plan(images, one)
+    plan(images, two)
+    driver = subprocess.Popen(command(images, one), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for(lambda: driver.poll() is not None or trained(one), "a trial that has ended", seconds=300)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.communicate(timeout=60)
+    before = trained(one)
+    assert before == {"simclr": 1}
+    results, ended = load_ledger(one).results["simclr"], ends_of_training(one / "simclr")
+
+    again = subprocess.run(command(images, one), capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    alone = load_ledger(one)
+    assert alone.results["simclr"][:1] == results
+    [last] = alone.entrants(2)
+    if last != "simclr":
+        assert ends_of_training(one / "simclr") == ended
+    assert not [*one.glob(".control*")]
+    told = json.loads(again.stdout)
+    assert told["race"] == str(one)
+    assert told["winner"] == alone.winner == told["candidates"][0]["name"]
+
+    both = subprocess.run(
+        command(images, two, **{"cluster.address": cluster.address}), capture_output=True, text=True, timeout=300
+    )
+    assert both.returncode == 0, both.stderr
+    together = load_ledger(two)
+    assert together.entrants(2) == alone.entrants(2)
+    assert scores(together) == scores(alone)
+    assert digests(two) == digests(one)
+    assert together.winner == alone.winner
