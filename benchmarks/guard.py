@@ -39,6 +39,7 @@ DEFAULTS = {
     "train.batch_size": 64,
     "train.steps": 100,
     "train.learning_rate": 3e-4,
+    "train.warmup_epochs": 0.0,  # the rate is too high from the first step on
 }
 
 
