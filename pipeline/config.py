@@ -55,7 +55,7 @@ class AugmentConfig:
     backend: Literal["auto", "fastest", "albumentations", "batched"] = "auto"  # auto: by device; fastest: measured once
     mirror: bool | None = None  # whether a mirror image means the same; None: told by the data set's name
     crop: Share | None = None  # smallest share of the area that a view shows; None: the method's own views
-    color: Annotated[float, Ge(0), Le(2)] | None = None  # strength of the colour jitter, 1 as SimCLR's, 0: none
+    color: Annotated[float, Ge(0), Le(2)] | None = None  # strength of jitter, grey and blur, 1 as SimCLR's
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
 

@@ -27,8 +27,8 @@ def simclr_views(
     CIFAR-10, half as strong, with grey at 0.1 (dkobak/simclr-cifar10) and without blur, as in SimCLR's appendix B.9.
     Tiny: mild crops, turns and shifts, for digits of 8 × 8 pixels.
 
-    `crop` is the smallest share of the area that a view shows, `color` the strength of jitter and grey: 1 as SimCLR's,
-    0 without.
+    `crop` is the smallest share of the area that a view shows, `color` the strength of jitter, grey and blur: 1 as
+    SimCLR's, 0 without.
     """
     if image_size < TINY:
         operations = _tiny()
@@ -119,10 +119,12 @@ def _adjusted(operations: tuple[Operation, ...], crop: float | None, color: floa
         if isinstance(operation, RandomResizedCrop) and crop is not None:
             return replace(operation, scale=(crop, 1.0))
         if isinstance(operation, ColorJitter) and color is not None:
-            light, hue = 0.8 * color, min(0.2 * color, 0.5)  # SimCLR, appendix A
+            light, hue = 0.8 * color, 0.2 * color  # SimCLR, appendix A
             return replace(operation, brightness=light, contrast=light, saturation=light, hue=hue) if color else None
         if isinstance(operation, Grayscale) and color is not None:
-            return replace(operation, p=min(0.2 * color, 1.0)) if color else None
+            return replace(operation, p=0.2 * color) if color else None
+        if isinstance(operation, GaussianBlur) and color is not None:
+            return replace(operation, p=0.5 * color) if color else None
         return operation
 
     return tuple(kept for operation in operations if (kept := adjusted(operation)) is not None)

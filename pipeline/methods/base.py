@@ -25,7 +25,7 @@ class Traits:
     mirror: bool  # a mirror image means the same
     classes: int = 0  # of the labels; 0: there are none
     crop: float | None = None  # smallest share of the area that a view shows; None: as the method has it
-    color: float | None = None  # strength of the colour jitter, 1 as SimCLR's; None: as the method has it
+    color: float | None = None  # strength of jitter, grey and blur, 1 as SimCLR's; None: as the method has it
 
 
 @dataclass(frozen=True)

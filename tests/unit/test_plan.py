@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from pipeline import config as configuration
 from pipeline import plan as plan_module
 from pipeline import prepare, recipes
+from pipeline.augment.defaults import rotnet_views, simclr_views
+from pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop
 from pipeline.config import Config, override
 from pipeline.data import Dataset
 from pipeline.errors import UserError
@@ -236,3 +238,18 @@ def test_a_search_takes_a_share_of_what_is_planned_and_keeps_it(
     monkeypatch.setattr(plan_module, "MINUTES", 1e-3)  # as on another machine
     again, _ = search_of(open_config())
     assert again.config == search.config
+
+
+@pytest.mark.parametrize("size", [16, 32, 96])
+def test_strength_one_is_simclrs(size: int) -> None:
+    full, half, none = (
+        simclr_views(image_size=size, channels=3, mirror=True, color=color)[0].operations for color in (1.0, 0.5, 0.0)
+    )
+    jitter = next(operation for operation in full if isinstance(operation, ColorJitter))
+    assert (jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert next(operation.p for operation in full if isinstance(operation, Grayscale)) == 0.2
+    assert half == simclr_views(image_size=32, channels=3, mirror=True)[0].operations or size == 96
+    assert [type(operation) for operation in none] == [RandomResizedCrop, HorizontalFlip]
+    assert rotnet_views(image_size=size, channels=3, mirror=False, crop=0.3)[0].operations == (
+        RandomResizedCrop(scale=(0.3, 1.0)),
+    )
