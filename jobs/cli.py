@@ -43,7 +43,11 @@ FLAGS = {
     "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
-RUN_FLAGS = tuple(name for name in FLAGS if not name.startswith(("--tune.", "--search.")) and name != "--data.labels")
+RUN_FLAGS = tuple(
+    name
+    for name in FLAGS
+    if not name.startswith(("--tune.", "--search.")) and name not in ("--data.labels", "--data.loader")
+)
 RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 

@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.models.pretrained import FILE, Available, available, frozen_encoder
+from pipeline.models.pretrained import available, pretrained_encoder
+from pipeline.models.teachers import HELPFUL
 from pipeline.race.candidates import MOST_NETWORKS, Network
-
-HELPFUL = "timm/vit_small_patch14_dinov2.lvd142m"  # that most photographs gain from
 
 
 def found_networks() -> list[Network]:
@@ -28,9 +26,8 @@ def sized(networks: Sequence[Network], *, channels: int, image_side: int, warn: 
     """
     fitting = []
     for network in unlike(networks):
-        found = Available(network.name, network.weights, FILE, Path(), 0, "")
         try:
-            encoder = frozen_encoder(found, channels=channels, image_side=image_side)
+            encoder = pretrained_encoder(network, channels=channels, image_side=image_side)
         except UserError as error:
             if network.asked:
                 raise
