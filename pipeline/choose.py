@@ -72,7 +72,8 @@ class Source:
     names: tuple[str | None, ...]  # of a network "STAGE:POOL" and "last"; (None,) of what has no stages
     flops: float  # an image
     encoder: Encoder | None = None
-    trained: bool = False  # the run's own network: its features are not kept in the cache
+    trained: bool = False  # the run's own network
+    kept: bool = True  # in the cache: nothing has trained it, so another run may ask again
     pretrained: bool = False  # it comes from weights that were trained elsewhere, or was taught by some
 
     @property
@@ -111,7 +112,7 @@ class Look:
                 {"run": work.run.name, "stage": f"search/{source.name}/{split}", "done": done, "total": total}
             ),
         }
-        if source.trained:
+        if not source.kept:
             found = pooled_stages(source.encoder, names, images, **settings)
         else:
             found = frozen_stages(source.encoder, names, images, fingerprint, **settings)
@@ -405,8 +406,11 @@ def find_sources(work: Work) -> list[Source]:
         )
     origin = Origin("network", own.image_size, own.image_size, encoder=OWN, hash=encoder_hash(work.run))
     own = own.to(work.device)
+    trains = work.config.method is not None
     taught = work.config.encoder.weights is not None or configuration.method_name(work.config) == "distill"
-    found.append(Source(own_name(work.config), origin, tuple(names_of(own)), flops, own, True, pretrained=taught))
+    names = tuple(names_of(own)) if trains else frozen_names(own)
+    name = own_name(work.config)
+    found.append(Source(name, origin, names, flops, own, trained=True, kept=not trains, pretrained=taught))
     return found
 
 

@@ -29,6 +29,7 @@ def frozen_features(
     source: Encoder | str,
     images_at: Callable[[int], tuple[Images, str]],
     *,
+    names: Sequence[str] = (),
     device: torch.device,
     precision: str,
     progress: Progress | None = None,
@@ -36,13 +37,13 @@ def frozen_features(
     """(N, D) float32 features by a frozen encoder, or by the descriptor of that name, at its own image size.
 
     `images_at` gives the images read for a number of pixels a side, and the fingerprint of what they are read from.
-    Every worker gets all features.
+    Every worker gets all features. `names` of the encoder's stages are seen in the same pass and kept.
     """
     if isinstance(source, str):
         return descriptor_features(source, *images_at(DESCRIPTORS[source].size), progress)
     images, fingerprint = images_at(source.image_size)
     settings: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
-    return frozen_stages(source, [LAST], images, fingerprint, **settings)[LAST]
+    return frozen_stages(source, list(dict.fromkeys([*names, LAST])), images, fingerprint, **settings)[LAST]
 
 
 def descriptor_features(name: str, images: Images, fingerprint: str, progress: Progress | None = None) -> Floats:

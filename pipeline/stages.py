@@ -28,7 +28,7 @@ from pipeline.choices import (
     fix_precision,
     fix_steps,
 )
-from pipeline.choose import choose_vectors, frozen_networks
+from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images, open_dataset
 from pipeline.data.loader import Order, Views, load_batches
@@ -86,6 +86,7 @@ from pipeline.work import (
 )
 
 BASELINE = "random-init"
+SPLITS = ("train", "val", "test")
 # Fields of the config that came later, with the value that changes nothing.
 ADDED: dict[str, Any] = {
     "encoder.width": None, "train.guard": "auto", "train.layer_decay": 1.0, "train.freeze": 0, "train.lora": None,
@@ -212,7 +213,8 @@ def write_splits(work: Work, found: dict[str, NDArray[np.float32]], folder: Path
 
 def save_frozen(work: Work, encoder: Encoder, prefix: str) -> None:
     """The same of a pretrained network at its own image size, which is seen once and then kept by content."""
-    found = {split: work.frozen(encoder, split) for split in ("train", "val", "test")}
+    compared = frozen_names(encoder)  # by the stage that follows, of train and val: seen in one pass
+    found = {split: work.frozen(encoder, split, compared if split != "test" else ()) for split in SPLITS}
     if work.is_main:
         write_splits(work, found, embeddings_folder(work.run, work.dataset.name, prefix))
 
@@ -754,6 +756,8 @@ def embeddings_of(work: Work, encoder: Encoder, prefix: str, split: str) -> NDAr
     """(N, D) features of a split: those that the probe has made already, or just these."""
     if f"{prefix}{split}" in work.features:
         return work.features[f"{prefix}{split}"]["features"]
+    if prefix or work.config.method is None:  # nothing trains it: it is seen once, whichever runs ask
+        return work.frozen(encoder, split, frozen_names(encoder) if split != "test" and not prefix else ())
     images = split_of(work, split)
     precision, progress = plain_precision(work.precision), counting(work, f"{prefix}embed/{split}")
     return embed_images(encoder, images, device=work.device, precision=precision, progress=progress)

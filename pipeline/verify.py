@@ -36,7 +36,7 @@ def verify(run: Path) -> Iterator[Finding]:
     if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
         yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
     if has_search(run) or (run / TENSORS).exists():
-        yield _try(run / FILE, lambda: (check_own_encoder(run, read_search(run)), read_candidates(run)))
+        yield _try(run / FILE, lambda: _check_search(run))
     for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for path in sorted(run.glob("embeddings/**/*.parquet")):
@@ -53,6 +53,11 @@ def _try(path: Path, check: Callable[[], object]) -> Finding:
     except UserError as error:
         return Finding(path, str(error))
     return Finding(path, None)
+
+
+def _check_search(run: Path) -> None:
+    check_own_encoder(run, read_search(run))
+    read_candidates(run)
 
 
 def _check_embeddings(run: Path, path: Path) -> None:

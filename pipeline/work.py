@@ -4,7 +4,7 @@ Everything here is a function of the config and the data.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,11 @@ class Work:
             self._at_sizes[size] = read_at(size, self.config, self.dataset)
         return self._at_sizes[size]
 
-    def frozen(self, source: Encoder | str, split: str) -> NDArray[np.float32]:
-        """(N, D) features of train, val or test by an encoder that is not trained, or by a descriptor of that name."""
+    def frozen(self, source: Encoder | str, split: str, names: Sequence[str] = ()) -> NDArray[np.float32]:
+        """(N, D) features of train, val or test by an encoder that is not trained, or by a descriptor of that name.
+
+        `names` of its stages (see pipeline.search.networks) are seen in the same pass and kept for whoever asks next.
+        """
 
         def images_at(size: int) -> tuple[Images, str]:
             found = self.at_size(size)
@@ -93,6 +96,7 @@ class Work:
         return frozen_features(
             source if isinstance(source, str) else source.to(self.device),
             images_at,
+            names=names,
             device=self.device,
             precision=plain_precision(self.precision),
             progress=lambda done, total: self.reporter.progress(
