@@ -6,11 +6,14 @@ from pathlib import Path
 
 from pipeline.errors import UserError
 from pipeline.metrics import interval_of_proportion
+from pipeline.race.candidates import ADAPT, DISTILL, FROZEN
 from pipeline.race.ledger import About
 from pipeline.search.choice import Candidate, choose, paired_error
 from pipeline.search.parts import JOIN
-from pipeline.search.store import read_candidates
+from pipeline.search.store import read_candidates, read_search
 
+# Without labels: what has learned from pretrained weights before these, these before what was trained from scratch.
+GUESSED = {DISTILL: 0, FROZEN: 1, ADAPT: 2}
 WIDE = 1.96  # standard errors of a 95 % interval
 
 
@@ -46,14 +49,15 @@ def own_best(run: Path, source: str) -> Candidate:
 
 def chosen(run: Path) -> Candidate:
     """What a run folder is searched by."""
-    return choose(read_candidates(run))[0]
+    name = read_search(run).vectors.label
+    return next(one for one in read_candidates(run) if one.name == name)
 
 
 def compare(runs: Mapping[str, Path], about: Mapping[str, About], by_hand: str | None = None) -> list[Final]:
     """The candidates with something to search by, the winner first, then by their own score.
 
     The winner is the one whose chosen vectors would be chosen among those of all: the cheapest of those that cannot be
-    told from the best. `runs` are in the order that decides between equals.
+    told from the best; see `find_winner`. `runs` are in the order that decides between equals.
     """
     best: dict[str, Candidate] = {}
     own: dict[str, Candidate] = {}
@@ -64,12 +68,24 @@ def compare(runs: Mapping[str, Path], about: Mapping[str, About], by_hand: str |
             best.pop(name, None)
     if not best:
         return []
-    # Of equal vectors, which several run folders can have, those that a candidate has of its own come first.
-    order = sorted(best, key=lambda name: not _has_own(best[name], about[name]))
-    taken, _ = choose([best[name] for name in order])
-    winner = by_hand if by_hand in best else next(name for name in order if best[name] is taken)
+    winner = by_hand if by_hand in best else find_winner(best, own, about)
     finals = [_final(name, about[name], best[name], own[name], best[winner]) for name in best]
     return sorted(finals, key=lambda one: (one.name != winner, -one.own))
+
+
+def find_winner(best: Mapping[str, Candidate], own: Mapping[str, Candidate], about: Mapping[str, About]) -> str:
+    """By labels the cheapest of those that cannot be told from the best; without any a written order, a guess."""
+    if not any(len(one.correct) for one in best.values()):
+        return min(best, key=lambda name: (GUESSED.get(about[name].kind, len(GUESSED)), -own[name].score))
+    taken, ties = choose(list(best.values()))
+    # Several run folders can have much the same vectors: those that a candidate has of its own come first.
+    tied = [name for name, one in best.items() if any(one is tie for tie in ties) and one.bytes <= taken.bytes]
+    own_first = [name for name in tied if _has_own(best[name], about[name])]
+    return min(own_first, key=lambda name: (best[name].bytes, best[name].flops), default=_named(best, taken))
+
+
+def _named(best: Mapping[str, Candidate], taken: Candidate) -> str:
+    return next(name for name, one in best.items() if one is taken)
 
 
 def _final(name: str, about: About, vectors: Candidate, own: Candidate, winner: Candidate) -> Final:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.race.plan import Round, ranked
+from pipeline.race.plan import Overhead, Round, ranked
 
 SCHEMA = 1
 NAME = "race.json"
@@ -50,8 +50,7 @@ class Ledger:
     at_a_time: int = 1  # trials, when the rounds were planned
     guess: str = ""  # what was concluded about the images
     left_out: list[str] = field(default_factory=list)  # candidates that the guess speaks against
-    search_seconds: float = 0.0  # of the search of a run folder in this process, with all cores
-    overhead: float | None = None  # seconds of a trial beside training, with its threads
+    overhead: Overhead = field(default_factory=Overhead)  # of a trial, as measured in the driver with all cores
     speeds: dict[str, float] = field(default_factory=dict)  # seconds a step, measured once
     rounds: list[Round] = field(default_factory=list)
     planned_minutes: float = 0.0  # the budget that the rounds are made for
@@ -130,6 +129,7 @@ def load_ledger(out: Path) -> Ledger:
         raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
     try:
         values["rounds"] = [Round(**{**one, "names": tuple(one["names"])}) for one in values["rounds"]]
+        values["overhead"] = Overhead(**values["overhead"])
         values["about"] = {name: About(**one) for name, one in values["about"].items()}
         values["results"] = {name: [Result(**one) for one in results] for name, results in values["results"].items()}
         return Ledger(**values)

@@ -43,7 +43,10 @@ def recommendation(finals: Sequence[Final], baselines: Mapping[str, float], told
             "within it may be chance)"
         )
     else:
-        lines.append("  (no labels: scores are a criterion without labels, a guess; they say nothing across data sets)")
+        lines.append(
+            "  (no labels: a written order decides, distilled before frozen before trained from scratch, which is a "
+            "guess; scores are how far neighbours are those of other candidates)"
+        )
     return lines + _advice(finals, told)
 
 

@@ -28,12 +28,21 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Overhead:
+    """Seconds that a trial takes beside training, with its threads."""
+
+    seeing: float = 0.0  # to see the images by its own last stage, and to compare these: what ranks it in a round
+    searching: float = 0.0  # to compare all that it could be searched by, which the last round ends with
+
+
+@dataclass(frozen=True)
 class Round:
     """Who trains, and for how long."""
 
     seconds: float  # of training, for each, on top of what it has had
     keep: int | None = None  # the best so many of those before; None: `names`
     names: tuple[str, ...] = ()
+    full: bool = False  # whether all that a run folder could be searched by is compared at its end
 
 
 def budget_table(minutes: float, trained: int, frozen: int, at_a_time: int = 1) -> list[Part]:
@@ -48,8 +57,8 @@ def budget_table(minutes: float, trained: int, frozen: int, at_a_time: int = 1) 
         parts.append(Part("features of the frozen network", teacher))
     if trained:
         names = [str(number) for number in range(trained)]
-        fitting = affordable(names, left, at_a_time, 0.0)
-        for number, one in enumerate(plan_rounds(fitting, left, at_a_time, 0.0), start=1):
+        fitting = affordable(names, left, at_a_time, Overhead())
+        for number, one in enumerate(plan_rounds(fitting, left, at_a_time, Overhead()), start=1):
             count = len(one.names) or one.keep or 0
             text = f"{count} × {one.seconds / at_a_time:.0f} s of the whole machine"
             parts.append(Part(f"round {number}", one.seconds * math.ceil(count / at_a_time), text))
@@ -67,18 +76,15 @@ def threads_of(cores: float, trained: int) -> int:
     return int(max(1, min(MOST_THREADS, cores // max(1, min(trained, LAST)))))
 
 
-def affordable(names: Sequence[str], seconds: float, at_a_time: int, overhead: float) -> list[str]:
-    """The first so many candidates that a budget gives enough training to show something.
-
-    `overhead` is what a trial takes beside training, in seconds.
-    """
+def affordable(names: Sequence[str], seconds: float, at_a_time: int, overhead: Overhead) -> list[str]:
+    """The first so many candidates that a budget gives enough training to show something."""
     for count in range(len(names), 0, -1):
         if plan_rounds(names[:count], seconds, at_a_time, overhead)[0].seconds >= LEAST_SECONDS:
             return list(names[:count])
     return []
 
 
-def plan_rounds(names: Sequence[str], seconds: float, at_a_time: int, overhead: float) -> list[Round]:
+def plan_rounds(names: Sequence[str], seconds: float, at_a_time: int, overhead: Overhead) -> list[Round]:
     """Rounds of successive halving that take so many seconds together, with so many trials at a time."""
     count = len(names)
     if count == 0:
@@ -89,13 +95,18 @@ def plan_rounds(names: Sequence[str], seconds: float, at_a_time: int, overhead: 
         sizes, shares = [count, LAST], [FIRST_SHARE, 1 - FIRST_SHARE]
     else:
         sizes, shares = [count, math.ceil(count / 2), LAST], list(THREE_SHARES)
-    each = [max(0.0, share * seconds / math.ceil(size / at_a_time) - overhead) for size, share in zip(sizes, shares)]
-    first = Round(each[0], names=tuple(names))
-    return [first, *(Round(time, keep=size) for time, size in zip(each[1:], sizes[1:]))]
+    beside = [overhead.seeing] * (len(sizes) - 1) + [overhead.searching]
+    each = [
+        max(0.0, share * seconds / math.ceil(size / at_a_time) - more)
+        for size, share, more in zip(sizes, shares, beside)
+    ]
+    last = len(sizes) - 1
+    first = Round(each[0], names=tuple(names), full=last == 0)
+    return [first, *(Round(each[i], keep=sizes[i], full=i == last) for i in range(1, len(sizes)))]
 
 
 def more_rounds(
-    ranking: Sequence[str], new: Sequence[str], seconds: float, at_a_time: int, overhead: float, first: float
+    ranking: Sequence[str], new: Sequence[str], seconds: float, at_a_time: int, overhead: Overhead, first: float
 ) -> list[Round]:
     """What a budget that was raised by so many seconds adds to rounds that are over.
 
@@ -104,14 +115,14 @@ def more_rounds(
     """
     rounds = []
     fitting = list(new)
-    while fitting and math.ceil(len(fitting) / at_a_time) * (first + overhead) > FIRST_SHARE * seconds:
+    while fitting and math.ceil(len(fitting) / at_a_time) * (first + overhead.seeing) > FIRST_SHARE * seconds:
         fitting.pop()
     if fitting:
-        seconds -= math.ceil(len(fitting) / at_a_time) * (first + overhead)
+        seconds -= math.ceil(len(fitting) / at_a_time) * (first + overhead.seeing)
         rounds.append(Round(first, names=tuple(fitting)))
     count = min(LAST, len(ranking) + len(fitting))
-    if count and (each := seconds / math.ceil(count / at_a_time) - overhead) >= LEAST_SECONDS:
-        rounds.append(Round(each, keep=count))
+    if count and (each := seconds / math.ceil(count / at_a_time) - overhead.searching) >= LEAST_SECONDS:
+        rounds.append(Round(each, keep=count, full=True))
     return rounds
 
 

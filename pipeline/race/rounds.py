@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pipeline.errors import UserError
 from pipeline.race.ledger import FAILED, Ledger, Result
 from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
-from pipeline.race.plan import LAST, affordable, more_rounds, plan_rounds, ranked, steps_for, threads_of
+from pipeline.race.plan import LAST, Overhead, affordable, more_rounds, plan_rounds, ranked, steps_for, threads_of
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
 
@@ -75,12 +75,12 @@ def entrants_by_guess(race: Race) -> list[str]:
     return affordable(race.ledger.trained, race.left(), LAST, overhead_of(race.ledger))
 
 
-def overhead_of(ledger: Ledger) -> float:
-    """Seconds of a trial beside training: its search has a share of the cores that this process had."""
-    if ledger.overhead is not None:
-        return ledger.overhead
+def overhead_of(ledger: Ledger) -> Overhead:
+    """What a trial takes beside training: it has a share of the cores that this process had."""
     cores = os.cpu_count() or 1
-    return ledger.search_seconds * max(1.0, cores / (ledger.threads or threads_of(cores, len(ledger.trained))))
+    share = max(1.0, cores / (ledger.threads or threads_of(cores, len(ledger.trained))))
+    searching = share * ledger.overhead.searching
+    return Overhead(share * ledger.overhead.seeing if ledger.data["labelled"] else searching, searching)
 
 
 def settle_room(race: Race, track: Track) -> None:
@@ -89,7 +89,6 @@ def settle_room(race: Race, track: Track) -> None:
     room = track.room(ledger.threads or None, len(ledger.trained))
     if not ledger.threads:
         ledger.threads = room.threads
-        ledger.overhead = overhead_of(ledger)
     ledger.at_a_time = room.at_a_time
     race.keep()
 
@@ -183,7 +182,7 @@ def run_round(race: Race, track: Track, number: int, names: Sequence[str]) -> No
     steps = {name: steps_in(ledger, name, number) for name in names}
     for name in names:
         make(race, name)  # where it is not there any more
-        set_steps(race.run_of(name), steps[name], ledger.threads)
+        set_steps(race.run_of(name), steps[name], ledger.threads, vectors_in(ledger, name, number))
     began = time.monotonic()
 
     def on_end(end: Ended) -> None:
@@ -205,6 +204,15 @@ def run_round(race: Race, track: Track, number: int, names: Sequence[str]) -> No
 def steps_in(ledger: Ledger, name: str, number: int) -> int:
     """Optimiser steps of a candidate after a round."""
     return ledger.steps_before(name, number) + steps_for(ledger.rounds[number - 1].seconds, ledger.speeds[name])
+
+
+def vectors_in(ledger: Ledger, name: str, number: int) -> str:
+    """By what a candidate is compared at the end of a round: its own last stage, in the last round all there is.
+
+    Without labels vectors are measured by each other, so it is always all.
+    """
+    full = ledger.rounds[number - 1].full or not ledger.data["labelled"]
+    return "auto" if full else ledger.about[name].source
 
 
 def drop_checkpoints(race: Race, number: int) -> None:

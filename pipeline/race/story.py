@@ -73,7 +73,7 @@ def run_free(race: Race) -> None:
             clock = Clock(race.shown, entry.source)
             search_untrained(run, clock)
             if entry.kind == UNTRAINED:
-                race.ledger.search_seconds = round(clock.seconds, 2)
+                race.ledger.overhead = clock.overhead()
             seconds = time.monotonic() - began
             race.ledger.add(entry.name, result_of(race, entry.name, 0, 0, seconds))
         except UserError as error:

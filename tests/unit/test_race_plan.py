@@ -8,6 +8,7 @@ from pipeline.errors import UserError
 from pipeline.race.ledger import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
 from pipeline.race.plan import (
     LEAST_SECONDS,
+    Overhead,
     Round,
     affordable,
     budget_table,
@@ -18,12 +19,17 @@ from pipeline.race.plan import (
     threads_of,
 )
 
+FIVE = Overhead(5, 5)
 SIX = ["distill", "adapt", "simclr", "essl", "rotnet", "autoencoder"]
 
 
-def seconds_of(rounds: list[Round], at_a_time: int, overhead: float) -> float:
+def seconds_of(rounds: list[Round], at_a_time: int, overhead: Overhead) -> float:
     """How long rounds take."""
-    return sum(-(-(len(one.names) or one.keep or 0) // at_a_time) * (one.seconds + overhead) for one in rounds)
+
+    def trial(one: Round) -> float:
+        return one.seconds + (overhead.searching if one.full else overhead.seeing)
+
+    return sum(-(-(len(one.names) or one.keep or 0) // at_a_time) * trial(one) for one in rounds)
 
 
 def test_the_budget_table_of_a_quarter_of_an_hour() -> None:
@@ -44,8 +50,11 @@ def test_a_budget_table_spends_no_more_than_there_is(minutes: float, trained: in
     assert sum(part.seconds for part in parts) <= 60 * minutes * (1 + 1e-9)
 
 
-@given(st.integers(1, 9), st.floats(10, 20_000), st.integers(1, 8), st.floats(0, 30))
-def test_rounds_fill_the_time_and_halve(count: int, seconds: float, at_a_time: int, overhead: float) -> None:
+@given(st.integers(1, 9), st.floats(10, 20_000), st.integers(1, 8), st.floats(0, 30), st.floats(0, 90))
+def test_rounds_fill_the_time_and_halve(
+    count: int, seconds: float, at_a_time: int, seeing: float, comparing: float
+) -> None:
+    overhead = Overhead(seeing, seeing + comparing)
     names = [str(number) for number in range(count)]
     fitting = affordable(names, seconds, at_a_time, overhead)
     rounds = plan_rounds(fitting, seconds, at_a_time, overhead)
@@ -57,21 +66,22 @@ def test_rounds_fill_the_time_and_halve(count: int, seconds: float, at_a_time: i
     sizes = [len(fitting), *(one.keep or 0 for one in rounds[1:])]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] == min(2, len(fitting))
+    assert [one.full for one in rounds] == [False] * (len(rounds) - 1) + [True]
     if all(one.seconds > 0 for one in rounds):
         assert seconds_of(rounds, at_a_time, overhead) == pytest.approx(seconds)
 
 
 def test_a_long_race_has_three_rounds() -> None:
-    assert [one.keep for one in plan_rounds(SIX, 45 * 60, 2, 5)] == [None, 3, 2]
-    assert [one.keep for one in plan_rounds(SIX, 10 * 60, 2, 5)] == [None, 2]
-    assert [one.keep for one in plan_rounds(SIX[:2], 45 * 60, 2, 5)] == [None]
+    assert [one.keep for one in plan_rounds(SIX, 45 * 60, 2, FIVE)] == [None, 3, 2]
+    assert [one.keep for one in plan_rounds(SIX, 10 * 60, 2, FIVE)] == [None, 2]
+    assert [one.keep for one in plan_rounds(SIX[:2], 45 * 60, 2, FIVE)] == [None]
 
 
 def test_a_short_race_drops_those_with_the_least_chances() -> None:
-    assert affordable(SIX, 600, 2, 5) == SIX
-    assert affordable(SIX, 170, 2, 10) == SIX[:4]
-    assert affordable(SIX, 31, 2, 10) == SIX[:2]
-    assert affordable(SIX, 29, 2, 10) == []
+    assert affordable(SIX, 600, 2, FIVE) == SIX
+    assert affordable(SIX, 170, 2, Overhead(10, 10)) == SIX[:4]
+    assert affordable(SIX, 31, 2, Overhead(10, 10)) == SIX[:2]
+    assert affordable(SIX, 29, 2, Overhead(10, 10)) == []
 
 
 def test_equal_scores_go_by_the_order_of_chances() -> None:
@@ -89,12 +99,14 @@ def test_two_trials_at_a_time_share_a_machine() -> None:
 
 
 def test_more_minutes_go_on_with_the_best_and_take_in_who_had_no_time() -> None:
-    rounds = more_rounds(["simclr", "distill", "essl"], ["rotnet"], 600, at_a_time=2, overhead=5, first=80)
+    rounds = more_rounds(["simclr", "distill", "essl"], ["rotnet"], 600, at_a_time=2, overhead=FIVE, first=80)
     assert rounds[0] == Round(80, names=("rotnet",))
     assert rounds[1].keep == 2
-    assert seconds_of(rounds, 2, 5) == pytest.approx(600)
-    assert more_rounds(["simclr"], ["rotnet"], 30, at_a_time=2, overhead=5, first=80) == [Round(25, keep=1)]
-    assert more_rounds(["simclr"], [], 20, at_a_time=2, overhead=5, first=80) == []
+    assert seconds_of(rounds, 2, FIVE) == pytest.approx(600)
+    assert more_rounds(["simclr"], ["rotnet"], 30, at_a_time=2, overhead=FIVE, first=80) == [
+        Round(25, keep=1, full=True)
+    ]
+    assert more_rounds(["simclr"], [], 20, at_a_time=2, overhead=FIVE, first=80) == []
 
 
 # race.json
@@ -102,7 +114,7 @@ def test_more_minutes_go_on_with_the_best_and_take_in_who_had_no_time() -> None:
 
 def ledger_of(**changes: object) -> Ledger:
     about = {name: About(name, name, name) for name in ["untrained", *SIX]}
-    values = {"speeds": dict.fromkeys(SIX, 0.5), "threads": 1, "rounds": plan_rounds(SIX, 600, 2, 5), **changes}
+    values = {"speeds": dict.fromkeys(SIX, 0.5), "threads": 1, "rounds": plan_rounds(SIX, 600, 2, FIVE), **changes}
     return Ledger({"options": {}, "candidates": None}, {"labelled": True}, 15.0, about, list(SIX), **values)  # type: ignore[arg-type]
 
 
@@ -141,7 +153,7 @@ def test_a_candidate_whose_speed_could_not_be_measured_is_out() -> None:
 
 
 def test_race_json_comes_back_as_it_was(tmp_path) -> None:
-    ledger = ledger_of(winner="essl", finished=True, told=["a"], overhead=3.0)
+    ledger = ledger_of(winner="essl", finished=True, told=["a"], overhead=FIVE)
     add(ledger, 1, {"distill": 0.5, "adapt": None})
     save_ledger(tmp_path, ledger)
     assert load_ledger(tmp_path) == ledger
