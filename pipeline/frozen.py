@@ -135,9 +135,5 @@ def _described(name: str, images: Images, progress: Progress | None) -> NDArray[
 
 
 def _bytes(value: Tensor) -> bytes:
-    plain = value.detach().cpu().contiguous()
-    return (
-        plain.view(torch.uint8).numpy().tobytes()
-        if plain.ndim
-        else plain.reshape(1).view(torch.uint8).numpy().tobytes()
-    )
+    # Flat first: sides of one pixel may have any stride.
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

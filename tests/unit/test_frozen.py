@@ -1,0 +1,14 @@
+"""What features of networks that are not trained are kept under."""
+
+import torch
+
+from pipeline.encoders import build_encoder
+from pipeline.frozen import digest_of
+
+
+def test_the_memory_layout_of_weights_changes_nothing() -> None:
+    torch.manual_seed(0)
+    encoder = build_encoder("resnet-tiny", channels=3, image_size=32)
+    before = digest_of(encoder)
+    encoder.net.to(memory_format=torch.channels_last)
+    assert digest_of(encoder) == before
