@@ -67,7 +67,7 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
 
 
 def image_size_of(config: Config) -> int | None:
-    """The side in pixels that is given, else the one that the encoder's weights were made for; None: the images' own."""
+    """The side in pixels that is given, else the one that the encoder's weights are for; None: the images' own."""
     from pipeline.models.pretrained import own_size
 
     if config.data.image_size is not None:
