@@ -129,6 +129,7 @@ def line(one: dict[str, Any]) -> str:
             f"  {kind:<7} {told['chosen']} {told['score']:.1f}; best {told['best']} {told['best_score']:.1f}: regret "
             f"{told['regret']:.2f}; {-told['loss']:+.2f} ± {told['interval']:.2f} of {told['baseline']}"
         )
+    lines.append(f"  agreement, which needs no labels, ranks them with {one['rank_correlation']['agreement']:+.2f}")
     return "\n".join(lines)
 
 
