@@ -249,6 +249,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     Raises UserError for an unknown path (with the nearest one) or a value outside its range.
     """
     values = to_dict(config)
+    if changes.get("encoder.name", config.encoder.name) != config.encoder.name:
+        values["encoder"]["width"] = None  # it was said of the other network
     known = sorted(_paths(values))
     for path, value in changes.items():
         path = path.replace("-", "_")

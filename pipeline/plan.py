@@ -77,7 +77,7 @@ TABLE: dict[tuple[str, str], Settings] = {
     ("rotnet", "cuda"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
     ("autoencoder", "cpu"): Settings(128, "adamw", 8e-3, 0.05),
     ("autoencoder", "cuda"): Settings(128, "adamw", 8e-3, 0.05),
-    ("distill", "cpu"): Settings(128, "muon", 0.05, 0.03, crop=0.35),
+    ("distill", "cpu"): Settings(128, "muon", 0.05, 0.03, crop=0.35, small_views=0.5),
     ("distill", "cuda"): Settings(256, "muon", 0.05, 0.03, crop=0.35),
 }
 # Of the colour jitter: where colours tell images apart, where shapes do, where nothing is known.

@@ -154,12 +154,19 @@ def rotnet_folder() -> Config:
 
 
 def distill_folder() -> Config:
-    """A small network learns a large pretrained one's features on your own images: `rayssl run distill-folder
-    --data.path DIR`, with weights that are on this machine (`rayssl weights` lists them).
+    """A small network learns from a pretrained one on your own images: `rayssl run distill-folder --data.path DIR`.
 
-    The teacher sees every image once; the student is resnet-tiny on a CPU. No label is used.
+    The teacher's weights must be on this machine (`rayssl weights` lists them); no label is used. On a CPU the student
+    is resnet-tiny, twice as wide, at 128 px; 4 minutes of training are enough for some thousand photographs.
     """
-    return _folder(Config(method=method_config("distill"), train=_distillation(), plan=LENGTH))
+    config = _folder(
+        Config(method=method_config("distill"), train=_distillation(), plan=(*LENGTH, "train.small_views"))
+    )
+    return replace(
+        config,
+        data=replace(config.data, image_size=_by_device(224, 128)),
+        encoder=replace(config.encoder, width=_by_device(None, 2)),
+    )
 
 
 def autoencoder_folder() -> Config:

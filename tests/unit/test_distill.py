@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pipeline import train as loop
 from pipeline.checkpoint import find_checkpoint
-from pipeline.config import load, method_config
+from pipeline.config import load, method_config, override
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
@@ -23,6 +23,7 @@ from pipeline.models import teachers
 from pipeline.models.pretrained import FILE, Available
 from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.prepare import Prepared
+from pipeline.recipes import build_recipe
 from pipeline.reporter import Silent
 from pipeline.stages import run_pretrain
 from pipeline.work import Stopped, Work
@@ -265,3 +266,12 @@ def test_the_teacher_is_written_into_the_config(prepared: Prepare, monkeypatch: 
 def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=f"--method.{next(iter(values))}"):
         method_config("distill", **values)
+
+
+def test_another_student_does_not_take_the_width_of_the_recipes_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.recipes.has_gpu", lambda: False)
+    recipe = build_recipe("distill-folder")
+    assert recipe.encoder.width == 2
+    assert override(recipe, {"encoder.name": "resnet-tiny"}).encoder.width == 2
+    assert override(recipe, {"encoder.name": "cnn-small"}).encoder.width is None
+    assert override(recipe, {"encoder.width": 3, "encoder.name": "resnet18"}).encoder.width == 3
