@@ -395,8 +395,9 @@ def find_sources(work: Work) -> list[Source]:
     found.append(Source(PIXELS, Origin("pixels", side, data.image_size), (None,), 0.0))
     own = load_encoder(work.run)
     flops = float(describe(own)["flops"])
-    untrained = new_encoder(work.config, weights=False).eval().to(work.device)
-    found.append(Source(UNTRAINED, Origin("network", own.image_size, own.image_size), (LAST,), flops, untrained))
+    if work.config.method is not None:
+        untrained = new_encoder(work.config, weights=False).eval().to(work.device)
+        found.append(Source(UNTRAINED, Origin("network", own.image_size, own.image_size), (LAST,), flops, untrained))
     for given, encoder in frozen_networks(work):
         size, name = encoder.image_size, given.label
         origin = Origin("network", size, size, name=given.name, weights=given.weights, hash=digest_of(encoder))

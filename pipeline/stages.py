@@ -745,10 +745,15 @@ def require_labels(dataset: Dataset, verb: str) -> None:
 
 
 def encoders_to_compare(work: Work) -> Iterator[tuple[str, Encoder]]:
-    """The trained encoder, then the same network as it was initialised, then the weights it started from."""
+    """The trained encoder, then the same network as it was initialised, then the weights it started from.
+
+    Of a run that trains nothing its encoder alone.
+    """
     yield "", load_encoder(work.run).to(work.device)
+    if work.config.method is None:
+        return
     yield f"baseline/{BASELINE}/", new_encoder(work.config, weights=False).to(work.device)
-    if work.config.encoder.weights is not None and work.config.method is not None:
+    if work.config.encoder.weights is not None:
         yield "baseline/pretrained/", new_encoder(work.config).to(work.device)
 
 
