@@ -157,7 +157,7 @@ def distill_folder() -> Config:
     """A small network learns from a pretrained one on your own images: `rayssl run distill-folder --data.path DIR`.
 
     The teacher's weights must be on this machine (`rayssl weights` lists them); no label is used. On a CPU the student
-    is resnet-tiny, twice as wide, at 128 px; 4 minutes of training are enough for some thousand photographs.
+    is resnet-tiny, twice as wide, at 128 px: docs/distillation.md.
     """
     config = _folder(
         Config(method=method_config("distill"), train=_distillation(), plan=(*LENGTH, "train.small_views"))
