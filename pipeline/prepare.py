@@ -197,6 +197,8 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
     from pipeline.methods import load_method
     from pipeline.work import new_encoder, required_method
 
+    if len(dataset.train) < 2 * config.cluster.workers:
+        raise too_few(dataset)
     name = required_method(config)
     method, train = load_method(name), config.train
     data = replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
@@ -230,6 +232,11 @@ def machine_of(config: Config) -> Machine:
     from pipeline.recipes import has_gpu
 
     return Machine("cuda" if has_gpu() else "cpu", os.cpu_count() or 1, config.cluster.workers)
+
+
+def too_few(dataset: Dataset) -> UserError:
+    """For a set that cannot be shared by the workers."""
+    return UserError(f"{dataset.path} has {len(dataset.train)} training images: at least 2 a worker are needed")
 
 
 def planned_value(plan: Plan, path: str) -> Any:
@@ -348,7 +355,7 @@ def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> 
     if batch > images:
         fitting = images // workers * workers
         if fitting < 2:
-            raise UserError(f"{dataset.path} has {images} training images: at least 2 a worker are needed")
+            raise too_few(dataset)
         warn(f"--train.batch-size {batch} is more than the {images} training images: {fitting} is used")
         return fitting
     if batch % workers:

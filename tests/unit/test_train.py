@@ -361,13 +361,13 @@ def steps_of(path: Path) -> int | None:
 
 
 def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     assert steps_of(run_folder) is None
     pretrain(run_folder)
     assert steps_of(run_folder) == 12  # 3 s at 4 steps a second
     assert len(losses(run_folder)) == 12
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 400.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 400.0)
     again = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     pretrain(again)
     assert steps_of(run_folder) == 12
@@ -375,7 +375,7 @@ def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.Monkey
 
 
 def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 16.0 if small else 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 16.0 if small else 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05, "train.small_views": 2 / 3}).run
     pretrain(run_folder)
     assert steps_of(run_folder) == 24  # 16 of them in one second, 8 in two
@@ -392,7 +392,7 @@ def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monk
 
 
 def test_a_longer_budget_is_measured_again(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small: 4.0)
+    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 4.0)
     pretrain(prepared("run", "rotnet", {"train.minutes": 0.05}).run)
     longer = prepared("run", "rotnet", {"train.minutes": 0.1}).run
     pretrain(longer)
@@ -406,8 +406,10 @@ def test_measuring_the_speed_leaves_no_trace(method: str, prepared: Prepare, mon
     pretrain(plain)
     measured = []
 
-    def measure(work: Work, small: float, real: Callable[[Work, float], float] = choices.measure_speed) -> float:
-        measured.append(real(work, small))
+    def measure(
+        work: Work, small: float, timed: int, real: Callable[[Work, float, int], float] = choices.measure_speed
+    ) -> float:
+        measured.append(real(work, small, timed))
         return 7.0
 
     monkeypatch.setattr(choices, "measure_speed", measure)
