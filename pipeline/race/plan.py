@@ -77,9 +77,10 @@ def threads_of(cores: float, trained: int) -> int:
 
 
 def affordable(names: Sequence[str], seconds: float, at_a_time: int, overhead: Overhead) -> list[str]:
-    """The first so many candidates that a budget gives enough training to show something."""
+    """The first so many candidates that a budget gives enough training, in every round, to show something."""
     for count in range(len(names), 0, -1):
-        if plan_rounds(names[:count], seconds, at_a_time, overhead)[0].seconds >= LEAST_SECONDS:
+        rounds = plan_rounds(names[:count], seconds, at_a_time, overhead)
+        if min(one.seconds for one in rounds) >= LEAST_SECONDS:
             return list(names[:count])
     return []
 
