@@ -213,7 +213,7 @@ def compare(
     tried: list[Tried] = []
     for one, of_train, of_val in zip(seen, train, val, strict=True):
         source = look.sources[one.source]
-        own_width = one.what == LAST and settings.dim == "auto" and source.trained
+        own_width = one.what == LAST and settings.dim == "auto" and source.trained and not source.kept
         seconds = seconds_an_image(source, work.device)
         tried += singles(Raw(one, of_train, of_val, source.flops, seconds, own_width), dim, measure, whiten)
         row = {"run": work.run.name, "stage": "search/compare", "done": len(tried), "total": len(whiten) * len(seen)}
