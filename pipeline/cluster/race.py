@@ -16,6 +16,7 @@ from pipeline.cluster.train import (
     FileReporter,
     Resources,
     Show,
+    StopOnly,
     Tail,
     cluster_address,
     connected,
@@ -130,7 +131,7 @@ def work_on(task: Task, control: str, gpu: bool) -> Ended:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
-    reporter = FileReporter(Path(control), task.name)
+    reporter = StopOnly(Path(control)) if task.timed else FileReporter(Path(control), task.name)
     if reporter.should_stop():
         return Ended(task.name, stopped=True)
     try:
