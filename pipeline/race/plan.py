@@ -12,7 +12,7 @@ LAST = 2  # candidates in the last round
 FIRST_SHARE = 0.4  # of the time for training that the first of two rounds takes: for 15 minutes, 6 × 40 s and 2 × 3 min
 THREE_ROUNDS_FROM = 20 * 60.0  # seconds for training from which there are three
 THREE_SHARES = (0.25, 0.3, 0.45)
-LEAST_SECONDS = 20.0  # of training, below which a candidate shows nothing
+LEAST_SECONDS, LEAST_STEPS = 20.0, 20  # of training in a round, below which a candidate shows nothing
 OF_SECONDS = 15 * 60.0  # the budget that these parts of it are of; a shorter one has shorter parts
 START_SECONDS, TEACHER_SECONDS, FINISH_SECONDS = 120.0, 60.0, 120.0
 MOST_THREADS = 8  # of a trial: small networks gain little from more
@@ -82,6 +82,20 @@ def affordable(names: Sequence[str], seconds: float, at_a_time: int, overhead: O
         rounds = plan_rounds(names[:count], seconds, at_a_time, overhead)
         if min(one.seconds for one in rounds) >= LEAST_SECONDS:
             return list(names[:count])
+    return []
+
+
+def quick_enough(
+    names: Sequence[str], seconds: float, at_a_time: int, overhead: Overhead, speeds: Mapping[str, float]
+) -> list[str]:
+    """Those of `affordable` whose seconds a step leave them some steps in the first round: the slowest is out first."""
+    left = [name for name in names if name in speeds]
+    while fitting := affordable(left, seconds, at_a_time, overhead):
+        first = plan_rounds(fitting, seconds, at_a_time, overhead)[0].seconds
+        slowest = max(fitting, key=lambda name: speeds[name])
+        if LEAST_STEPS * speeds[slowest] <= first:
+            return fitting
+        left.remove(slowest)
     return []
 
 

@@ -1,5 +1,6 @@
 """Rounds of training: speeds are measured once, rounds are written down, and what is left of them is run."""
 
+import math
 import os
 import shutil
 import time
@@ -9,7 +10,18 @@ from contextlib import AbstractContextManager
 from pipeline.errors import UserError
 from pipeline.race.ledger import FAILED, Ledger, Result
 from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
-from pipeline.race.plan import LAST, Overhead, affordable, more_rounds, plan_rounds, ranked, steps_for, threads_of
+from pipeline.race.plan import (
+    LAST,
+    LEAST_STEPS,
+    Overhead,
+    affordable,
+    more_rounds,
+    plan_rounds,
+    quick_enough,
+    ranked,
+    steps_for,
+    threads_of,
+)
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
 
@@ -97,8 +109,7 @@ def plan_first_rounds(race: Race, track: Track) -> None:
     """Measure the candidates' speeds, and write down rounds that fill the time."""
     ledger = race.ledger
     measure(race, track, affordable(ledger.trained, race.left(), ledger.at_a_time, overhead_of(ledger)))
-    names = [name for name in ledger.trained if name in ledger.speeds]
-    names = affordable(names, race.left(), ledger.at_a_time, overhead_of(ledger))
+    names = quick_enough(ledger.trained, race.left(), ledger.at_a_time, overhead_of(ledger), ledger.speeds)
     if not names:
         return tell_short(race)
     ledger.rounds = plan_rounds(names, race.left(), ledger.at_a_time, overhead_of(ledger))
@@ -115,7 +126,7 @@ def plan_more_rounds(race: Race, track: Track) -> None:
     first = ledger.rounds[0].seconds if ledger.rounds else 0.0
     ranking = ranked(ledger.scores(len(ledger.rounds) + 1), ledger.trained)
     measure(race, track, [name for name in new if name not in ledger.speeds])
-    new = [name for name in new if name in ledger.speeds]
+    new = [name for name in new if LEAST_STEPS * ledger.speeds.get(name, math.inf) <= first]
     count = len(ledger.rounds)
     ledger.rounds += more_rounds(ranking, new, seconds, ledger.at_a_time, overhead_of(ledger), first)
     ledger.planned_minutes = ledger.minutes
@@ -126,6 +137,10 @@ def plan_more_rounds(race: Race, track: Track) -> None:
 def tell_rounds(race: Race, first: int) -> None:
     """What was planned, in lines."""
     ledger = race.ledger
+    planned = {name for one in ledger.rounds for name in one.names}
+    for name, seconds in ledger.speeds.items():
+        if name not in planned:
+            race.shown.say(f"{name} is left out: a step takes {seconds:.1f} s, too long for this budget")
     for number, one in enumerate(ledger.rounds[first - 1 :], start=first):
         who = f"the best {one.keep}" if one.keep is not None else ", ".join(one.names)
         race.shown.say(

@@ -14,6 +14,7 @@ from pipeline.race.plan import (
     budget_table,
     more_rounds,
     plan_rounds,
+    quick_enough,
     ranked,
     steps_for,
     threads_of,
@@ -82,6 +83,15 @@ def test_a_short_race_drops_those_with_the_least_chances() -> None:
     assert affordable(SIX, 170, 2, Overhead(10, 10)) == SIX[:4]
     assert affordable(SIX, 31, 2, Overhead(10, 10)) == SIX[:2]
     assert affordable(SIX, 29, 2, Overhead(10, 10)) == []
+
+
+def test_who_is_too_slow_for_some_steps_is_out_and_the_others_have_its_time() -> None:
+    speeds = {**dict.fromkeys(SIX, 0.5), "adapt": 15.0}
+    fitting = quick_enough(SIX, 600, 2, FIVE, speeds)
+    assert fitting == ["distill", "simclr", "essl", "rotnet", "autoencoder"]
+    assert quick_enough(SIX, 6000, 2, FIVE, speeds) == SIX
+    assert quick_enough(SIX[1:2], 200, 1, FIVE, speeds) == []
+    assert quick_enough(SIX, 600, 2, FIVE, {"essl": 1.0}) == ["essl"]
 
 
 def test_equal_scores_go_by_the_order_of_chances() -> None:
