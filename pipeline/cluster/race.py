@@ -6,6 +6,7 @@ its own checkpoint.
 
 import os
 import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,8 +138,9 @@ def work_on(task: Task, control: str, gpu: bool) -> Ended:
     try:
         if task.timed:
             return Ended(task.name, seconds_a_step=time_step(Path(task.run), reporter))
+        began = time.monotonic()
         run_trial(Path(task.run), reporter)
-        return Ended(task.name)
+        return Ended(task.name, seconds=time.monotonic() - began)
     except Stopped:
         return Ended(task.name, stopped=True)
     except UserError as error:

@@ -75,7 +75,7 @@ def circumstances(race: Race, stopped: bool) -> Circumstances:
         networks=sum(one.kind == FROZEN for one in ledger.about.values()),
         by_hand=ledger.chosen_by == "hand",
         stopped=stopped,
-        skipped=[name for name in ledger.trained if ledger.last(name) is None],
+        skipped=[] if stopped else [name for name in ledger.trained if ledger.last(name) is None],
         weights_line=weights_line(race.dataset.channels),
     )
 

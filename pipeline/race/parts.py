@@ -11,7 +11,7 @@ from pipeline.race.board import line_of
 from pipeline.race.candidates import Entry
 from pipeline.race.finals import chosen, own_best
 from pipeline.race.ledger import FINISHED, Ledger, Result, save_ledger
-from pipeline.race.plan import reserve
+from pipeline.race.plan import PLANNED_SHARE, reserve
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Ended:
     name: str
     reason: str = ""  # of a failure
     stopped: bool = False  # it was asked to: it is done again
+    seconds: float = 0.0
     seconds_a_step: float | None = None
 
 
@@ -85,9 +86,9 @@ class Race:
         self.shown.stand(self.ledger)
 
     def left(self) -> float:
-        """Seconds of the budget, without those of its end."""
+        """Seconds of the budget that are planned with, without those of its end."""
         minutes = self.ledger.minutes
-        return 60 * minutes - (time.monotonic() - self.began) - reserve(minutes)
+        return PLANNED_SHARE * (60 * minutes - (time.monotonic() - self.began) - reserve(minutes))
 
 
 def result_of(race: Race, name: str, number: int, steps: int, seconds: float) -> Result:

@@ -15,6 +15,7 @@ THREE_SHARES = (0.25, 0.3, 0.45)
 LEAST_SECONDS, LEAST_STEPS = 20.0, 20  # of training in a round, below which a candidate shows nothing
 OF_SECONDS = 15 * 60.0  # the budget that these parts of it are of; a shorter one has shorter parts
 START_SECONDS, TEACHER_SECONDS, FINISH_SECONDS = 120.0, 60.0, 120.0
+PLANNED_SHARE = 0.9  # of what is left, after speeds were measured: other work slows a machine down
 MOST_THREADS = 8  # of a trial: small networks gain little from more
 
 

@@ -3,7 +3,6 @@
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
@@ -198,19 +197,17 @@ def run_round(race: Race, track: Track, number: int, names: Sequence[str]) -> No
     for name in names:
         make(race, name)  # where it is not there any more
         set_steps(race.run_of(name), steps[name], ledger.threads, vectors_in(ledger, name, number))
-    began = time.monotonic()
 
     def on_end(end: Ended) -> None:
         if end.stopped:
             return
-        seconds = time.monotonic() - began
         try:
             if end.reason:
                 raise UserError(end.reason)
-            ledger.add(end.name, result_of(race, end.name, number, steps[end.name], seconds))
+            ledger.add(end.name, result_of(race, end.name, number, steps[end.name], end.seconds))
         except UserError as error:
             done = ledger.steps_before(end.name, number)
-            ledger.add(end.name, Result(number, FAILED, done, None, seconds=round(seconds, 2), reason=str(error)))
+            ledger.add(end.name, Result(number, FAILED, done, None, reason=str(error)))
         ended(race, end.name)
 
     track.run([Task(name, str(race.run_of(name).absolute())) for name in names], ledger.threads, on_end)
