@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from pipeline.config import override
 from pipeline.prepare import prepare
+from pipeline.progress import Display
 from pipeline.recipes import build_recipe
 from pipeline.reporter import Reporter, Silent
 from pipeline.stages import run_worker_stages
@@ -27,6 +30,11 @@ CHANGES = {
     "wandb": "disabled",
 }
 RECIPE = "simclr-digits"
+
+
+def quiet() -> Display:
+    """A display that shows nothing."""
+    return Display(Console(quiet=True))
 
 
 def command(run: Path, **changes: Any) -> list[str]:

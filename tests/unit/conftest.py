@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
+from small_run import quiet
 
 from pipeline.config import Config, override
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
-from pipeline.progress import Display
 from pipeline.recipes import build_recipe
 from pipeline.reporter import Silent
 
@@ -26,11 +25,6 @@ TINY = {
     "train.precision": "fp32", "train.warmup_epochs": 0, "train.clip_grad": None, "data.processes": 0,
     "probe.epochs": 2, "finetune.epochs": 1, "finetune.draws": 2, "finetune.batch_size": 4, "wandb": "disabled",
 }  # fmt: skip
-
-
-def quiet() -> Display:
-    """A display that shows nothing."""
-    return Display(Console(quiet=True))
 
 
 def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int = A_CLASS) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small_run import quiet
 
 from pipeline import config as configuration
 from pipeline.config import override
@@ -25,7 +26,6 @@ from pipeline.search.apply import files_as_squares, load_searcher
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from pipeline.stages import run_evaluate, run_index, run_worker_stages, searched_splits
 from pipeline.verify import verify
-from tests.unit.conftest import quiet
 
 
 def changed(run: Path, **changes: object) -> None:
