@@ -23,6 +23,7 @@ from pipeline.config import Config, DataConfig, override
 from pipeline.evaluate import read_evaluation
 from pipeline.launch import embed_without_training
 from pipeline.progress import Display
+from pipeline.recipes import HELD_OUT
 from pipeline.runfolder import read_manifest
 from pipeline.stages import run_evaluate, run_index
 
@@ -96,7 +97,7 @@ def finish(run: Path, method: str, changes: dict[str, Any]) -> float:
     else:
         known = {key: value for key, value in changes.items() if key != "augment.mirror"}
         given = {"encoder.name": TEACHER["name"], "encoder.weights": TEACHER["weights"]}
-        config = override(Config(recipe="pretrained", data=DataConfig(path="")), {**known, **given})
+        config = override(Config(recipe="pretrained", data=DataConfig(path=""), plan=HELD_OUT), {**known, **given})
         embed_without_training(config, run, "benchmarks/worth.py", Display(Console(stderr=True, quiet=True)))
         run_evaluate(run)
     return time.perf_counter() - began

@@ -49,11 +49,12 @@ def main(argv: list[str]) -> int:
 def untrained(parsed: Parsed) -> "Config":
     """The config of a run that only uses an encoder."""
     from pipeline.config import Config, DataConfig, override
+    from pipeline.recipes import HELD_OUT
 
     missing = [f"--{name}" for name in ("encoder.name", "encoder.weights") if name not in parsed.changes]
     if missing:
         raise UserError(f"embed needs a RUN folder, or --encoder.name and --encoder.weights: {missing[0]} is not given")
-    return override(Config(recipe="pretrained", data=DataConfig(path="")), parsed.changes)
+    return override(Config(recipe="pretrained", data=DataConfig(path=""), plan=HELD_OUT), parsed.changes)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from pipeline.errors import UserError, nearest
 T = TypeVar("T")
 
 # What folder recipes leave open (pipeline/plan.py): the values that stand in them are for what is given beside.
-LENGTH = ("train.steps", "train.batch_size", "train.warmup_epochs")
+HELD_OUT = ("data.val_fraction",)  # more where few labels are held out: every choice is made by them
+LENGTH = (*HELD_OUT, "train.steps", "train.batch_size", "train.warmup_epochs")
 CONTRASTIVE = (
     *LENGTH, "train.optimizer", "train.learning_rate", "train.weight_decay", "train.small_views",
     "method.temperature", "method.projector_layers", "augment.crop", "augment.color",

@@ -37,7 +37,9 @@ def plan_race(
     config, dataset = open_and_resolve(plain_config(changes), say_nothing, reading_by(shown))
     check_disk(config, dataset, Path())
     networks = sized([*asked, *found], channels=dataset.channels, image_side=dataset.image_size, warn=warning_by(shown))
-    entries = narrowed(entries_of(changes, networks), names)
+    # One split for all: what is held out is settled here.
+    fixed = {**changes, "data.val_fraction": config.data.val_fraction}
+    entries = narrowed(entries_of(fixed, networks), names)
     settings = settings_of(changes, names)
     out = out if out is not None else Path("runs") / f"{dataset.name}-{stage_key(dataset.path, settings)[:6]}"
     ledger = ledger_of(out, entries, dataset, settings, minutes)

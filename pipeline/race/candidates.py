@@ -7,7 +7,7 @@ from typing import Any
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import UserError, nearest
-from pipeline.recipes import build_recipe, has_gpu
+from pipeline.recipes import HELD_OUT, build_recipe, has_gpu
 
 MOST_NETWORKS = 2  # with weights on this machine, beside those that were named
 ADAPTED_SIZE = 128  # pixels a side, on a CPU
@@ -92,7 +92,7 @@ def plain_config(changes: Mapping[str, Any]) -> Config:
     """The student's network and the images as it sees them; nothing is trained."""
     everywhere, encoder, _ = split_options(changes)
     config = configuration.override(build_recipe("simclr-folder"), {**everywhere, **student_of(encoder)})
-    return replace(config, recipe=UNTRAINED, method=None, plan=())
+    return replace(config, recipe=UNTRAINED, method=None, plan=tuple(path for path in config.plan if path in HELD_OUT))
 
 
 def student_of(encoder: Mapping[str, Any]) -> dict[str, Any]:

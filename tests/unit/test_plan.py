@@ -131,7 +131,7 @@ def test_every_open_path_is_a_value_of_a_plan_and_of_its_recipe() -> None:
         assert set(config.plan) <= set(values_of(config))
         assert bool(config.plan) == name.endswith("-folder")
         for path in config.plan:
-            assert path.rpartition(".")[2] in Plan.__dataclass_fields__
+            assert path.rpartition(".")[2] in Plan.__dataclass_fields__ or path in recipes.HELD_OUT
 
 
 def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path)
     assert made.planned == CONTRASTIVE
     assert saved.train.steps is not None
     assert saved.train.minutes is None
-    assert saved.train.batch_size == 32  # of 43 images
-    assert prepare.count_steps(saved, 43) == (1, saved.train.steps)
+    assert saved.train.batch_size == 32  # of 38 images
+    assert prepare.count_steps(saved, 38) == (1, saved.train.steps)
     told: list[str] = []
     prepare.announce(made, told.append)
     assert f"planned  {saved.train.steps:,} steps, about 10 min: --train.minutes or --train.epochs" in told[-2]
@@ -158,6 +158,18 @@ def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path)
 def test_what_is_given_wins(path: str, value: float, open_config: Make) -> None:
     config, _ = prepare.open_and_resolve(open_config(changes={path: value}), pytest.fail)
     assert values_of(config)[path] == value
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "share"), [("simclr", None, 0.2), ("rotnet", None, 0.2), ("simclr", 0.3, 0.3)]
+)
+def test_few_labels_hold_out_more_images(method: str, given: float | None, share: float, images: Path) -> None:
+    changes = {"data.path": str(images), "wandb": "disabled"} | ({} if given is None else {"data.val_fraction": given})
+    config, dataset = prepare.open_and_resolve(
+        configuration.override(build_recipe(f"{method}-folder"), changes), pytest.fail
+    )
+    assert config.data.val_fraction == share
+    assert len(dataset.val) == pytest.approx(share * 48, abs=2)
 
 
 def test_a_length_that_is_given_leaves_no_steps_to_plan(open_config: Make) -> None:
