@@ -17,7 +17,13 @@ FLAGS = {
     "--data.path": ("PATH", "folder, parquet, tar shards, URL or a data set's name"),
     "--data.limit": ("N", "use only N training images"),
     "--data.image-size": ("N", "side in pixels of what the network sees"),
-    "--data.labels": ("CSV", "path, label and, if you like, group of every image"),
+    "--data.labels": ("auto|folder|none|CSV", "where labels are from; a CSV has path, label and, if you like, group"),
+    "--data.splits": ("auto|none|folder|CSV", "which images are for training and testing; a CSV has path and split"),
+    "--data.key": ("first|last", "in tar shards, which dot of a name ends the key of a sample"),
+    "--data.image-column": ("NAME", "the column of images of parquet files"),
+    "--data.label-column": ("NAME", "the column of labels of parquet files"),
+    "--data.range": ("auto|LOW,HIGH", "pixel values that become black and white, of more than 8 bits"),
+    "--data.background": ("auto|COLOUR", "what shows through transparent pixels: white, black, grey or #rrggbb"),
     "--data.loader": ("auto|resident|stream", "decode once into a cache, or on demand"),
     "--augment.spec": ("FILE", "your own augmentation (JSON, or albumentations' A.save)"),
     "--encoder.name": ("NAME", "resnet-tiny, resnet18, cnn-small, any torchvision classifier, timm/NAME …"),
@@ -43,10 +49,11 @@ FLAGS = {
     "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
+SHOWN_DATA = ("--data.path", "--data.limit", "--data.image-size")  # `rayssl data --help` shows them all
 RUN_FLAGS = tuple(
     name
     for name in FLAGS
-    if not name.startswith(("--tune.", "--search.")) and name not in ("--data.labels", "--data.loader")
+    if not name.startswith(("--tune.", "--search.")) and (not name.startswith("--data.") or name in SHOWN_DATA)
 )
 RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}

@@ -41,7 +41,13 @@ class DataConfig:
     limit: Positive | None = None  # use only so many training images, drawn by the seed
     val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1  # share of train held out for every choice
     classes: tuple[str, ...] | None = None  # train on images of these alone; test images stay as they are
-    labels: str | None = None  # CSV with the columns path, label and, optionally, group
+    splits: str = "auto"  # auto, none, folder (names of folders), or a CSV with the columns path and split
+    labels: str = "auto"  # auto, folder, none, or a CSV with the columns path, label and, optionally, group
+    key: Literal["first", "last"] = "first"  # in tar shards: which dot of a name ends a sample's key
+    image_column: str | None = None  # of parquet files; None: told by names and types
+    label_column: str | None = None
+    range: str = "auto"  # LOW,HIGH: the pixel values that become black and white, of more than 8 bits
+    background: str = "auto"  # of transparent images: auto, white, black, grey or #rrggbb
     loader: Literal["auto", "resident", "stream"] = "auto"  # decode once into a cache, or on demand
     processes: NonNegative | None = None  # loader processes a worker; None: chosen by the work
 
@@ -235,6 +241,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
     schema = values.pop("schema", None)
     if schema != SCHEMA:
         raise UserError(f"config schema is {schema!r}: this version reads schema {SCHEMA}")
+    if isinstance(values.get("data"), dict) and values["data"].get("labels", "") is None:  # what is "auto" now
+        values["data"] = {**values["data"], "labels": "auto"}
     method = dict(values.pop("method", {}))
     name = method.pop("name", None)
     if name == "autoencoder" and method.get("latent_dim", 0) is None:  # what is encoder.latent_dim now

@@ -285,7 +285,7 @@ def race(
 
 def embed_run(run: Path, other: str | None, display: Display) -> None:
     """Embeddings of a run's own images, or of the images at `other`, in this process."""
-    from pipeline.data import open_dataset
+    from pipeline.prepare import open_other
     from pipeline.reporter import LocalReporter
     from pipeline.stages import embed_other_data, run_worker_stages
 
@@ -293,9 +293,7 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     if other is None:
         return run_worker_stages(run, ["embed", "search"], reporter)
     data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
-    dataset = open_dataset(
-        other, image_size=data.image_size, channels=data.channels, loader=data.loader, progress=_reading(display)
-    )
+    dataset = open_other(data, other, image_size=data.image_size, channels=data.channels, progress=_reading(display))
     if dataset.path == own["path"]:
         return run_worker_stages(run, ["embed", "search"], reporter)
     if dataset.name == own["name"]:  # two folders of one name are two data sets
@@ -346,9 +344,9 @@ class Watched:
 
 def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
-    from pipeline.data import open_dataset
     from pipeline.export import load_encoder
     from pipeline.methods import load_method
+    from pipeline.prepare import open_other
     from pipeline.train import choose_device, plain_precision, resolve_precision
     from pipeline.trained import open_trained, open_unchanged
 
@@ -361,10 +359,9 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     own = trained.dataset if trained is not None else open_unchanged(run, config, _reading(display))
     images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
     if other is not None:
-        found = open_dataset(
-            other, image_size=own.image_size, channels=own.channels, loader=config.data.loader,
-            progress=_reading(display),
-        )  # fmt: skip
+        found = open_other(
+            config.data, other, image_size=own.image_size, channels=own.channels, progress=_reading(display)
+        )
         images, names = found.train.join(found.val, found.test), found.class_names
     precision = plain_precision(resolve_precision(config.train.precision, device))
     classes = config.data.classes or ()

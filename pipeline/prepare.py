@@ -3,13 +3,13 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
-from pipeline.config import Config
-from pipeline.data import Dataset, of_classes, open_dataset
+from pipeline.config import Config, DataConfig
+from pipeline.data import WORDS, Dataset, Reading, of_classes, open_dataset
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, plan_for, step_seconds
@@ -49,6 +49,26 @@ class Prepared:
     planned: tuple[str, ...] = ()  # paths whose values were planned just now
 
 
+def reading_of(data: DataConfig) -> dict[str, Any]:
+    """How the user says that images are to be read, as options of `open_dataset`."""
+    return {one.name: getattr(data, one.name) for one in fields(Reading)}
+
+
+def open_other(
+    own: DataConfig,
+    path: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Images that a run has not seen, read as it reads its own; what they are called is told by themselves."""
+    reading = replace(Reading(), range=own.range, background=own.background)
+    return open_dataset(
+        path, image_size=image_size, channels=channels, loader=own.loader, progress=progress, **vars(reading)
+    )  # fmt: skip
+
+
 def open_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Dataset:
     """The run's data set."""
     data = config.data
@@ -59,9 +79,9 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
         limit=data.limit,
         val_fraction=data.val_fraction,
         seed=config.train.seed,
-        labels=data.labels,
         loader=data.loader,
         progress=progress,
+        **reading_of(data),
     )
     return dataset if data.classes is None else of_classes(dataset, data.classes)
 
@@ -170,7 +190,8 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
             path=dataset.path,
             image_size=dataset.image_size,
             channels=dataset.channels,
-            labels=absolute(config.data.labels),
+            labels=absolute_table(config.data.labels),
+            splits=absolute_table(config.data.splits),
         ),
         encoder=replace(config.encoder, weights=absolute(config.encoder.weights)),
         augment=replace(
@@ -337,6 +358,11 @@ def traits_of(config: Config, dataset: Dataset) -> "Traits":
         config.augment.crop,
         config.augment.color,
     )
+
+
+def absolute_table(choice: str) -> str:
+    """A CSV's whole path; auto, folder and none stay as they are."""
+    return choice if choice in WORDS else absolute(choice) or choice
 
 
 def absolute(place: str | None) -> str | None:

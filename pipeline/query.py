@@ -1,7 +1,6 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +86,16 @@ def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], N
 def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
-    from pipeline.prepare import open_data
+    from pipeline.prepare import open_data, open_other
 
     config = configuration.load(run / "config.json")
     own = read_manifest(run)["data"]["name"]
     if data is not None and data != own:
-        path_of = _load_splits(run / "embeddings" / data, run)[0].data_path
-        config = replace(config, data=replace(config.data, path=path_of, limit=None, labels=None, classes=None))
-    dataset = open_data(config)
+        other = _load_splits(run / "embeddings" / data, run)[0].data_path
+        size, channels = config.data.image_size, config.data.channels
+        dataset = open_other(config.data, other, image_size=size, channels=channels)
+    else:
+        dataset = open_data(config)
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 

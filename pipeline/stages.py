@@ -30,7 +30,7 @@ from pipeline.choices import (
 )
 from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
-from pipeline.data import Dataset, Images, open_dataset
+from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
@@ -90,7 +90,8 @@ SPLITS = ("train", "val", "test")
 # Fields of the config that came later, with the value that changes nothing.
 ADDED: dict[str, Any] = {
     "encoder.width": None, "train.guard": "auto", "train.layer_decay": 1.0, "train.freeze": 0, "train.lora": None,
-    "augment.crop": None, "augment.color": None, "plan": [],
+    "augment.crop": None, "augment.color": None, "plan": [], "data.splits": "auto", "data.key": "first",
+    "data.image_column": None, "data.label_column": None, "data.range": "auto", "data.background": "auto",
 }  # fmt: skip
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
@@ -354,13 +355,14 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
 
 def search_other_data(work: Work, encoder: Encoder) -> None:
     """The searched vectors of another data set, by the function that was chosen for the run's own."""
+    from pipeline.prepare import open_other
+
     dataset = work.dataset
     opened = {encoder.image_size: dataset}
 
     def read_for(size: int) -> Dataset:
         if size not in opened:
-            loader = work.config.data.loader
-            opened[size] = open_dataset(dataset.path, image_size=size, channels=dataset.channels, loader=loader)
+            opened[size] = open_other(work.config.data, dataset.path, image_size=size, channels=dataset.channels)
         return opened[size]
 
     searcher = load_searcher(work.run, dataset.channels, work.device, plain_precision(work.precision))
@@ -529,6 +531,8 @@ def identity(config: Config) -> dict[str, Any]:
     for path, default in ADDED.items():  # runs that are older than a field have the key they had
         if flat[path] == default:
             del flat[path]
+    if flat["data.labels"] == "auto":  # what was None
+        flat["data.labels"] = None
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
 
 

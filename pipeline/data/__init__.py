@@ -4,5 +4,18 @@ from pipeline.data.cache import cache_dir
 from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
 from pipeline.data.decode import decode, to_square
 from pipeline.data.opening import open_dataset
+from pipeline.data.reading import WORDS, Note, Reading
 
-__all__ = ["Dataset", "Images", "cache_dir", "decode", "of_classes", "open_dataset", "sample_id", "to_square"]
+__all__ = [
+    "WORDS",
+    "Dataset",
+    "Images",
+    "Note",
+    "Reading",
+    "cache_dir",
+    "decode",
+    "of_classes",
+    "open_dataset",
+    "sample_id",
+    "to_square",
+]

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.decode import Pixels, decode, to_square
 from pipeline.data.listing import Store
+from pipeline.data.reading import Note
 from pipeline.errors import UserError
 
 
@@ -158,6 +159,9 @@ class Dataset:
     unreadable: tuple[tuple[str, str], ...]  # (path, reason) of the images set aside
     idle_rows: tuple[str, ...] = ()  # paths in the CSV of labels that are no image's
     own_val: bool = False  # the source told which images are for validation
+    kind: str = ""  # what it was read from, for people
+    notes: tuple[Note, ...] = ()  # what was concluded
+    passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set
     some_classes: bool = False  # training images of other classes were taken out
 
     def count_labelled(self) -> tuple[int, int]:

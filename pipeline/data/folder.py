@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.listing import NONE, OUTSIDE, Listing, Store, number_classes, settle_splits, split_word
+from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
@@ -37,7 +38,7 @@ class ImageFiles(Store):
         return None if storage.is_url(path) else Path(path)
 
 
-def list_folder(root: str, files: Files) -> Listing:
+def list_folder(root: str, files: Files, reading: Reading) -> Listing:
     """Image files below `root`; labelled when there are two or more class folders, but for those outside of these."""
     keys = files.paths
     folders = [key.rpartition("/")[0] for key in keys]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.reading import Note
 from pipeline.randomness import permutation
 
 TRAIN, VAL, TEST, NONE, OUTSIDE = "train", "val", "test", "", "outside"
@@ -61,6 +62,9 @@ class Listing:
     store: Store
     identity: str  # digest of names and sizes: the same on every machine
     stamp: str  # digest of the times of last change: tells that a file was replaced by one of equal size
+    kind: str = ""  # what it is, for people: a folder of images, parquet files …
+    notes: tuple[Note, ...] = ()  # what was concluded
+    passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set
 
 
 def digest(lines: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from pipeline.data import storage
 from pipeline.data.cache import cache_dir
 from pipeline.data.listing import Listing, digest
 from pipeline.data.parquet import list_parquet
+from pipeline.data.reading import Reading
 from pipeline.data.room import touch
 from pipeline.errors import UserError
 
@@ -44,7 +45,7 @@ def list_named(name: str) -> Listing:
     touch(folder)
     root, files = storage.find(str(folder))
     # The bytes of a PNG differ between builds of the compressor, the pixels do not: identify by name.
-    return replace(list_parquet(root, files), identity=digest(["named", name, str(_FORMAT)]))
+    return replace(list_parquet(root, files, Reading()), identity=digest(["named", name, str(_FORMAT)]))
 
 
 def _make(name: str, folder: Path) -> None:

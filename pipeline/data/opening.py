@@ -14,6 +14,7 @@ from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, reme
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import Pixels, decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
+from pipeline.data.reading import AUTO, WORDS, Key, Reading
 from pipeline.data.room import limit
 from pipeline.data.scan import Look, decode_all, look
 from pipeline.data.sources import find_source
@@ -35,7 +36,13 @@ def open_dataset(
     limit: int | None = None,
     val_fraction: float = 0.1,
     seed: int = 0,
+    splits: str = AUTO,
     labels: str | Path | None = None,
+    key: Key = "first",
+    image_column: str | None = None,
+    label_column: str | None = None,
+    range: str = AUTO,
+    background: str = AUTO,
     loader: str = "auto",
     progress: Progress | None = None,
 ) -> Dataset:
@@ -55,11 +62,12 @@ def open_dataset(
     Raises UserError, one line, for what is wrong with the path, an option or the images.
     """
     _check_options(image_size, channels, limit, val_fraction, loader)
-    source = find_source(str(path))
+    labels = AUTO if labels is None else str(labels)
+    reading = Reading(splits, labels, key, image_column, label_column, range, background)
+    source = find_source(str(path), reading)
     listing, groups, table = source.listing, None, ""
     idle: list[str] = []
-    if labels is not None:
-        labels = str(labels)
+    if labels not in WORDS:
         listing, groups, idle = apply_table(listing, labels)
         table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
 
@@ -104,6 +112,9 @@ def open_dataset(
         unreadable=tuple((_printable(listing.keys[i]), aside[i]) for i in sorted(aside)),
         idle_rows=tuple(map(_printable, idle)),
         own_val=parts.val is not None,
+        kind=listing.kind,
+        notes=listing.notes,
+        passed_over=listing.passed_over,
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
+from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
@@ -59,7 +60,7 @@ class Rows(Store):
         return _row_group(self.files[self.file_of[group]], int(self.group_of[group]), self.column)
 
 
-def list_parquet(root: str, files: Files) -> Listing:
+def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     """All rows of all files; the split is told by the names of the files."""
     image, label = _columns(storage.join(root, files[0].path))
     keys: list[str] = []

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import folder, storage
 from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
+from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
 
@@ -41,7 +42,7 @@ class _Found:
     where: list[tuple[int, int, int]] = field(default_factory=list)  # file, start, size
 
 
-def list_shards(root: str, files: Files) -> Listing:
+def list_shards(root: str, files: Files, reading: Reading) -> Listing:
     """All images of all shards; the split is told by the names of the shards."""
     found = _Found()
     for number, file in enumerate(files):

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pipeline.data import folder, parquet, shards, storage
 from pipeline.data.listing import NONE, Listing, split_of_file
 from pipeline.data.named import NAMED, list_named
+from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError, nearest
 
 # Endings of its files → what lists them, given their root. A new kind of source is one function and one line;
 # a new data set with a name is one function and one line in NAMED.
-SOURCES: tuple[tuple[tuple[str, ...], Callable[[str, Files], Listing]], ...] = (
+SOURCES: tuple[tuple[tuple[str, ...], Callable[[str, Files, Reading], Listing]], ...] = (
     (folder.SUFFIXES, folder.list_folder),
     (parquet.SUFFIXES, parquet.list_parquet),
     (shards.SUFFIXES, shards.list_shards),
@@ -29,7 +30,7 @@ class Source:
     listing: Listing
 
 
-def find_source(path: str) -> Source:
+def find_source(path: str, reading: Reading) -> Source:
     """The images behind a path, a pattern, a URL or a name. Raises UserError where there are none.
 
     A name goes before a folder of that name in the working directory, which is `./name`.
@@ -45,7 +46,7 @@ def find_source(path: str) -> Source:
             continue
         if list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:
             raise UserError(f"{where} is one image: give a folder of images")
-        return Source(_name(where), where, list_files(root, fitting))
+        return Source(_name(where), where, list_files(root, fitting, reading))
     raise UserError(
         f"{where} holds no images ({len(files)} files): JPEG, PNG, WebP, BMP, TIFF, .parquet or .tar are read"
     )

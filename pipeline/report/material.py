@@ -4,7 +4,7 @@ import html
 import json
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -168,12 +168,13 @@ def _data_key(run: Run) -> str:
 
 
 def _open(run: Run) -> "Dataset | UserError":
-    from pipeline.data import of_classes, open_dataset
+    from pipeline.data import Reading, of_classes, open_dataset
 
     data = run.config["data"]
-    names = ("image_size", "channels", "limit", "val_fraction", "labels", "loader")
+    names = ("image_size", "channels", "limit", "val_fraction", "loader", *(one.name for one in fields(Reading)))
     try:
-        found = open_dataset(data["path"], seed=run.config["train"]["seed"], **{name: data[name] for name in names})
+        given = {name: data[name] for name in names if name in data}
+        found = open_dataset(data["path"], seed=run.config["train"]["seed"], **given)
         return of_classes(found, data["classes"]) if data.get("classes") else found
     except UserError as error:
         return error
