@@ -1,17 +1,19 @@
-"""A folder of image files, with or without train/ and test/ and class sub-folders."""
+"""A folder of image files, with or without folders for splits and for classes."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pipeline.data import storage
-from pipeline.data.listing import NONE, OUTSIDE, Listing, Store, number_classes, settle_splits, split_word
+from pipeline.data.layout import read_layout
+from pipeline.data.listing import Listing, Store, number_classes, settle_splits
 from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy")
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".gif", ".avif", ".heic",
+    ".heif",
+)  # fmt: skip
 
 _HEAD = 1 << 16  # bytes that hold the header of nearly every image
 
@@ -39,31 +41,21 @@ class ImageFiles(Store):
 
 
 def list_folder(root: str, files: Files, reading: Reading) -> Listing:
-    """Image files below `root`; labelled when there are two or more class folders, but for those outside of these."""
+    """Image files below `root`; what their folders mean is told by `pipeline.data.layout`."""
     keys = files.paths
     folders = [key.rpartition("/")[0] for key in keys]
-    word_of = {folder: split_word(folder.split("/")[0]) or NONE for folder in set(folders)}  # few folders, many files
-    splits = settle_splits([word_of[folder] for folder in folders])
-    labels, class_names = _classes(folders, splits)
+    layout = read_layout(root, Counter(folders), reading)
+    labels, class_names = None, None
+    if any(layout.class_of.values()):
+        labels, class_names = number_classes([layout.class_of[folder] for folder in folders])
     return Listing(
         keys=keys,
-        splits=splits,
+        splits=settle_splits([layout.split_of[folder] for folder in folders]),
         labels=labels,
         class_names=class_names,
         store=ImageFiles(root, keys),
         identity=files.identity(),
         stamp=files.stamp(),
+        kind="a folder of images",
+        notes=layout.notes,
     )
-
-
-def _classes(folders: list[str], splits: list[str]) -> tuple[NDArray[np.int64] | None, tuple[str, ...] | None]:
-    name_of = {folder: _class_of(folder, split) for folder, split in dict(zip(folders, splits)).items()}
-    labels, class_names = number_classes([name_of[folder] for folder in folders])
-    return (labels, class_names) if len(class_names) >= 2 else (None, None)
-
-
-def _class_of(folder: str, split: str) -> str | None:
-    names = folder.split("/")
-    if split != NONE:
-        names = names[1:]  # without train/ or test/
-    return names[0] or None if names and split != OUTSIDE else None

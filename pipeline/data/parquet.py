@@ -153,6 +153,15 @@ def _labels(found: list[Any], names: list[str] | None) -> tuple[NDArray[np.int64
     return labels, tuple(names) if names and len(names) == count else tuple(str(i) for i in range(count))
 
 
+def has_images(path: str) -> bool:
+    """Whether a file has a column that may hold images."""
+    try:
+        _columns(path)
+    except UserError:
+        return False
+    return True
+
+
 def _subfields(field: Any) -> list[str]:
     return [field.type.field(i).name for i in range(field.type.num_fields)]
 

@@ -2,22 +2,36 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.data import folder, parquet, shards, storage
 from pipeline.data.listing import NONE, Listing, split_of_file
 from pipeline.data.named import NAMED, list_named
+from pipeline.data.passed import left_out, looked_at
 from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError, nearest
 
-# Endings of its files → what lists them, given their root. A new kind of source is one function and one line;
-# a new data set with a name is one function and one line in NAMED.
-SOURCES: tuple[tuple[tuple[str, ...], Callable[[str, Files, Reading], Listing]], ...] = (
-    (folder.SUFFIXES, folder.list_folder),
-    (parquet.SUFFIXES, parquet.list_parquet),
-    (shards.SUFFIXES, shards.list_shards),
+NAME = "name:"  # before the name of a data set where a folder has that name, too
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of source: its files are told by their endings, or by a look at them."""
+
+    noun: str
+    suffixes: tuple[str, ...]
+    list_files: Callable[[str, Files, Reading], Listing]
+    holds: Callable[[str], bool] = lambda path: True  # whether a file of these endings holds images at all
+
+
+# A new kind of source is one function and one line; a new data set with a name is one function and one line in NAMED.
+SOURCES = (
+    Kind("image files", folder.SUFFIXES, folder.list_folder),
+    Kind("parquet files", parquet.SUFFIXES, parquet.list_parquet, parquet.has_images),
+    Kind("tar shards", shards.SUFFIXES, shards.list_shards),
 )
 
 
@@ -31,24 +45,74 @@ class Source:
 
 
 def find_source(path: str, reading: Reading) -> Source:
-    """The images behind a path, a pattern, a URL or a name. Raises UserError where there are none.
+    """The images behind a path, a pattern, a URL or a name.
 
-    A name goes before a folder of that name in the working directory, which is `./name`.
+    Raises UserError where there are none, where files of several kinds hold images, and for a word that is both the
+    name of a data set and of a folder here.
     """
-    if path in NAMED:
-        return Source(path, path, list_named(path))
+    if (name := path.removeprefix(NAME)) in NAMED:
+        if path == name and os.path.exists(path):
+            raise UserError(
+                f"--data.path {path}: there is a data set of this name and ./{path} here: give ./{path} or {NAME}{path}"
+            )
+        return Source(name, path, replace(list_named(name), kind=f"the data set {name}"))
     where = storage.normalise(path)
     _check_name(path, where)
     root, files = storage.find(where)
-    for suffixes, list_files in SOURCES:
-        fitting = files.ending(suffixes)
-        if not fitting:
-            continue
-        if list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:
-            raise UserError(f"{where} is one image: give a folder of images")
-        return Source(_name(where), where, list_files(root, fitting, reading))
-    raise UserError(
-        f"{where} holds no images ({len(files)} files): JPEG, PNG, WebP, BMP, TIFF, .parquet or .tar are read"
+    files, own = left_out(root, files)
+    found = _holding(root, [(kind, fitting) for kind in SOURCES if len(fitting := fitting_files(root, files, kind))])
+    if not found:
+        raise UserError(
+            f"{where} holds no images ({len(files)} files): JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, .npy, "
+            ".parquet or .tar are read"
+        )
+    if len(found) > 1:
+        raise _several(where, found)
+    kind, fitting = found[0]
+    if kind.list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:
+        raise UserError(f"{where} is one image: give a folder of images")
+    listing = kind.list_files(root, fitting, reading)
+    passed = Counter(suffix_of(file) for file in set(files.paths) - set(fitting.paths))
+    listing = replace(
+        listing,
+        kind=listing.kind or kind.noun,
+        notes=(*own, *listing.notes),
+        passed_over=(*listing.passed_over, *sorted(passed.items())),
+    )
+    return Source(_name(where), where, listing)
+
+
+def fitting_files(root: str, files: Files, kind: Kind) -> Files:
+    """The files of a kind; of images also those that a look at them tells."""
+    if kind.list_files is folder.list_folder:
+        return looked_at(root, files, kind.suffixes)
+    return files.ending(kind.suffixes)
+
+
+def _holding(root: str, found: list[tuple[Kind, Files]]) -> list[tuple[Kind, Files]]:
+    """Where there are several kinds: those of which a file holds images (an index beside shards does not)."""
+    if len(found) < 2:
+        return found
+    kept = []
+    for kind, files in found:
+        rows = [i for i, path in enumerate(files.paths) if kind.holds(storage.join(root, path))]
+        if rows:
+            kept.append((kind, files.take(rows)))
+    return kept or found
+
+
+def suffix_of(path: str) -> str:
+    """What a file that is passed over is counted as."""
+    name, dot, suffix = path.rpartition("/")[2].rpartition(".")
+    return f".{suffix.lower()}" if dot and name else "files without a suffix"
+
+
+def _several(where: str, found: list[tuple[Kind, Files]]) -> UserError:
+    told = [f"{len(fitting):,} {kind.noun} (e.g. {fitting.paths[0]})" for kind, fitting in found]
+    kind, _ = found[-1]
+    return UserError(
+        f"{where} holds {' and '.join(told)}: name the ones that are meant by a folder or a pattern, e.g. "
+        f"--data.path '{where}/**/*{kind.suffixes[0]}'"
     )
 
 

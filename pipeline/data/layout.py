@@ -1,0 +1,349 @@
+"""What the folders of a set mean: which are splits, which are classes, and what was concluded of it.
+
+docs/data.md has the rules as a table of layouts.
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
+from pipeline.data.reading import AUTO, WORDS, Note, Reading
+from pipeline.errors import UserError
+
+SPLIT_TOKENS = {
+    **dict.fromkeys(("train", "training", "trn"), TRAIN),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
+    **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), TEST),
+}
+# Words that say nothing of what is in a folder: beside one of these a split word is still one.
+NEUTRAL = frozenset(
+    """set sets data dataset images image imgs img photos photo pics pictures split folder dir part files all full final
+    raw orig original new old processed cropped resized jpg jpeg png of the""".split()  # noqa: SIM905
+)
+DATES = re.compile(
+    r"(19|20)\d\d"  # 2021
+    r"|(19|20)\d\d[-_. ]?(0[1-9]|1[0-2])([-_. ]?([0-2]\d|3[01]))?([-_ T].*)?"  # 2021-05, 20210504, 2021-05-04 party
+    r"|([0-2]?\d|3[01])[-_.](0?[1-9]|1[0-2])[-_.](19|20)?\d\d"  # 04.05.2021
+    r"|(january|february|march|april|may|june|july|august|september|october|november|december"
+    r"|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)[-_ ]?((19|20)?\d\d)?",
+    re.IGNORECASE,
+)
+PILES = re.compile(
+    r"\d{3}[A-Z_]{3,5}\d*"  # a camera's own: 100CANON, 101_PANA
+    r"|(batch|part|chunk|shard|folder|new folder|dir|session|upload|export|import|day|week|roll|dump|disk|disc|cd)"
+    r"[-_ (]*\d+\)?",
+    re.IGNORECASE,
+)
+PICTURES = frozenset(["images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "input", "inputs", "rgb"])
+MASKS = frozenset(
+    ["masks", "mask", "labels", "annotations", "annotation", "gt", "groundtruth", "ground_truth", "segmentation",
+     "segmentations", "segmentationclass", "segmentationobject", "trimaps", "depth", "target", "targets"]
+)  # fmt: skip
+HEX = re.compile(r"[0-9a-f]{2,3}", re.IGNORECASE)
+MANY_HEX = 8  # so many folders that look like the first digits of a hash
+FEW_AN_ITEM = 2  # images per folder, on average, up to which folders look like items
+
+
+@dataclass
+class Node:
+    """A folder that holds images, itself or below."""
+
+    path: str  # relative to the root of the set, "" for the root
+    own: int = 0  # images directly in it
+    below: dict[str, "Node"] = field(default_factory=dict)
+
+    @property
+    def images(self) -> int:
+        """Images in it and below."""
+        return self.own + sum(node.images for node in self.below.values())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What every folder that holds images directly means."""
+
+    split_of: dict[str, str]  # folder → split
+    class_of: dict[str, str | None]  # folder → class; None: not labelled
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder whose sub-folders are classes, or one that is a class itself."""
+
+    node: Node
+    split: str
+    name: str | None = None  # the class of all its images
+
+    def class_of(self, folder: str) -> str | None:
+        """The class of images that lie directly in a folder of this part; None in none of its sub-folders."""
+        if self.name is not None:
+            return _composed(self.name)
+        below = folder[len(self.node.path) :].lstrip("/")
+        return _composed(below.split("/")[0]) or None
+
+
+def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layout:
+    """Splits and classes of folders (path relative to the root → images directly in it).
+
+    A folder is a split if all its siblings that hold images are named like splits (also as part of a name: train2017,
+    training_set), or if it holds class folders and a sibling split does, too. One split word among plain class folders
+    is a class. Raises UserError where two readings are sensible.
+    """
+    top, notes = _below_wrappers(_tree(folders))
+    parts, told = _parts(root, top, reading)
+    parts = _inner_wrappers(parts)
+    split = any(part.split != NONE for part in parts)
+    split_of, class_of = dict.fromkeys(folders, OUTSIDE if split else NONE), dict[str, str | None].fromkeys(folders)
+    for folder in folders:
+        part = next((part for part in parts if _inside(folder, part.node.path)), None)
+        if part is not None:
+            split_of[folder], class_of[folder] = part.split, part.class_of(folder)
+    labelled, about = _labelled(root, parts, class_of, folders, reading)
+    return Layout(split_of, class_of if labelled else dict.fromkeys(folders), (*notes, *told, *about))
+
+
+def split_words(names: Sequence[str]) -> dict[str, str]:
+    """Name → split, of those siblings that are named like splits.
+
+    Beside the split word a name has nothing, numbers and neutral words (training_set, val2017), or what the other
+    splits have as well (cats-train, cats-test). test_tube is no split, nor is train_station beside it.
+    """
+    found: dict[str, str] = {}
+    others: dict[tuple[str, ...], dict[str, str]] = {}
+    for name in names:
+        words = _words(name)
+        splits = {SPLIT_TOKENS[word] for word in words if word in SPLIT_TOKENS}
+        if len(splits) != 1:
+            continue
+        rest = tuple(word for word in words if word not in SPLIT_TOKENS and word not in NEUTRAL and len(word) > 1)
+        if rest:
+            others.setdefault(rest, {})[name] = next(iter(splits))
+        else:
+            found[name] = next(iter(splits))
+    shared = [kin for kin in others.values() if len(set(kin.values())) > 1]
+    return found | (shared[0] if len(shared) == 1 else {})
+
+
+def _words(name: str) -> list[str]:
+    """Lower-case words of a name: training_set, trainA and val2017 have two, one and a letter, one."""
+    pieces = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+", unicodedata.normalize("NFC", name))
+    return [word for piece in pieces for word in _apart(piece.lower())]
+
+
+def _apart(word: str) -> list[str]:
+    """trainset and testdata as two words."""
+    for split in SPLIT_TOKENS:
+        if word.startswith(split) and word[len(split) :] in NEUTRAL:
+            return [split, word[len(split) :]]
+    return [word]
+
+
+def _tree(folders: Mapping[str, int]) -> Node:
+    top = Node("")
+    for path, images in folders.items():
+        node = top
+        for name in path.split("/") if path else []:
+            node = node.below.setdefault(name, Node(f"{node.path}/{name}".lstrip("/")))
+        node.own += images
+    return top
+
+
+def _below_wrappers(top: Node) -> tuple[Node, list[Note]]:
+    """The first folder that holds more than one other folder."""
+    notes = []
+    while not top.own and len(top.below) == 1:
+        ((name, top),) = top.below.items()
+        if name in split_words([name]) and top.below:
+            notes.append(Note(f"{top.path}/ is the only folder with images: they are pooled", flag="--data.splits"))
+    return top, notes
+
+
+def _parts(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Note]]:
+    """The folders whose sub-folders are classes, with their splits."""
+    words = split_words(list(top.below))
+    if reading.splits == "none" or reading.splits not in WORDS:
+        return _pooled(top, words, reading), []
+    if reading.splits == "folder":
+        return _named_parts(root, top, words)
+    if not words:
+        return _parts_of_classes(root, top)
+    if len(words) == len(top.below):
+        return _all_parts(root, top, words)
+    return _some_parts(root, top, words)
+
+
+def _pooled(top: Node, words: Mapping[str, str], reading: Reading) -> list[Part]:
+    """No splits by folders: where all are named like some, classes are looked for below them."""
+    if words and len(words) == len(top.below) and reading.labels != "folder":
+        return [Part(node, NONE) for node in top.below.values()]
+    return [Part(top, NONE)]
+
+
+def _named_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[Part], list[Note]]:
+    """As --data.splits folder asks for it."""
+    if TRAIN not in words.values():
+        raise UserError(
+            f"--data.splits folder: none of the folders of {_at(root, top)} is named like one for training "
+            f"({_listed(top.below)}): rename it to train, or give --data.splits auto, none or a CSV"
+        )
+    return [Part(top.below[name], split) for name, split in words.items()], _outside(top, words)
+
+
+def _all_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[Part], list[Note]]:
+    """Every folder is named like a split."""
+    kinds = set(words.values())
+    if len(kinds) == 1:
+        told = f"{_listed(words)} are one part: their images are pooled"
+        return [Part(node, NONE) for node in top.below.values()], [Note(told, flag="--data.splits")]
+    if TRAIN not in kinds:
+        raise UserError(
+            f"{_at(root, top)} has folders named {_listed(words)}, and none for training: give --data.splits none to "
+            "pool them, or --data.splits none --data.labels folder where they are classes"
+        )
+    return [Part(top.below[name], split) for name, split in words.items()], _outside(top, words)
+
+
+def _some_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[Part], list[Note]]:
+    """Some folders are named like splits, others are not."""
+    holding = {name: split for name, split in words.items() if top.below[name].below}
+    others = [node for name, node in top.below.items() if name not in words]
+    if len(set(holding.values())) > 1 and TRAIN in holding.values():
+        return [Part(top.below[name], split) for name, split in words.items()], _outside(top, words)
+    if len(words) == 1 and not holding and not any(node.below for node in others):
+        name = next(iter(words))
+        told = f"'{name}' is taken for a class, beside {_listed(node.path for node in others)}"
+        return [Part(top, NONE)], [Note(told, guess=True, flag="--data.splits")]
+    raise UserError(
+        f"{_at(root, top)} has folders named {_listed(words)} beside {_listed(node.path for node in others)}: give "
+        "--data.splits folder where the former are splits (others are left out), or --data.splits none where all are "
+        "classes (--data.labels none: where they are neither)"
+    )
+
+
+def _parts_of_classes(root: str, top: Node) -> tuple[list[Part], list[Note]]:
+    """No folder is named like a split; every class may have its own: cat/train, cat/test, dog/train, dog/test."""
+    inner = {name: split_words(list(node.below)) for name, node in top.below.items()}
+    whole = [
+        name for name, node in top.below.items()
+        if not node.own and node.below and len(inner[name]) == len(node.below) and TRAIN in inner[name].values()
+    ]  # fmt: skip
+    kinds = {split for words in inner.values() for split in words.values()}
+    if not whole or len(kinds) < 2:
+        return [Part(top, NONE)], []
+    if len(whole) < len(top.below):
+        lacking = next(name for name in top.below if name not in whole)
+        raise UserError(
+            f"{_at(root, top)}: '{whole[0]}' holds {_listed(top.below[whole[0]].below)} and '{lacking}' does not: give "
+            "--data.splits none to pool them, or a CSV with the columns path and split"
+        )
+    parts = [
+        Part(top.below[name].below[word], split, name) for name, words in inner.items() for word, split in words.items()
+    ]
+    return parts, [Note(f"every class has its own {_listed(inner[whole[0]])}", flag="--data.splits")]
+
+
+def _inner_wrappers(parts: list[Part]) -> list[Part]:
+    """train/images/cat and test/images/cat: the folder that every split has alone is no class."""
+    while len(parts) > 1 and all(not part.node.own and len(part.node.below) == 1 for part in parts):
+        names = {next(iter(part.node.below)) for part in parts}
+        if len(names) > 1 or any(part.name is not None for part in parts):
+            break
+        parts = [Part(next(iter(part.node.below.values())), part.split) for part in parts]
+    return parts
+
+
+def _outside(top: Node, words: Mapping[str, str]) -> list[Note]:
+    """What is in no split."""
+    images = top.own + sum(node.images for name, node in top.below.items() if name not in words)
+    left = [*(name for name in top.below if name not in words), *(["beside the folders"] if top.own else [])]
+    told = [f"{name}/ ({split})" if split not in name.lower() else f"{name}/" for name, split in words.items()]
+    notes = [Note(f"splits are the folders {', '.join(told)}", flag="--data.splits")]
+    if images:
+        notes.append(Note(f"{images:,} images in no split are left out ({_listed(left)})", flag="--data.splits"))
+    return notes
+
+
+def _labelled(
+    root: str, parts: Sequence[Part], class_of: Mapping[str, str | None], folders: Mapping[str, int], reading: Reading
+) -> tuple[bool, list[Note]]:
+    """Whether the folders' names are labels, and what is to be said of it."""
+    if reading.labels == "none":
+        return False, [Note("no labels, as asked")]
+    counts: dict[str, int] = {}
+    for folder, name in class_of.items():
+        if name is not None:
+            counts[name] = counts.get(name, 0) + folders[folder]
+    if reading.labels == "folder":
+        if len(counts) < 2:
+            raise UserError(f"--data.labels folder: {root} has {len(counts)} class folders: at least 2 are needed")
+        return True, [Note(f"{len(counts):,} classes are the names of folders, as asked")]
+    if reading.labels != AUTO:  # a CSV, which may say nothing but groups
+        return len(counts) > 1 and _no_classes(counts) is None, []
+    if len(counts) < 2:
+        return False, [Note("no labels: there are no two class folders", flag="--data.labels")]
+    words = {name.lower(): name for name in counts}
+    if words.keys() <= PICTURES | MASKS and words.keys() & PICTURES and words.keys() & MASKS:
+        pictures = words[min(words.keys() & PICTURES)]
+        raise UserError(
+            f"{root} has {_listed(counts)}, which look like pictures and their masks: give the pictures alone, "
+            f"e.g. --data.path '{root}/**/{pictures}/*', or --data.labels folder where they are classes"
+        )
+    if (why := _no_classes(counts)) is not None:
+        told = f"the {len(counts):,} folders ({_listed(counts)}) {why}: not taken for classes"
+        return False, [Note(told, guess=True, flag="--data.labels")]
+    notes = [Note(f"{len(counts):,} classes are the names of folders", guess=True, flag="--data.labels")]
+    deeper = {node.path for part in parts if part.name is None for child in part.node.below.values()
+              for node in child.below.values()}  # fmt: skip
+    if deeper:
+        told = f"{len(deeper):,} folders below the class folders are parts of these classes, e.g. {min(deeper)}"
+        notes.append(Note(told, guess=True, flag="--data.labels"))
+    return True, notes
+
+
+def _no_classes(counts: Mapping[str, int]) -> str | None:
+    """Why names of folders are hardly those of classes."""
+    names, images = list(counts), sum(counts.values())
+    if all(DATES.fullmatch(name) for name in names):
+        return "look like dates"
+    if all(PILES.fullmatch(name) for name in names):
+        return "look like batches"
+    hexes = len(names) >= MANY_HEX and all(HEX.fullmatch(name) for name in names)
+    if hexes and any(name.isdigit() for name in names) and not all(name.isdigit() for name in names):
+        return "look like the beginnings of hashes"
+    if len(names) > 10 and images < FEW_AN_ITEM * len(names):
+        return f"hold {images / len(names):.1f} images each"
+    return None
+
+
+def alike(class_names: Iterable[str]) -> list[tuple[str, ...]]:
+    """Classes whose names differ by case, accents, spaces or leading zeros only."""
+    found: dict[str, list[str]] = {}
+    for name in class_names:
+        found.setdefault(_folded(name), []).append(name)
+    return [tuple(names) for names in found.values() if len(names) > 1]
+
+
+def _folded(name: str) -> str:
+    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c)).casefold()
+    return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_-]+", " ", plain).strip())
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _inside(folder: str, path: str) -> bool:
+    return not path or folder == path or folder.startswith(f"{path}/")
+
+
+def _at(root: str, top: Node) -> str:
+    return f"{root}/{top.path}".rstrip("/")
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(name.rpartition("/")[2] for name in names[:most]) + more

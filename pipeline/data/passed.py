@@ -1,0 +1,89 @@
+"""Files below a data set's root that are none of its images: what this tool wrote, and what is told by a look."""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+
+from pipeline.data import storage
+from pipeline.data.reading import Note
+from pipeline.data.storage import Files
+from pipeline.errors import UserError
+
+# Files that mark a folder that this tool wrote: a run, a race, a search over augmentations.
+RUN = frozenset(["config.json", "manifest.json"])
+MARKS = (RUN, frozenset(["race.json"]), frozenset(["search.json", "trials.parquet"]))
+OTHERS_JUNK = frozenset(["__MACOSX", "@eaDir", ".thumbnails", "$RECYCLE.BIN", "lost+found", "wandb"])
+# Endings of what is certainly no image: everything else is looked at.
+NO_IMAGES = frozenset(
+    """txt csv tsv json jsonl xml yaml yml toml md rst html htm css js pdf doc docx xls xlsx ppt pptx py ipynb sh bat m r
+    c cpp h java log db sqlite ini cfg lock zip gz tgz bz2 xz zst 7z rar tar parquet arrow feather h5 hdf5 mat pkl pickle
+    pt pth ckpt safetensors onnx npz bin mp4 mov avi mkv webm mp3 wav flac ogg exe dll so svg eps ps ai""".split()  # noqa: SIM905
+)
+
+
+def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
+    """The files without those in folders that this tool, or a file manager, wrote; and what is to be said of it."""
+    folders = _marked(root, files.paths)
+    junk = {folder for path in files.paths for folder in _above(path) if folder.rpartition("/")[2] in OTHERS_JUNK}
+    if not folders and not junk:
+        return files, []
+    kept = [i for i, path in enumerate(files.paths) if not (folders | junk) & set(_above(path))]
+    notes = [Note(f"{folder}/ was written by this tool: left out") for folder in sorted(folders)[:5]]
+    if len(folders) > 5:
+        notes.append(Note(f"{len(folders) - 5} more folders that this tool wrote are left out"))
+    notes += [Note(f"{folder}/ holds a system's or another tool's files: left out") for folder in sorted(junk)[:5]]
+    return files.take(kept), notes
+
+
+def looked_at(root: str, files: Files, suffixes: tuple[str, ...]) -> Files:
+    """The files with these endings, and those with an ending that says nothing whose first bytes are an image's."""
+    from pipeline.data.decode import looks_like_image
+
+    rows = []
+    for i, path in enumerate(files.paths):
+        lower = path.lower()
+        if lower.endswith(suffixes) or (not _is_no_image(lower) and _starts_like_one(root, path, looks_like_image)):
+            rows.append(i)
+    return files if len(rows) == len(files) else files.take(rows)
+
+
+def _marked(root: str, paths: Iterable[str]) -> set[str]:
+    """Folders that hold what this tool writes; the root itself is none: it was asked for."""
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        if name.endswith((".json", ".parquet")):
+            names.setdefault(folder, set()).add(name)
+    fitting = [folder for folder, found in names.items() if folder and any(mark <= found for mark in MARKS)]
+    return {folder for folder in fitting if _is_ours(root, folder, names[folder])}
+
+
+def _is_ours(root: str, folder: str, names: set[str]) -> bool:
+    """Whether a config.json is one of a run: others have files of this name, too."""
+    if not names >= RUN:
+        return True
+    try:
+        values = json.loads(storage.read(storage.join(root, f"{folder}/config.json"), 0, 1 << 20))
+    except (OSError, ValueError, UserError):
+        return False
+    return isinstance(values, dict) and {"schema", "recipe", "encoder"} <= values.keys()
+
+
+def _above(path: str) -> list[str]:
+    """Every folder that a path lies in."""
+    return [path[: found.start()] for found in re.finditer("/", path)]
+
+
+def _is_no_image(path: str) -> bool:
+    name, _, suffix = path.rpartition("/")[2].rpartition(".")
+    return bool(name) and suffix in NO_IMAGES
+
+
+def _starts_like_one(root: str, path: str, looks_like_image: Callable[[bytes], bool]) -> bool:
+    """Whether the first bytes are an image's; behind a URL nothing is looked at."""
+    if storage.is_url(root):
+        return False
+    try:
+        return looks_like_image(storage.read(storage.join(root, path), 0, 32))
+    except OSError:
+        return False
