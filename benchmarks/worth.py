@@ -67,6 +67,7 @@ def main() -> int:
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", default="0")
+    parser.add_argument("--threads", type=int, help="of a training step; otherwise all cores")
     parser.add_argument("--results", type=Path)
     options = parser.parse_args()
     rows = []
@@ -75,7 +76,8 @@ def main() -> int:
             for seed in map(int, options.seeds.split(",")):
                 run = options.out / f"{name}-{method}-{seed}"
                 with without_weights(method):
-                    seconds = finish(run, method, changes_of(name, options.data, seed, options.minutes, method))
+                    changes = changes_of(name, options.data, seed, options.minutes, method)
+                    seconds = finish(run, method, changes, options.threads)
                 rows.append(row_of(run, name, method, seed, seconds))
                 print(text_of(rows[-1]), flush=True)
         for row in baseline_rows(options.out, name, rows):
@@ -101,11 +103,13 @@ def without_weights(method: str) -> AbstractContextManager[Any]:
     return mock.patch("pipeline.choose.available", list) if method in SCRATCH else nullcontext()
 
 
-def finish(run: Path, method: str, changes: dict[str, Any]) -> float:
+def finish(run: Path, method: str, changes: dict[str, Any], threads: int | None) -> float:
     """Bring a run to its end in this process; seconds that this took now."""
     began = time.perf_counter()
     recipe, more = METHODS[method]
     if recipe:
+        if threads is not None:
+            more = {**more, "train.threads": threads}
         prepared = train(recipe, run, {**changes, **more}, ("pretrain", "embed", "search"))
         run_index(run)
         run_evaluate(run, prepared.dataset)
