@@ -15,13 +15,15 @@ MARKS = (RUN, frozenset(["race.json"]), frozenset(["search.json", "trials.parque
 OTHERS_JUNK = frozenset(["__MACOSX", "@eaDir", ".thumbnails", "$RECYCLE.BIN", "lost+found", "wandb"])
 # Endings of what is certainly no image: everything else is looked at.
 NO_IMAGES = frozenset(
-    (
-        "txt csv tsv json jsonl xml yaml yml toml md rst html htm css js pdf doc docx xls xlsx ppt pptx py ipynb sh bat "
-        "m r c cpp h java log db sqlite ini cfg lock zip gz tgz bz2 xz zst 7z rar tar parquet arrow feather h5 hdf5 "
-        "mat pkl pickle pt pth ckpt safetensors onnx npz bin mp4 mov avi mkv webm mp3 wav flac ogg exe dll so svg "
-        "eps ps ai "
-    ).split()
-)
+    [
+        "txt", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "md", "rst", "html", "htm", "css", "js",
+        "pdf", "doc", "docx", "xls", "xlsx", "ppt", "pptx", "py", "ipynb", "sh", "bat", "m", "r", "c", "cpp", "h",
+        "java", "log", "db", "sqlite", "ini", "cfg", "lock", "zip", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar", "tar",
+        "parquet", "arrow", "feather", "h5", "hdf5", "mat", "pkl", "pickle", "pt", "pth", "ckpt", "safetensors", "onnx",
+        "npz", "bin", "mp4", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac", "ogg", "exe", "dll", "so", "svg", "eps",
+        "ps", "ai"
+    ]
+)  # fmt: skip
 
 
 def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
