@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     if place is not None:
         if (Path(place) / "race.json").is_file():
             raise UserError(f"{place} is a race: name the images to go on with it, or a winner with --choose NAME")
-        parsed.changes.setdefault("data.path", place)
+        if parsed.changes.setdefault("data.path", place) != place:
+            raise UserError(f"images are named twice, {place} and --data.path {parsed.changes['data.path']}: name one")
     if "data.path" not in parsed.changes:
         raise UserError("no images given: rayssl race DIR (a folder, parquet, tar shards or a data set's name)")
     return run_race(parsed)
@@ -67,9 +68,11 @@ def race_options(*, hidden: bool = True) -> list[click.Option]:
 
 
 def refuse_race_options(parsed: Parsed) -> None:
-    """Raises UserError where an option of a race stands beside a recipe."""
+    """Raises UserError where an option of a race stands beside a recipe, or without images."""
     for name in ("minutes", "candidates", "then"):
         if parsed.values[name] is not None:
+            if parsed.values["recipe"] is None:
+                raise UserError(f"--{name} {parsed.values[name]} is for a race: name the images, --data.path DIR")
             instead = ": --train.minutes is that of a recipe" if name == "minutes" else ""
             raise UserError(f"--{name} {parsed.values[name]} is for a race, without a recipe{instead}")
 

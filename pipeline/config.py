@@ -6,7 +6,7 @@ Leaf code never sees these objects: it takes plain arguments.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict
@@ -337,13 +337,27 @@ def _validate(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     try:
         return TypeAdapter(cls).validate_python(values)
     except ValidationError as error:
-        raise UserError(_one_line(cls, error, prefix)) from None
+        raise UserError(_one_line(cls, error, values, prefix)) from None
 
 
-def _one_line(cls: Any, error: ValidationError, prefix: str) -> str:
+def _one_line(cls: Any, error: ValidationError, values: Mapping[str, Any], prefix: str) -> str:
     first = error.errors()[0]
-    path = prefix + ".".join(str(part) for part in first["loc"])
+    path = prefix + _place(first["loc"], values)
     if first["type"] == "unexpected_keyword_argument":
         fields = [f.name for f in dataclasses.fields(cls)]
         return f"unknown option --{path}{nearest(path.removeprefix(prefix), fields)}"
-    return f"--{path} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    same = [one["msg"] for one in error.errors() if prefix + _place(one["loc"], values) == path]
+    wrong = " or ".join(f"{text[0].lower()}{text[1:]}" for text in dict.fromkeys(same))
+    return f"--{path} is {first['input']!r}: {wrong}"
+
+
+def _place(location: Sequence[str | int], values: Mapping[str, Any]) -> str:
+    """The path of a value that is wrong; where it may be of several types, `location` goes on with one of them."""
+    parts: list[str] = []
+    inside: Any = values
+    for part in location:
+        if not isinstance(inside, Mapping):
+            break
+        parts.append(str(part))
+        inside = inside.get(str(part), "")
+    return ".".join(parts)

@@ -424,7 +424,7 @@ def new_folder(out: Path) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if not there and {path.name for path in out.iterdir()} <= {".lock"}:
+        if not there and out.is_dir() and {path.name for path in out.iterdir()} <= {".lock"}:
             (out / ".lock").unlink()
             out.rmdir()
         raise

@@ -63,7 +63,7 @@ def build_teacher(name: str | None, weights: str | None, *, channels: int, image
     try:
         return pretrained_encoder(Teacher(name, weights), channels=channels, image_side=image_side)
     except UserError as error:
-        raise UserError(f"the teacher {name} cannot be had: {_as_teacher(str(error))}") from None
+        raise UserError(f"the teacher {name} cannot be had: {as_teacher(str(error))}") from None
 
 
 def _of_run(name: str | None, folder: Path, channels: int) -> "Encoder":
@@ -97,6 +97,6 @@ def _check_room(name: str, weighs: int) -> None:
         )
 
 
-def _as_teacher(text: str) -> str:
+def as_teacher(text: str) -> str:
     """A message about an encoder's options in the words of a teacher's."""
     return text.replace("--encoder.weights", "--method.teacher-weights").replace("--encoder.name", "--method.teacher")

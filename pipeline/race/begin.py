@@ -65,11 +65,6 @@ def ledger_of(
         check_empty(out)
         return Ledger(settings, data_of(dataset), float(minutes), about, trained)
     ledger = load_ledger(out)
-    if ledger.data["fingerprint"] != dataset.fingerprint:
-        raise UserError(
-            f"{dataset.path}, or its labels, has changed since the race in {out} was started: use another --out, or "
-            "bring back what was there"
-        )
     old, new = flatten(ledger.settings), flatten(settings)
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
@@ -77,6 +72,11 @@ def ledger_of(
                 f"{out} holds another race: {key.removeprefix('options.')} is {old.get(key)!r} there and "
                 f"{new.get(key)!r} here: use another --out, or the same value"
             )
+    if ledger.data["fingerprint"] != dataset.fingerprint:
+        raise UserError(
+            f"{dataset.path}, or its labels, has changed since the race in {out} was started: use another --out, or "
+            "bring back what was there"
+        )
     joined = {name: one for name, one in about.items() if name not in (*ledger.about, *ledger.left_out)}
     ledger.about |= joined
     ledger.trained += [name for name in trained if name in joined]

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.errors import UserError, nearest
+from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.recipes import HELD_OUT, build_recipe, has_gpu
 
 MOST_NETWORKS = 2  # with weights on this machine, beside those that were named
@@ -27,6 +28,7 @@ class Network:
     weights: str  # as for --encoder.weights
     size: int = 0  # side in pixels at which it sees these images; 0: not settled
     asked: bool = False  # named on the command line, not found
+    teacher: bool = False  # by --method.teacher
 
     @property
     def short(self) -> str:
@@ -101,7 +103,7 @@ def student_of(encoder: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def asked_networks(changes: Mapping[str, Any]) -> list[Network]:
-    """The networks with weights that a command names; raises UserError for weights without a network."""
+    """The networks with weights that a command names; raises UserError for weights without one, or two for one."""
     _, encoder, teacher = split_options(changes)
     asked = []
     if (weights := encoder.get("encoder.weights")) is not None:
@@ -110,7 +112,17 @@ def asked_networks(changes: Mapping[str, Any]) -> list[Network]:
         asked.append(Network(encoder["encoder.name"], weights, asked=True))
     if "method.teacher" in teacher:
         weights = teacher.get("method.teacher_weights", "DEFAULT")
-        asked.append(Network(teacher["method.teacher"], weights, asked=True))
+        if teacher["method.teacher"] in DESCRIPTORS:
+            raise UserError(
+                f"--method.teacher {teacher['method.teacher']} is no network, and a race compares it anyway: "
+                f"rayssl run distill-folder --method.teacher {teacher['method.teacher']} learns from it"
+            )
+        asked.append(Network(teacher["method.teacher"], weights, asked=True, teacher=True))
+    if len({one.name for one in asked}) < len({(one.name, one.weights) for one in asked}):
+        raise UserError(
+            f"{asked[0].name} is named with two weights, {asked[0].weights} and {asked[1].weights}: a race takes a "
+            "network once: name one of them"
+        )
     return asked
 
 

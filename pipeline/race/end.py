@@ -10,7 +10,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.prepare import open_data
 from pipeline.race.candidates import FROZEN
 from pipeline.race.finals import Final, compare, descriptors
-from pipeline.race.ledger import load_ledger
+from pipeline.race.ledger import FAILED, load_ledger
 from pipeline.race.networks import weights_line
 from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.parts import Race, Shown, warning_by
@@ -23,25 +23,31 @@ BASELINES = ("color-histogram", "hog", "pixels")
 def finish(race: Race, *, stopped: bool) -> list[str]:
     """Compare all, make the winner searchable, read the test images once, and write the reports."""
     ledger = race.ledger
-    by_hand = ledger.winner if ledger.chosen_by == "hand" else None
-    finals = compare({name: race.run_of(name) for name in ledger.names}, ledger.about, by_hand)
+    finals = compare_all(race, ledger.winner if ledger.chosen_by == "hand" else None)
     if not finals:
         return ["nothing has been compared yet: the same command goes on"]
     ledger.winner = finals[0].name
+    # What it is searched by is settled here where it was stopped before its own search.
+    run_worker_stages(race.run_of(ledger.winner), ["embed", "search"], LocalReporter(race.shown))
+    finals = compare_all(race, ledger.winner)
     ledger.final = [dataclasses.asdict(one) for one in finals]
     baselines = baselines_of(race)
     ledger.told = recommendation(finals, baselines, circumstances(race, stopped))
     race.keep()
-    make_searchable(race, finals)
+    write_results(race, finals)
     ledger.finished = not stopped
     race.keep()
     return ledger.told
 
 
-def make_searchable(race: Race, finals: Sequence[Final]) -> None:
+def compare_all(race: Race, winner: str | None) -> list[Final]:
+    """All candidates, the winner first: the given one, or who finds best."""
+    return compare({name: race.run_of(name) for name in race.ledger.names}, race.ledger.about, winner)
+
+
+def write_results(race: Race, finals: Sequence[Final]) -> None:
     """Index, test images and report of the winner; a report over all."""
     run, shown = race.run_of(finals[0].name), race.shown
-    run_worker_stages(run, ["embed", "search"], LocalReporter(shown))
     shown({"run": run.name, "stage": "index"})
     run_index(run, warning_by(shown))
     shown({"run": run.name, "stage": "evaluate"})
@@ -76,6 +82,7 @@ def circumstances(race: Race, stopped: bool) -> Circumstances:
         by_hand=ledger.chosen_by == "hand",
         stopped=stopped,
         skipped=[] if stopped else [name for name in ledger.trained if ledger.last(name) is None],
+        failed={name: last.reason for name in ledger.names if (last := ledger.last(name)) and last.state == FAILED},
         weights_line=weights_line(race.dataset.channels),
     )
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pipeline.errors import UserError
 from pipeline.models.pretrained import available, pretrained_encoder
-from pipeline.models.teachers import HELPFUL
+from pipeline.models.teachers import HELPFUL, as_teacher
 from pipeline.race.candidates import MOST_NETWORKS, Network
 
 
@@ -29,6 +29,8 @@ def sized(networks: Sequence[Network], *, channels: int, image_side: int, warn: 
         try:
             encoder = pretrained_encoder(network, channels=channels, image_side=image_side)
         except UserError as error:
+            if network.teacher:
+                raise UserError(as_teacher(str(error))) from None
             if network.asked:
                 raise
             warn(f"{network.name} is left out: {error}")

@@ -25,6 +25,7 @@ class Circumstances:
     by_hand: bool
     stopped: bool  # before its end
     skipped: Sequence[str]  # trained candidates that there was no time for
+    failed: Mapping[str, str]  # candidates that failed, and why
     weights_line: str  # the command that fetches weights which would help; empty: none
 
 
@@ -78,7 +79,7 @@ def _quicker(one: Final, winner: Final) -> str:
 
 
 def _advice(finals: Sequence[Final], told: Circumstances) -> list[str]:
-    lines = []
+    lines = [f"failed: {name}: {reason}" for name, reason in told.failed.items()]
     if told.skipped:
         lines.append(f"no time for {', '.join(told.skipped)}: a larger --minutes takes them in")
     growing = {name: gain for name, gain in told.gains.items() if gain > GAIN}

@@ -44,11 +44,14 @@ def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -
 
 
 def tell_short(race: Race) -> None:
-    """There is no time for any training."""
-    race.ledger.planned_minutes = race.ledger.minutes
+    """There is no time for any training, or nobody left who could be trained."""
+    ledger = race.ledger
+    ledger.planned_minutes = ledger.minutes
     race.keep()
-    minutes = race.ledger.minutes
-    race.shown.say(f"--minutes {minutes:g} is too short to train one candidate: what needs no training is compared")
+    why = f"--minutes {ledger.minutes:g} is too short to train one candidate"
+    if all(ledger.failed(name) for name in ledger.trained):
+        why = "all candidates that train have failed"
+    race.shown.say(f"{why}: what needs no training is compared")
 
 
 def has_left(ledger: Ledger) -> bool:

@@ -108,6 +108,7 @@ def test_text_is_read_as_the_type_of_the_field(simclr: Config, path: str, text: 
         ("method.temperature", "0", ["--method.temperature", "0", "greater than 0"]),
         ("method.temperature", "inf", ["--method.temperature", "inf"]),
         ("method.temperature", "warm", ["--method.temperature", "'warm'", "number"]),
+        ("search.dim", "0", ["--search.dim is '0'", "'auto' or", "greater than 0"]),
         ("wandb", "on", ["--wandb", "'on'", "'online'"]),
     ],
 )

