@@ -164,7 +164,7 @@ def decide(
     if labels is None:
         tried = by_agreement(tried)
     if guessed:
-        tried = [mixture(tried, look, dim), *tried]
+        tried = guess_first(mixture(tried, look, dim), tried)
         ties = [tried[0].candidate]
     else:
         ties = choose([one.candidate for one in tried])[1]
@@ -175,7 +175,7 @@ def decide(
         "n": len(val[0]),
         "guess": labels is None,
         "ties": [one.name for one in ties],
-        "told": told_of(chosen.candidate, tried, look, guessed),
+        "told": told_of(chosen.candidate, tried, look, guessed, measured=labels is not None),
         "asked": settings.vectors,
         "shown": [neighbours_of(one, look) for one in three_to_show(chosen, tried)],
     }
@@ -271,6 +271,13 @@ def by_agreement(tried: list[Tried]) -> list[Tried]:
     return sorted(scored, key=lambda one: -one.candidate.score)
 
 
+def guess_first(guess: Tried, tried: list[Tried]) -> list[Tried]:
+    """What is guessed before all that was tried; what was made of several of these gets a score like theirs."""
+    if JOIN in guess.candidate.source:
+        guess = next(one for one in by_agreement([*tried, guess]) if one.candidate.name == guess.candidate.name)
+    return [guess, *tried]
+
+
 def mixture(tried: list[Tried], look: Look, dim: int) -> Tried:
     """What is guessed without labels: a network that has learned from, or started from, pretrained weights; else a
     frozen one; else HOG, colour histogram and the last stage together. Whitened where that is to be had."""
@@ -288,13 +295,15 @@ def mixture(tried: list[Tried], look: Look, dim: int) -> Tried:
     return joined([by_source[name] for name in (*DESCRIPTORS, own.name) if name in by_source], dim)
 
 
-def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool) -> str:
+def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool, *, measured: bool) -> str:
     """The choice in a sentence."""
     if guessed:
         return (
             f"{chosen.name}, a guess: without labels nothing says which vectors find best. Label 200 images "
             "(--data.labels FILE) and it is measured"
         )
+    if not measured:
+        return f"{chosen.name}, as asked"
     own = [
         one.candidate
         for one in tried

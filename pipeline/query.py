@@ -141,6 +141,8 @@ def _searched(run: Path, images: list[str]) -> NDArray[np.float32]:
 
 
 def _read(path: Path, channels: int, load_size: int) -> NDArray[np.uint8]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the path of an image file")
     if not path.is_file():
         raise UserError(f"image {path} does not exist: give the path of an image file")
     return decode(path, channels, load_size)

@@ -35,6 +35,11 @@ def plan_race(
         raise UserError(f"--minutes is {minutes:g}: give the minutes of the whole race, e.g. --minutes 15")
     asked = asked_networks(changes)
     config, dataset = open_and_resolve(plain_config(changes), say_nothing, reading_by(shown))
+    if not len(dataset.val):
+        raise UserError(
+            f"{dataset.path} leaves no image to compare candidates by: hold out more (--data.val-fraction is "
+            f"{config.data.val_fraction:g}), or give more labels, at least some of every class, or none"
+        )
     check_disk(config, dataset, Path())
     networks = sized([*asked, *found], channels=dataset.channels, image_side=dataset.image_size, warn=warning_by(shown))
     # One split for all: what is held out is settled here.
@@ -72,6 +77,10 @@ def ledger_of(
                 f"{out} holds another race: {key.removeprefix('options.')} is {old.get(key)!r} there and "
                 f"{new.get(key)!r} here: use another --out, or the same value"
             )
+    if ledger.data["fingerprint"] != dataset.fingerprint and ledger.data["path"] != dataset.path:
+        raise UserError(
+            f"{out} holds a race on {ledger.data['path']}, and {dataset.path} has other images: use another --out"
+        )
     if ledger.data["fingerprint"] != dataset.fingerprint:
         raise UserError(
             f"{dataset.path}, or its labels, has changed since the race in {out} was started: use another --out, or "

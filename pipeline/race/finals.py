@@ -32,6 +32,7 @@ class Final:
     seconds: float  # the same on this machine
     vectors: str  # what its run folder would be searched by
     has_own: bool  # whether its own encoder takes part in these
+    alone: bool  # whether nothing else does
     score: float  # of these
     score_half: float | None
     bytes: int  # of such a vector
@@ -103,6 +104,7 @@ def _final(name: str, about: About, vectors: Candidate, own: Candidate, winner: 
         seconds=own.seconds,
         vectors=vectors.name,
         has_own=_has_own(vectors, about),
+        alone=vectors.source == about.source,
         score=vectors.score,
         score_half=_half(vectors),
         bytes=vectors.bytes,

@@ -33,7 +33,7 @@ def recommendation(finals: Sequence[Final], baselines: Mapping[str, float], told
     """Lines for a person: what to use, how the others did, and what would buy more."""
     winner, *others = finals
     lines = [_head(winner, told)]
-    if not winner.has_own:
+    if not winner.alone:
         others = list(finals)
     lines += [f"  {_compared(one, winner, told.labelled)}" for one in others]
     for name, score in sorted(baselines.items(), key=lambda pair: -pair[1]):
@@ -55,7 +55,7 @@ def _head(winner: Final, told: Circumstances) -> str:
     word = "chosen by hand" if told.by_hand else "best so far" if told.stopped else "use"
     half = f" ± {100 * winner.score_half:.1f}" if winner.score_half is not None else ""
     value = f"{_value(winner.score, told.labelled)}{half}"
-    if not winner.has_own:
+    if not winner.alone:
         return f"{word}: {winner.vectors}, which the run folder {winner.name} is searched by: {value}"
     return f"{word}: {winner.text}: {value} (searched by {winner.vectors})"
 

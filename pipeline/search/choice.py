@@ -139,9 +139,11 @@ def joined(parts: Sequence[Tried], dim: int, measure: Measure | None = None) -> 
 
 def agreement(sources: Sequence[str], vectors: Sequence[tuple[Floats, Floats]], k: int = AGREED) -> list[float]:
     """For each candidate the mean share of the k nearest training images of a validation image that candidates of
-    other sources name too, each source with equal weight: 0 … 1. No labels are needed."""
+    other sources name too, each source with equal weight: 0 … 1; 0 without validation images. No labels are needed."""
     import faiss
 
+    if not vectors or not len(vectors[0][1]):
+        return [0.0] * len(vectors)
     found = []
     for train, val in vectors:
         _, rows = faiss.knn(val, train, min(k, len(train)), metric=faiss.METRIC_INNER_PRODUCT)

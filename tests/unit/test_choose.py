@@ -194,9 +194,12 @@ def test_without_labels_the_choice_is_a_guess_and_said(
     search = read_search(run)
     assert search.vectors.sources == ("color-histogram", "hog", "simclr")
     assert search.facts["guess"] is True
+    assert 0 < search.facts["score"] == read_candidates(run)[0].score  # of the three together, like all others
     assert any("a guess" in text and "Label 200 images" in text for text in said)
     assert len(query(run, [flat / "0.png"], k=2)[0]["neighbors"]) == 2
     assert faults(run) == []
+    changed(run, search__vectors="hog", search__whiten="false")
+    assert read_search(run).facts["told"] == "hog, as asked"  # nothing measures it
 
 
 def test_a_pretrained_network_on_the_machine_takes_part(

@@ -349,7 +349,7 @@ def test_queries_that_cannot_be_answered(finished: Path, images: Path, tmp_path:
         ([image, "-k", "ten"], ["ten"]),
         ([str(tmp_path / "text.png")], ["text.png"]),
         ([str(tmp_path / "none.png")], ["none.png", "does not exist"]),
-        ([str(tmp_path)], [str(tmp_path)]),
+        ([str(tmp_path)], [f"{tmp_path} is a folder"]),
     ]
     for words, says in cases:
         line = fails(["query", str(finished), *words], capsys)

@@ -237,8 +237,12 @@ def test_what_is_another_race_is_refused(plan: Plan, images: Path, tmp_path: Pat
     copied = tmp_path / "copied"
     shutil.copytree(images, copied)
     (copied / "red" / "0.png").unlink()
-    with pytest.raises(UserError, match="has changed since the race in"):
+    with pytest.raises(UserError, match=f"holds a race on {images}, and {copied} has other images"):
         plan("simclr", data__path=str(copied))
+    race.ledger.data["fingerprint"] = "another"
+    save_ledger(race.out, race.ledger)
+    with pytest.raises(UserError, match="has changed since the race in"):
+        plan("simclr")
     with pytest.raises(UserError, match="is the folder of one run, not of a race"):
         plan("simclr", out=str(finished_copy))
     (tmp_path / "full").mkdir()
@@ -274,6 +278,7 @@ def save_ledger_in(race: Race) -> None:
         (["race", "{one}"], ["1 training images", "at least 2"]),
         (["race", "{tmp}/nowhere"], ["nowhere"]),
         (["race", "{images}", "--out", "{file}/x", "--minutes", "1"], ["file/x cannot be written"]),
+        (["race", "{images}", "--data.labels", "{few}"], ["no image to compare candidates by", "give more labels"]),
         (["race", "{images}", "--data.path", "{one}"], ["images are named twice", "{one}"]),
         (["race", "{images}", "--search.dim", "0"], ["--search.dim is '0'", "'auto' or", "greater than 0"]),
         (["race", "{images}", "--method.teacher", "hog"], ["hog is no network", "distill-folder --method.teacher hog"]),
@@ -307,12 +312,13 @@ def test_bad_input(
         (tmp_path / name).mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "0.png")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "few").write_text("path,label\nred/0.png,a\ngreen/0.png,b\n")
     (tmp_path / "race" / "race.json").write_text('{"winner": null}')
     (tmp_path / "damaged" / "race.json").write_text('{"winner": "../.."}')
     places = {
         "images": images,
         "tmp": tmp_path,
-        **{name: tmp_path / name for name in ("one", "race", "damaged", "file")},
+        **{name: tmp_path / name for name in ("one", "race", "damaged", "file", "few")},
     }
     before = sorted(tmp_path.rglob("*"))
     code = main([word.format(**places) for word in argv])

@@ -108,7 +108,7 @@ def test_the_winner_is_the_cheapest_of_those_that_are_as_good_as_the_best(monkey
     assert [one.name for one in result] == ["distill-x", "frozen-x", "untrained"]
     assert result[0].own == pytest.approx(113 / 200)
     assert result[1].behind == pytest.approx(-1 / 200)
-    assert [one.has_own for one in result] == [True, True, False]
+    assert [(one.has_own, one.alone) for one in result] == [(True, True), (True, True), (False, False)]
     assert result[1].behind_half is not None
     assert abs(result[1].behind) < result[1].behind_half
     assert result[2].vectors == "hog"
@@ -148,6 +148,7 @@ def raise_error() -> list[Candidate]:
 def final(name: str, kind: str, text: str, own: float, seconds: float, **others: object) -> Final:
     values = {
         "half": 0.02, "behind": 0.57 - own, "behind_half": 0.015, "vectors": f"{name}:last", "has_own": True,
+        "alone": True,
         "score": own, "score_half": 0.02, "bytes": 1024, "flops": seconds * 1e9, "work": seconds * 1e9,
         "images": 2000, **others,
     }  # fmt: skip
@@ -181,11 +182,22 @@ def test_the_recommendation_in_plain_words() -> None:
 
 def test_the_recommendation_says_what_is_searched_where_that_is_something_else() -> None:
     other = final(
-        "untrained", "untrained", "untrained resnet-tiny", 0.2, 0.001, vectors="hog", has_own=False, score=0.6
+        "untrained",
+        "untrained",
+        "untrained resnet-tiny",
+        0.2,
+        0.001,
+        vectors="hog",
+        has_own=False,
+        alone=False,
+        score=0.6,
     )
     lines = recommendation([other, FINALS[0]], {}, TOLD)
     assert lines[0] == "use: hog, which the run folder untrained is searched by: 60.0 % ± 2.0"
     assert lines[1].startswith("  untrained resnet-tiny: 20.0 %")
+    mixed = recommendation([replace(other, vectors="hog+resnet-tiny:last", has_own=True)], {}, TOLD)
+    assert mixed[0] == "use: hog+resnet-tiny:last, which the run folder untrained is searched by: 60.0 % ± 2.0"
+    assert mixed[1].startswith("  untrained resnet-tiny: 20.0 %")
     assert recommendation(FINALS, {}, replace(TOLD, by_hand=True))[0].startswith("chosen by hand: ")
     assert recommendation(FINALS, {}, replace(TOLD, stopped=True))[0].startswith("best so far: ")
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.metrics import normalise
-from pipeline.search.choice import Candidate, Material, Raw, choose, paired_error, pairs, refit, singles
+from pipeline.search.choice import Candidate, Material, Raw, agreement, choose, paired_error, pairs, refit, singles
 from pipeline.search.parts import Seen
 from pipeline.search.projection import find_directions, fit_projection
 from pipeline.whitening import fit_whitening
@@ -153,3 +153,10 @@ def test_refitted_vectors_have_the_same_parts_and_width() -> None:
     np.testing.assert_allclose(
         cosines(again([raw[p.seen.source] for p in again.parts])), cosines(pair.train), atol=1e-2
     )
+
+
+def test_how_far_neighbours_are_those_of_others_is_a_number_also_where_nothing_is_held_out() -> None:
+    rng = np.random.default_rng(0)
+    train = normalise(rng.normal(size=(30, 4)).astype(np.float32))
+    assert agreement(["a", "b"], [(train, train[:5]), (train, train[:5])]) == [1.0, 1.0]
+    assert agreement(["a", "b"], [(train, train[:0]), (train, train[:0])]) == [0.0, 0.0]
