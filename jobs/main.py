@@ -13,6 +13,7 @@ from pipeline.errors import UserError, nearest, outside_fault
 VERBS = {
     "run": "the whole pipeline by a recipe; on your own images without one: a race",
     "race": "which embedding suits your images: candidates race within a time budget",
+    "data": "what is concluded about a folder's images, with a contact sheet; nothing is trained",
     "recipes": "list the recipes, or show one",
     "pretrain": "train an encoder by a recipe",
     "probe": "linear probes on every stage of a run's encoder",

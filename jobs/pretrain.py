@@ -8,7 +8,7 @@ import click
 
 from jobs.cli import command_line, parse
 from jobs.main import leave, run_verb
-from jobs.start import plan_of, stop_early
+from jobs.start import concluded, plan_of, stop_early
 
 SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     display.console.print(f"encoder  {run / 'encoder.safetensors'}", soft_wrap=True)
     display.console.print(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}", soft_wrap=True)
     if parsed.values["json"]:
-        print(json.dumps({"run": str(run)}))
+        print(json.dumps({"run": str(run), "data": concluded(run)}))
     return 0
 
 

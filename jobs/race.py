@@ -131,6 +131,8 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
 
 def show(race: "Race", board: "Board", parsed: Parsed) -> None:
     """The recommendation, and where to look."""
+    from pipeline.data.concluded import facts
+
     say = board.say
     say("")
     for line in race.ledger.told:
@@ -138,7 +140,10 @@ def show(race: "Race", board: "Board", parsed: Parsed) -> None:
     say(f"\nreport   {race.out / 'report.html'}")
     say(f"search   rayssl query {quote(str(race.out))} IMAGE -k 10")
     if parsed.values["json"]:
-        found = {"race": str(race.out), "winner": race.ledger.winner, "candidates": race.ledger.final}
+        found = {
+            "race": str(race.out), "winner": race.ledger.winner, "candidates": race.ledger.final,
+            "data": facts(race.dataset),
+        }  # fmt: skip
         print(json.dumps(found))
 
 

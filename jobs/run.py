@@ -8,7 +8,7 @@ import click
 from jobs.cli import command_line, parse
 from jobs.main import leave, run_verb
 from jobs.race import race_options, refuse_race_options, run_race
-from jobs.start import plan_of, show_results, stop_early
+from jobs.start import concluded, plan_of, show_results, stop_early
 
 SUMMARY = (
     "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE but with --data.path: a race on "
@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
         return 0
     show_results(plan, display.console)
     if parsed.values["json"]:
-        print(json.dumps({"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}))
+        found = {"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}
+        print(json.dumps({**found, "data": concluded(plan.folders[0])}))
     return 0
 
 

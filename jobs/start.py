@@ -99,3 +99,9 @@ def searched_by(run: Path) -> str:
 def stop_early() -> bool:
     """Under torchrun only rank 0 has results to show."""
     return os.environ.get("RANK", "0") != "0"
+
+
+def concluded(folder: Path, name: str = "manifest.json") -> "dict[str, object]":
+    """What was concluded about the images of a run or a search."""
+    told: dict[str, object] = json.loads((folder / name).read_text())["data"].get("concluded", {})
+    return told

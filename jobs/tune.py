@@ -10,6 +10,7 @@ import click
 
 from jobs.cli import Parsed, command_line, parse
 from jobs.main import run_verb
+from jobs.start import concluded
 
 if TYPE_CHECKING:
     from pipeline.tune.board import Board
@@ -62,7 +63,8 @@ def main(argv: list[str]) -> int:
         shown("no trial has a score: the report has the reasons", soft_wrap=True)
     if parsed.values["json"]:
         found = {"trial": best.number, "score": best.score, "spec": str(search.out / "best.json")} if best else None
-        print(json.dumps({"search": str(search.out), "objective": search.objective, "best": found}))
+        told = {"search": str(search.out), "objective": search.objective, "best": found}
+        print(json.dumps({**told, "data": concluded(search.out, "search.json")}))
     return 0 if best is not None else 1
 
 

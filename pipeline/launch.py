@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.config import Config
+from pipeline.data.concluded import lines
 from pipeline.errors import UserError
 from pipeline.prepare import Prepared, announce, open_data, prepare
 from pipeline.progress import Display
@@ -298,6 +299,8 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
         return run_worker_stages(run, ["embed", "search"], reporter)
     if dataset.name == own["name"]:  # two folders of one name are two data sets
         dataset = replace(dataset, name=f"{dataset.name}-{dataset.fingerprint[:6]}")
+    for line in lines(dataset):
+        display({"message": line})
     embed_other_data(run, dataset, reporter)
 
 
@@ -319,6 +322,8 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     from pipeline.work import new_encoder
 
     prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
+    for line in lines(prepared.dataset):
+        display({"message": line})
     with writer_lock(run):
         encoder = new_encoder(prepared.config)
         told = export_encoder(encoder, run, {"method": None})
@@ -405,6 +410,8 @@ def run_tuning(
     search, dataset = plan_search(
         config, settings, out, space=space, changes=changes, warn=warn, progress=lambda done, total: None
     )
+    for line in lines(dataset):
+        board.say(line)
     best = None
     with new_folder(out), writer_lock(out):
         before = {trial.number for trial in load_trials(out)}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline.config import Config, DataConfig
 from pipeline.data import WORDS, Dataset, Reading, of_classes, open_dataset
+from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, plan_for, step_seconds
@@ -109,8 +110,8 @@ def prepare(
         config = settled(as_planned(config, before), before)
     planned = config.plan
     config, dataset = open_and_resolve(config, warn, progress)
-    facts, _, _ = check_disk(config, dataset, run)
-    check_index(config, dataset, facts["dim"])
+    sizes, _, _ = check_disk(config, dataset, run)
+    check_index(config, dataset, sizes["dim"])
     if before is not None:
         config = continue_run(before, config, run)
         check_trained(config, dataset, run)
@@ -129,7 +130,7 @@ def prepare(
                          "test": len(dataset.test) if dataset.test is not None else 0,
                          "image_size": dataset.image_size, "channels": dataset.channels,
                          "classes": list(dataset.class_names) if dataset.class_names else None,
-                         "labelled": dataset.count_labelled()[0]},
+                         "labelled": dataset.count_labelled()[0], "concluded": facts(dataset)},
                 "unreadable": [list(pair) for pair in dataset.unreadable],
                 **describe_software(),
             },
@@ -483,21 +484,16 @@ def count_steps(config: Config, images: int) -> tuple[int, int]:
 def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     """What the run is about to do: images, encoder, steps, expected time and disk."""
     config, data = prepared.config, prepared.dataset
-    facts, needed, free = check_disk(config, data, prepared.run)
+    sizes, needed, free = check_disk(config, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
-    test = len(data.test) if data.test is not None else 0
-    labels = f"{len(data.class_names)} classes" if data.class_names else "no labels"
-    labelled, images = data.count_labelled()
-    if 0 < labelled < images:
-        labels += f", {labelled:,} of {images:,} images labelled"
-    seconds = expected_seconds(config, facts["flops"], steps)
+    seconds = expected_seconds(config, sizes["flops"], steps)
     length = f"{config.train.minutes:g} min" if config.train.minutes else f"about {format_duration(seconds)}"
     say(f"{prepared.run}")
-    say(f"  images   {len(data.train):,} train, {len(data.val):,} held out, {test:,} test; "
-        f"{data.image_size} px, {data.channels} channels, {labels} ({data.path})")  # fmt: skip
+    for line in lines(data):
+        say(line)
     width = f", {config.encoder.width} times as wide" if (config.encoder.width or 1) > 1 else ""
-    say(f"  encoder  {config.encoder.name}{width}: {facts['parameters'] / 1e6:.2f} M parameters, "
-        f"{facts['flops'] / 1e6:,.0f} MFLOPs an image, {facts['dim']} features")  # fmt: skip
+    say(f"  encoder  {config.encoder.name}{width}: {sizes['parameters'] / 1e6:.2f} M parameters, "
+        f"{sizes['flops'] / 1e6:,.0f} MFLOPs an image, {sizes['dim']} features")  # fmt: skip
     say(f"  method   {configuration.method_name(config)}: {steps:,} steps of {config.train.batch_size} images "
         f"({per_epoch:,} an epoch), {config.cluster.workers} worker{'s' * (config.cluster.workers > 1)}")  # fmt: skip
     teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]

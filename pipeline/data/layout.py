@@ -101,8 +101,11 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
         part = next((part for part in parts if _inside(folder, part.node.path)), None)
         if part is not None:
             split_of[folder], class_of[folder] = part.split, part.class_of(folder)
+    if serving := _validation_serves(split_of.values()):
+        split_of = {folder: TEST if part == VAL else part for folder, part in split_of.items()}
     labelled, about = _labelled(root, parts, class_of, folders, reading)
-    return Layout(split_of, class_of if labelled else dict.fromkeys(folders), (*notes, *told, *about))
+    notes = [*notes, *told, *serving, *about]
+    return Layout(split_of, class_of if labelled else dict.fromkeys(folders), tuple(notes))
 
 
 def split_words(names: Sequence[str]) -> dict[str, str]:
@@ -125,6 +128,55 @@ def split_words(names: Sequence[str]) -> dict[str, str]:
             found[name] = next(iter(splits))
     shared = [kin for kin in others.values() if len(set(kin.values())) > 1]
     return found | (shared[0] if len(shared) == 1 else {})
+
+
+def file_splits(root: str, paths: Sequence[str], reading: Reading) -> tuple[list[str], list[Note]]:
+    """The splits of shards or parquet files, by their names (train-00000-of-00002) or else their folders.
+
+    Raises UserError where a validation and a test part come without one for training.
+    """
+    if reading.splits == "none" or reading.splits not in WORDS:
+        return [NONE] * len(paths), []
+    by_name = [_stem(path) for path in paths]
+    words = split_words(sorted(set(by_name)))
+    if not words:
+        by_name = [path.rpartition("/")[0].rpartition("/")[2] for path in paths]
+        words = split_words(sorted(set(by_name)))
+    splits = [words.get(name, NONE) for name in by_name]
+    kinds = {split for split in splits if split != NONE}
+    if len(kinds) < 2:
+        return _of_one_kind(root, paths, splits, reading)
+    if TRAIN not in kinds:
+        raise UserError(
+            f"{root} has files for {_listed(words)}, and none for training: give --data.splits none to pool them"
+        )
+    notes = [Note(f"splits are the files named {_listed(words)}", flag="--data.splits")]
+    if serving := _validation_serves(splits):
+        splits, notes = [TEST if split == VAL else split for split in splits], [*notes, *serving]
+    if NONE in splits:
+        left = [path for path, split in zip(paths, splits) if split == NONE]
+        notes.append(Note(f"{len(left):,} files in no split are left out ({_listed(left)})", flag="--data.splits"))
+    return [OUTSIDE if split == NONE else split for split in splits], notes
+
+
+def _of_one_kind(
+    root: str, paths: Sequence[str], splits: Sequence[str], reading: Reading
+) -> tuple[list[str], list[Note]]:
+    """No file, or all of them, or some, are named like one and the same split: none tells them apart."""
+    named = [path for path, split in zip(paths, splits) if split != NONE]
+    if reading.splits == "folder":
+        raise UserError(f"--data.splits folder: the files of {root} are not named like a train and a test part")
+    if not named:
+        return [NONE] * len(paths), []
+    guess = len(named) < len(paths)
+    return [NONE] * len(paths), [Note(f"all {len(paths):,} files are pooled", guess=guess, flag="--data.splits")]
+
+
+def _stem(path: str) -> str:
+    """The name of a shard without numbers and hashes: train-00000-of-00002-0a1b2c3d.parquet is train."""
+    name = path.rpartition("/")[2].partition(".")[0]
+    pieces = re.split(r"[-_]", name)
+    return "-".join(piece for piece in pieces if not re.fullmatch(r"[0-9]+|[0-9a-f]{6,}|of", piece)) or name
 
 
 def _words(name: str) -> list[str]:
@@ -255,6 +307,14 @@ def _inner_wrappers(parts: list[Part]) -> list[Part]:
     return parts
 
 
+def _validation_serves(splits: Iterable[str]) -> list[Note]:
+    """A word on the validation part's serving as test part where there is no other."""
+    kinds = set(splits)
+    if VAL not in kinds or TEST in kinds or TRAIN not in kinds:
+        return []
+    return [Note("there is no test part: the validation part serves as one", flag="--data.splits")]
+
+
 def _outside(top: Node, words: Mapping[str, str]) -> list[Note]:
     """What is in no split."""
     images = top.own + sum(node.images for name, node in top.below.items() if name not in words)
@@ -295,8 +355,10 @@ def _labelled(
         told = f"the {len(counts):,} folders ({_listed(counts)}) {why}: not taken for classes"
         return False, [Note(told, guess=True, flag="--data.labels")]
     notes = [Note(f"{len(counts):,} classes are the names of folders", guess=True, flag="--data.labels")]
-    deeper = {node.path for part in parts if part.name is None for child in part.node.below.values()
-              for node in child.below.values()}  # fmt: skip
+    deeper = {
+        node.path[len(part.node.path) :].lstrip("/")
+        for part in parts if part.name is None for child in part.node.below.values() for node in child.below.values()
+    }  # fmt: skip
     if deeper:
         told = f"{len(deeper):,} folders below the class folders are parts of these classes, e.g. {min(deeper)}"
         notes.append(Note(told, guess=True, flag="--data.labels"))

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
+from pipeline.data.concluded import class_notes
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import Pixels, decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
@@ -113,9 +114,13 @@ def open_dataset(
         idle_rows=tuple(map(_printable, idle)),
         own_val=parts.val is not None,
         kind=listing.kind,
-        notes=listing.notes,
+        notes=(*listing.notes, *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test))),
         passed_over=listing.passed_over,
     )
+
+
+def _of(listing: Listing, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    return None if listing.labels is None else listing.labels[positions]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from pipeline.data.concluded import lines
 from pipeline.errors import UserError
 from pipeline.race.candidates import FROZEN, UNTRAINED
 from pipeline.race.end import finish
@@ -47,12 +48,11 @@ def run_race(race: Race, open_track: Callable[[], AbstractContextManager[Track]]
 def tell_budget(race: Race) -> None:
     """What the race is about to spend its time on."""
     ledger, say = race.ledger, race.shown.say
-    data = ledger.data
-    labels = "labelled" if data["labelled"] else "no labels to compare by"
     say(f"race of {len(ledger.names)} candidates in {ledger.minutes:g} min: {race.out}")
-    say(f"  images  {data['train']:,} train, {data['val']:,} held out, {labels} ({data['path']})")
-    if race.dataset.unreadable:
-        say(f"warning: {len(race.dataset.unreadable)} unreadable images are left out: run folders list them")
+    for line in lines(race.dataset):
+        say(line)
+    if not ledger.data["labelled"]:
+        say("  no labels to compare by: the order of the candidates is a guess")
     if race.dataset.idle_rows:
         named = f"{len(race.dataset.idle_rows)}, e.g. '{race.dataset.idle_rows[0]}'"
         say(f"warning: paths in the labels that are no image's: {named}")

@@ -15,6 +15,7 @@ from pipeline import config as configuration
 from pipeline.augment import view_to_dict
 from pipeline.config import Config
 from pipeline.data import Dataset
+from pipeline.data.concluded import facts
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_json
 from pipeline.methods import load_method
@@ -367,6 +368,7 @@ def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
             "image_size": dataset.image_size,
             "channels": dataset.channels,
             "labelled": search.labels,
+            "concluded": facts(dataset),
         },
         "config": config,
         "changes": search.changes,

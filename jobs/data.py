@@ -1,0 +1,50 @@
+"""rayssl data PATH: what is concluded about a folder's images; nothing is trained."""
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from jobs.cli import FLAGS, check_paths, parse
+from jobs.main import run_verb
+
+SUMMARY = (
+    "Say how images are read, and why: splits, classes, sizes, channels, values, what is left out. A contact sheet "
+    "shows some images of every class in every split."
+)
+OPTIONS = tuple(name for name in FLAGS if name.startswith("--data.") and name != "--data.path")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, open, say, draw."""
+    arguments = [
+        click.Argument(["path"], metavar="PATH"),
+        click.Option(["--sheet"], metavar="FILE", help="the contact sheet, a PNG [NAME-sheet.png]; none: no sheet"),
+    ]
+    parsed = parse("data", SUMMARY, argv, arguments, flags=OPTIONS)
+    check_paths("data", parsed.changes, [name.removeprefix("--").replace("-", "_") for name in OPTIONS])
+    from pipeline.config import Config, DataConfig, override
+    from pipeline.data.concluded import facts, lines
+    from pipeline.data.sheet import write_sheet
+    from pipeline.prepare import open_data
+    from pipeline.progress import Display
+
+    changes = {**parsed.changes, "data.path": parsed.values["path"]}
+    config = override(Config(recipe="data", data=DataConfig(path="")), changes)
+    with Display() as display:
+        row = {"stage": "reading images"}
+        dataset = open_data(config, lambda done, total: display({**row, "done": done, "total": total}))
+        for line in lines(dataset):
+            display({"message": line})
+        sheet = Path(parsed.values["sheet"] or f"{dataset.name}-sheet.png")
+        if parsed.values["sheet"] != "none":
+            write_sheet(dataset, sheet)
+            display({"message": f"  sheet    {sheet}"})
+    if parsed.values["json"]:
+        print(json.dumps(facts(dataset)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb("data", sys.argv[1:]))
