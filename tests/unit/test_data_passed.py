@@ -1,0 +1,141 @@
+"""What lies beside the images: run folders, other kinds of files, names that are two things; all told or refused."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.data import Dataset, open_dataset
+from pipeline.data.concluded import facts, lines
+from pipeline.errors import UserError
+
+
+def png(seed: int, side: int = 8) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def draw(folder: Path, count: int = 6, start: int = 0, suffix: str = ".png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        (folder / f"{i}{suffix}").write_bytes(png(i))
+
+
+def said(dataset: Dataset) -> str:
+    return "\n".join(lines(dataset))
+
+
+def count(dataset: Dataset) -> int:
+    assert dataset.test is not None
+    return len(dataset.train) + len(dataset.val) + len(dataset.test)
+
+
+def write_run(folder: Path) -> None:
+    """What marks a run folder, and a picture in it."""
+    draw(folder / "samples", 3, start=50)
+    (folder / "config.json").write_text(json.dumps({"schema": 1, "recipe": "simclr-folder", "encoder": {}}))
+    (folder / "manifest.json").write_text("{}")
+
+
+def test_run_folders_inside_are_left_out_and_said(tmp_path: Path) -> None:
+    draw(tmp_path / "a")
+    draw(tmp_path / "b", start=10)
+    before = open_dataset(tmp_path)
+    write_run(tmp_path / "runs" / "simclr-folder")
+    (tmp_path / "race").mkdir()
+    (tmp_path / "race" / "race.json").write_text("{}")
+    draw(tmp_path / "race" / "frozen", 2, start=70)
+    draw(tmp_path / "__MACOSX", 2, start=80)
+    after = open_dataset(tmp_path)
+    assert (count(after), after.class_names, after.fingerprint) == (12, ("a", "b"), before.fingerprint)
+    for folder in ("runs/simclr-folder/", "race/"):
+        assert f"{folder} was written by this tool: left out" in said(after)
+    assert "__MACOSX/ holds a system's or another tool's files" in said(after)
+
+
+def test_others_config_files_are_no_run(tmp_path: Path) -> None:
+    draw(tmp_path / "a")
+    draw(tmp_path / "b", start=10)
+    (tmp_path / "a" / "config.json").write_text('{"model": "other"}')
+    (tmp_path / "a" / "manifest.json").write_text("[]")
+    assert count(open_dataset(tmp_path)) == 12
+
+
+def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
+    draw(tmp_path, 10)
+    for i in range(3):
+        (tmp_path / f"{i}.txt").write_text("a label")
+    (tmp_path / "notes").write_text("no image")
+    (tmp_path / "clip.mp4").write_bytes(b"\0" * 40)
+    dataset = open_dataset(tmp_path)
+    assert dict(dataset.passed_over) == {".txt": 3, ".mp4": 1, "files without a suffix": 1}
+    assert facts(dataset)["left_out"] == {".txt": 3, ".mp4": 1, "files without a suffix": 1}
+    assert "3 .txt" in said(dataset)
+
+
+def test_images_without_a_known_suffix_are_read(tmp_path: Path) -> None:
+    draw(tmp_path, 4)
+    draw(tmp_path, 4, start=10, suffix="")
+    draw(tmp_path, 4, start=20, suffix=".0")
+    assert count(open_dataset(tmp_path)) == 12
+
+
+def write_parquet(path: Path, images: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = [png(i) for i in range(6)] if images else [f"{i}.png" for i in range(6)]
+    pq.write_table(pa.table({"image" if images else "name": values}), path)
+
+
+def write_tar(path: Path) -> None:
+    with tarfile.open(path, "w") as tar:
+        for i in range(6):
+            info = tarfile.TarInfo(f"{i}.png")
+            info.size = len(png(i))
+            tar.addfile(info, io.BytesIO(png(i)))
+
+
+def test_images_of_two_kinds_are_refused(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "data" / "train.parquet", images=True)
+    draw(tmp_path / "assets", 4)
+    with pytest.raises(UserError) as raised:
+        open_dataset(tmp_path)
+    for words in ("4 image files (e.g. assets/0.png)", "1 parquet files (e.g. data/train.parquet)", "--data.path"):
+        assert words in str(raised.value)
+    assert count(open_dataset(tmp_path / "data")) == 6
+    assert count(open_dataset(f"{tmp_path}/assets")) == 4
+
+
+def test_an_index_beside_shards_is_no_data(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar")
+    write_parquet(tmp_path / "0.parquet", images=False)
+    dataset = open_dataset(tmp_path)
+    assert count(dataset) == 6
+    assert dict(dataset.passed_over) == {".parquet": 1}
+
+
+def test_a_name_that_is_a_folder_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "digits", 5)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--data\.path digits: .* give \./digits or name:digits"):
+        open_dataset("digits")
+    assert count(open_dataset("./digits")) == 5
+    named = open_dataset("name:digits")
+    assert (count(named), named.name, named.path) == (1797, "digits", "name:digits")
+    monkeypatch.chdir("/")
+    assert open_dataset("digits").fingerprint == named.fingerprint
+
+
+def test_classes_that_are_alike_or_unseen_are_told(tmp_path: Path) -> None:
+    for split, names in (("train", ("Fist", "palm")), ("test", ("fist", "palm"))):
+        for i, name in enumerate(names):
+            draw(tmp_path / split / name, 4, start=100 * i + 10 * (split == "test"))
+    told = said(open_dataset(tmp_path))
+    assert "'Fist' and 'fist'" in told
+    assert "4 test images are of 1 classes that training does not have ('fist')" in told
