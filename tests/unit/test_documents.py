@@ -156,7 +156,9 @@ def test_the_example_of_a_source_reads_archives(
             data = BytesIO()
             Image.new("RGB", (8, 8), (10 * number, 0, 0)).save(data, "PNG")
             archive.writestr(f"{'cat' if number < 10 else 'dog'}/{number}.png", data.getvalue())
-    monkeypatch.setattr(sources, "SOURCES", (*sources.SOURCES, (example.SUFFIXES, example.list_archives)))
+    monkeypatch.setattr(
+        sources, "SOURCES", (*sources.SOURCES, sources.Kind("zip archives", example.SUFFIXES, example.list_archives))
+    )
     dataset = open_dataset(str(tmp_path), loader="stream")
     assert dataset.class_names == ("cat", "dog")
     train = dataset.train
