@@ -491,6 +491,8 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     say(f"{prepared.run}")
     for line in lines(data):
         say(line)
+    if os.path.realpath(prepared.run).startswith(os.path.realpath(data.path) + os.sep):
+        say("  found    the run folder lies among the images: it will be left out of them")
     width = f", {config.encoder.width} times as wide" if (config.encoder.width or 1) > 1 else ""
     say(f"  encoder  {config.encoder.name}{width}: {sizes['parameters'] / 1e6:.2f} M parameters, "
         f"{sizes['flops'] / 1e6:,.0f} MFLOPs an image, {sizes['dim']} features")  # fmt: skip

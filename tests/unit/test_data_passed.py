@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from small_run import quiet
 
+from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.concluded import facts, lines
 from pipeline.errors import UserError
+from pipeline.launch import prepare_shown
+from pipeline.prepare import announce
 
 
 def png(seed: int, side: int = 8) -> bytes:
@@ -58,6 +63,17 @@ def test_run_folders_inside_are_left_out_and_said(tmp_path: Path) -> None:
     for folder in ("runs/simclr-folder/", "race/"):
         assert f"{folder} was written by this tool: left out" in said(after)
     assert "__MACOSX/ holds a system's or another tool's files" in said(after)
+
+
+def test_a_run_folder_among_the_images_is_said(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
+    draw(tmp_path / "a", 8)
+    draw(tmp_path / "b", 8, start=10)
+    config = tiny_config(changes={"data.path": str(tmp_path)})
+    told: list[str] = []
+    announce(prepare_shown(config, tmp_path / "runs" / "one", "rayssl pretrain", quiet()), told.append)
+    assert any("the run folder lies among the images" in line for line in told)
+    again = prepare_shown(config, tmp_path / "runs" / "one", "rayssl pretrain", quiet())
+    assert any("runs/one/ was written by this tool" in note.text for note in again.dataset.notes)
 
 
 def test_others_config_files_are_no_run(tmp_path: Path) -> None:
