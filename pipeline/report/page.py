@@ -31,6 +31,7 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
     ("Few labels", sections.few_labels_section),
     ("Health of the embeddings", summary.health_section),
     ("Every figure", summary.figures_section),
+    ("How the images were read", summary.reading_section),
     ("Unreadable images", summary.unreadable_section),
     ("What was run", summary.facts_section),
     ("Run it again", summary.reproduce_section),

@@ -102,6 +102,21 @@ def reproduce_section(materials: Sequence[Material]) -> str:
     return "".join(f"<pre>{escape(command)}</pre>" for command in commands)
 
 
+def reading_section(materials: Sequence[Material]) -> str:
+    """What was concluded about the images, and what was left out."""
+    notes: dict[tuple[str, str], None] = {}
+    for material in materials:
+        concluded = (material.run.manifest.get("data") or {}).get("concluded") or {}
+        for note in concluded.get("notes", []):
+            flag = f" ({note['flag']} sets it)" if note.get("flag") else ""
+            notes["a guess" if note.get("guess") else "found", f"{note['text']}{flag}"] = None
+        for what, count in concluded.get("left_out", {}).items():
+            notes["left out", f"{count:,} {what}"] = None
+    if not notes:
+        raise NothingToShowError("the manifest does not tell how the images were read")
+    return data_table(["", "what was concluded"], [[escape(kind), escape(text)] for kind, text in notes])
+
+
 def unreadable_section(materials: Sequence[Material]) -> str:
     """The images that were set aside, each with the reason."""
     found = dict.fromkeys(tuple(map(str, pair)) for material in materials for pair in _unreadable(material.run))
