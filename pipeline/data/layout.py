@@ -17,6 +17,7 @@ SPLIT_TOKENS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), TEST),
 }
+UNLABELLED = frozenset(["unlabeled", "unlabelled", "unsup", "unsupervised"])
 # Words that say nothing of what is in a folder: beside one of these a split word is still one.
 NEUTRAL = frozenset(
     """set sets data dataset images image imgs img photos photo pics pictures split folder dir part files all full final
@@ -76,9 +77,12 @@ class Part:
     node: Node
     split: str
     name: str | None = None  # the class of all its images
+    plain: bool = False  # its images have no labels, whatever lies below
 
     def class_of(self, folder: str) -> str | None:
         """The class of images that lie directly in a folder of this part; None in none of its sub-folders."""
+        if self.plain:
+            return None
         if self.name is not None:
             return _composed(self.name)
         below = folder[len(self.node.path) :].lstrip("/")
@@ -93,9 +97,12 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     is a class. Raises UserError where two readings are sensible.
     """
     top, notes = _below_wrappers(_tree(folders))
+    top, plain = _without_unlabelled(top)
     parts, told = _parts(root, top, reading)
     parts = _inner_wrappers(parts)
     split = any(part.split != NONE for part in parts)
+    parts = [*(Part(node, TRAIN if split else NONE, plain=True) for node in plain), *parts]
+    told += [Note(f"{node.path}/ holds {node.images:,} images for training, without labels") for node in plain]
     split_of, class_of = dict.fromkeys(folders, OUTSIDE if split else NONE), dict[str, str | None].fromkeys(folders)
     for folder in folders:
         part = next((part for part in parts if _inside(folder, part.node.path)), None)
@@ -213,6 +220,15 @@ def _below_wrappers(top: Node) -> tuple[Node, list[Note]]:
     return top, notes
 
 
+def _without_unlabelled(top: Node) -> tuple[Node, list[Node]]:
+    """The folders beside one that is called unlabeled or the like, and that one."""
+    plain = [node for name, node in top.below.items() if UNLABELLED & set(_words(name)) and not split_words([name])]
+    if not plain or len(plain) == len(top.below):
+        return top, []
+    rest = Node(top.path, top.own, {name: node for name, node in top.below.items() if node not in plain})
+    return _below_wrappers(rest)[0], plain
+
+
 def _parts(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Note]]:
     """The folders whose sub-folders are classes, with their splits."""
     words = split_words(list(top.below))
@@ -322,7 +338,8 @@ def _outside(top: Node, words: Mapping[str, str]) -> list[Note]:
     told = [f"{name}/ ({split})" if split not in name.lower() else f"{name}/" for name, split in words.items()]
     notes = [Note(f"splits are the folders {', '.join(told)}", flag="--data.splits")]
     if images:
-        notes.append(Note(f"{images:,} images in no split are left out ({_listed(left)})", flag="--data.splits"))
+        told = f"{images:,} images in no split are left out ({_listed(left)})"
+        notes.append(Note(told, guess=True, flag="--data.splits"))
     return notes
 
 
