@@ -338,8 +338,8 @@ def _outside(top: Node, words: Mapping[str, str]) -> list[Note]:
     told = [f"{name}/ ({split})" if split not in name.lower() else f"{name}/" for name, split in words.items()]
     notes = [Note(f"splits are the folders {', '.join(told)}", flag="--data.splits")]
     if images:
-        told = f"{images:,} images in no split are left out ({_listed(left)})"
-        notes.append(Note(told, guess=True, flag="--data.splits"))
+        text = f"{images:,} images in no split are left out ({_listed(left)})"
+        notes.append(Note(text, guess=True, flag="--data.splits"))
     return notes
 
 
