@@ -212,7 +212,9 @@ def test_errors_about_parquet_columns(tmp_path: Path) -> None:
         tmp_path / "x.parquet"
     )
     pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), tmp_path / "x.parquet")
-    assert "the label column holds float values: whole numbers or texts are needed" in error_of(tmp_path / "x.parquet")
+    assert "--data.label-column label: the column holds the fraction 0.5, whole numbers or texts" in error_of(
+        tmp_path / "x.parquet", label_column="label"
+    )
 
 
 def test_errors_about_options(pets: Path) -> None:
