@@ -124,7 +124,7 @@ def choose_image(parts: Sequence[Part], asked: str | None) -> Chosen:
 def choose_label(parts: Sequence[Part], image: str, reading: Reading) -> tuple[str | None, tuple[Note, ...]]:
     """The column of labels, or None and why."""
     if reading.labels == "none":
-        return None, ()
+        return None, (Note("no labels, as asked"),)
     asked = reading.label_column if reading.labels in WORDS else None  # else it is the table's
     if asked is not None:
         return _asked_label(parts, asked)

@@ -150,7 +150,7 @@ def _one_per_key(shards: list[_Shard]) -> list[_Taken]:
 def _labels(shards: list[_Shard], taken: list[_Taken], reading: Reading) -> tuple[Labels, str]:
     """The labels, and the field they are from."""
     if reading.labels == "none":
-        return Labels(None, None), ""
+        return Labels(None, None, (Note("no labels, as asked"),)), ""
     folders = _class_folders([key for _, key, _ in taken])
     if reading.labels == "folder":
         return number_labels(folders), "folder"

@@ -16,7 +16,8 @@ from pipeline.data.labels import (
     missing_note,
     number_labels,
 )
-from pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits, split_word
+from pipeline.data.layout import split_words
+from pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits
 from pipeline.data.matching import Match, match_paths
 from pipeline.data.reading import Note
 from pipeline.data.tabular import Table, read_table
@@ -95,17 +96,19 @@ def apply_table(
     return listing, np.unique(names, return_inverse=True)[1].astype(np.int64), found.idle()
 
 
-def apply_splits(listing: Listing, path: str, root: str = "") -> tuple[Listing, list[str]]:
+def apply_splits(
+    listing: Listing, path: str, root: str = "", groups: NDArray[np.int64] | None = None
+) -> tuple[Listing, list[str]]:
     """The listing with the splits of the table's columns path and split, and the paths of idle rows.
 
-    A split is a word such as train, val or test. An image without a row, or with nothing there, is in no part. Without
-    rows for testing those for validation serve as test.
+    A split is a word such as train, val or test; a group of `groups` (N,) must not be in both train and test. An image
+    without a row, or with nothing there, is in no part. Without rows for testing those for validation serve as test.
     """
     found = _matched(listing, path, root, None)
     if SPLIT not in found.table.columns:
         raise UserError(f"{path} has the columns {', '.join(found.table.columns)}: path and split are needed")
     said = [_text(value) for value in found.table.column(SPLIT)]
-    words = [split_word(value) for value in said]
+    words = [split_words([value]).get(value) for value in said]
     for value, word, line in zip(said, words, found.table.lines):
         if value and word is None:
             raise UserError(f"{path}, line {line}: '{value[:50]}' is no split: train, val or test")
@@ -113,7 +116,10 @@ def apply_splits(listing: Listing, path: str, root: str = "") -> tuple[Listing, 
     splits = [word or OUTSIDE for word in found.per_image(listing, words)]
     if TRAIN not in splits:
         raise UserError(f"{path} says of no image that it is for training: train, val or test")
-    return replace(listing, splits=settle_splits(splits), notes=(*listing.notes, *found.notes)), found.idle()
+    listing = replace(listing, splits=settle_splits(splits), notes=(*listing.notes, *found.notes))
+    if groups is not None:
+        _check_groups(listing, groups.tolist(), path)
+    return listing, found.idle()
 
 
 def _matched(listing: Listing, path: str, root: str, label_column: str | None) -> _Matched:
@@ -224,10 +230,11 @@ def _text(value: object) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _check_groups(listing: Listing, groups: list[str], path: str) -> None:
-    split_of: dict[str, str] = {}
-    for split, group in zip(listing.splits, groups):
+def _check_groups(listing: Listing, groups: Sequence[object], path: str) -> None:
+    split_of: dict[object, str] = {}
+    for split, group, key in zip(listing.splits, groups, listing.keys):
         if split == OUTSIDE:
             continue
         if split_of.setdefault(group, split) != split and TEST in (split, split_of[group]):
-            raise UserError(f"{path} has images of group '{group}' in both train and test: move one of them")
+            told = f"group '{group}'" if isinstance(group, str) else f"the group of {key}"
+            raise UserError(f"{path} has images of {told} in both train and test: move one of them")
