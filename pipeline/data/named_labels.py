@@ -1,5 +1,6 @@
 """Labels of several parquet files put together by what they mean, whatever number a class has in each."""
 
+import unicodedata
 from collections.abc import Sequence
 from itertools import chain
 
@@ -27,12 +28,14 @@ def by_names(parts: Sequence[Part], found: Sequence[list[str | None]], label: st
         _check_alike(parts, found, label)
         return number_labels(list(chain.from_iterable(found)))
     _check_twice(parts, names, label)
-    notes = _unnamed_note(parts, names, found, label)
-    meant = [
-        [_meaning(value, own if own is not None else lists[0], part.holds_texts(label)) for value in labels]
-        for part, own, labels in zip(parts, names, found)
-    ]
     classes = list(dict.fromkeys(chain.from_iterable(lists)))
+    # A text that is a name is no number, not even "7".
+    texts = [set(classes) if part.holds_texts(label) else set[str]() for part in parts]
+    notes = _unnamed_note(parts, names, [[*set(labels) - own] for labels, own in zip(found, texts)], label)
+    meant = [
+        [_meaning(value, its, lists[0] if own is None else own) for value in labels]
+        for its, own, labels in zip(texts, names, found)
+    ]
     others = {value for labels in meant for value in labels if value is not None} - set(classes)
     classes += number_classes([*others])[1]
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
@@ -45,14 +48,22 @@ def _distinct(names: list[str] | None) -> list[str] | None:
     """The names, told apart where two classes have the same."""
     if names is None:
         return None
+    names = [unicodedata.normalize("NFC", name).strip() for name in names]
     return [name if name not in names[:i] else f"{name}{_NEVER}{i}" for i, name in enumerate(names)]
 
 
-def _meaning(value: str | None, names: list[str], text: bool) -> str | None:
-    if value is None or not is_number(value) or (text and value in names):
+def _meaning(value: str | None, texts: set[str], names: list[str]) -> str | None:
+    if value is None or value in texts or not is_number(value):
         return value
     number = int(value)
-    return names[number] if 0 <= number < len(names) else value
+    if 0 <= number < len(names):
+        return names[number]
+    if value in names:
+        raise UserError(
+            f"label {value} is beyond the {len(names)} names of classes in the metadata, one of which is '{value}': "
+            f"write the names into the column, or give {LABEL_FLAG}"
+        )
+    return value
 
 
 def _check_alike(parts: Sequence[Part], found: Sequence[list[str | None]], label: str) -> None:

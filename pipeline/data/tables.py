@@ -1,12 +1,13 @@
 """What tables say of a listing: the ones that the user names, or one that lies beside the images."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
+from pipeline.data.file_names import offered_by_names
 from pipeline.data.listing import Listing, digest
 from pipeline.data.own_table import apply_own_tables
 from pipeline.data.reading import AUTO, WORDS, Reading
@@ -34,11 +35,17 @@ def apply_tables(listing: Listing, path: str, reading: Reading) -> Tabled:
             said = digest([said, reading.label_column])
     elif reading.labels == AUTO:
         listing, said = apply_own_tables(listing, root, LABELS)
+        listing = _with_offer(listing)
     if reading.splits not in WORDS:
         listing, more = apply_splits(listing, reading.splits, root, groups)
         idle = sorted({*idle, *more})
         said = digest([said, "splits", _digest(reading.splits)])
     return Tabled(listing, groups, idle, said)
+
+
+def _with_offer(listing: Listing) -> Listing:
+    offer = offered_by_names(listing.keys) if listing.labels is None else None
+    return listing if offer is None else replace(listing, notes=(*listing.notes, offer))
 
 
 def _digest(table: str) -> str:
