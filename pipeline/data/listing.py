@@ -105,7 +105,7 @@ def settle_splits(splits: list[str]) -> list[str]:
 def number_classes(names: list[str | None]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
     """(labels with -1 for None, class names in order); whole numbers are ordered as numbers."""
     known = {name for name in names if name is not None}
-    if all(re.fullmatch("-?[0-9]+", name) for name in known):
+    if all(re.fullmatch("-?[0-9]{1,1000}", name) for name in known):
         ordered = tuple(sorted(known, key=lambda name: (int(name), name)))
     else:
         ordered = tuple(sorted(known))

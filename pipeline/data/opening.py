@@ -9,18 +9,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import storage
 from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
 from pipeline.data.concluded import class_notes
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import Pixels, decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
-from pipeline.data.reading import AUTO, WORDS, Key, Reading
+from pipeline.data.reading import AUTO, Key, Reading
 from pipeline.data.room import limit
 from pipeline.data.scan import Look, decode_all, look
 from pipeline.data.sources import find_source
 from pipeline.data.splits import cut_test, cut_val, limited, without
-from pipeline.data.table import apply_table
+from pipeline.data.tables import apply_tables
 from pipeline.errors import UserError
 
 LARGEST_CACHE = 32e9  # bytes of decoded images that "auto" keeps
@@ -66,11 +65,8 @@ def open_dataset(
     labels = AUTO if labels is None else str(labels)
     reading = Reading(splits, labels, key, image_column, label_column, range, background)
     source = find_source(str(path), reading)
-    listing, groups, table = source.listing, None, ""
-    idle: list[str] = []
-    if labels not in WORDS:
-        listing, groups, idle = apply_table(listing, labels)
-        table = hashlib.sha256(storage.read(storage.normalise(labels))).hexdigest()
+    tabled = apply_tables(source.listing, source.path, reading)
+    listing, groups, table, idle = tabled.listing, tabled.groups, tabled.digest, tabled.idle
 
     ids = _ids(listing)
     aside = _without_place(listing)

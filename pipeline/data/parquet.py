@@ -1,9 +1,8 @@
 """Parquet files with the image schema of the Hugging Face hub: `image: struct<bytes, path>` or binary, and a label."""
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -11,16 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
-from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
-from pipeline.data.reading import Reading
+from pipeline.data.columns import (
+    LABEL_FLAG,
+    Part,
+    choose_image,
+    choose_label,
+    image_of_old,
+    label_of_old,
+    open_part,
+    opened,
+)
+from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
+from pipeline.data.listing import NONE, Listing, Store, digest, settle_splits, split_of_file
+from pipeline.data.named_labels import by_names
+from pipeline.data.reading import AUTO, WORDS, Note, Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
 
 SUFFIXES = (".parquet",)
-
-_IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 
 
 @dataclass(frozen=True)
@@ -62,141 +70,121 @@ class Rows(Store):
 
 def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     """All rows of all files; the split is told by the names of the files."""
-    image, label = _columns(storage.join(root, files[0].path))
-    keys: list[str] = []
-    words: list[str] = []
-    found_labels: list[Any] = []
-    names: list[str] | None = None
-    groups: list[tuple[int, int, int]] = []  # file, row group, rows
-    for number, file in enumerate(files):
-        part = _File(storage.join(root, file.path), image, label)
-        keys += [f"{file.path}/{key}" for key in part.keys]
-        words += [split_of_file(file.path)] * len(part.keys)
-        found_labels += part.labels
-        names = names or part.class_names
-        groups += [(number, group, rows) for group, rows in enumerate(part.group_rows) if rows]
-    labels, class_names = _labels(found_labels, names) if label is not None else (None, None)
+    _check_words(reading)
+    parts = [open_part(storage.join(root, file.path), file.path) for file in files]
+    image = choose_image(parts, reading.image_column)
+    label, notes = choose_label(parts, image.name, reading)
+    contents = [_Content(part, image.name, label) for part in parts]
+    labels = _labels(parts, contents, label, reading)
+    words = [split_of_file(part.relative) for part in parts for _ in range(part.rows)]
+    groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
     table = np.array(groups, dtype=np.int64).reshape(-1, 3)
     return Listing(
-        keys=keys,
-        splits=settle_splits(words),
-        labels=labels,
-        class_names=class_names,
+        keys=[f"{part.relative}/{key}" for part, content in zip(parts, contents) for key in content.keys],
+        splits=settle_splits(words) if reading.splits in (AUTO, "folder") else [NONE] * len(words),
+        labels=labels.numbers,
+        class_names=labels.class_names,
         store=Rows(
-            files=[storage.join(root, file.path) for file in files],
-            column=image,
+            files=[part.path for part in parts],
+            column=image.name,
             file_of=table[:, 0],
             group_of=table[:, 1],
             starts=np.concatenate([[0], np.cumsum(table[:, 2])]).astype(np.int64),
         ),
-        identity=files.identity(),
+        identity=_identity(files, parts, image.name, label),
         stamp=files.stamp(),
+        notes=(*image.notes, *notes, *labels.notes),
     )
 
 
-class _File:
+class _Content:
     """What one file tells without reading its images."""
 
-    def __init__(self, path: str, image: str, label: str | None) -> None:
-        import pyarrow as pa
-
-        with _opened(path) as file:
-            schema = file.schema_arrow
-            if image not in schema.names or (label is not None and label not in schema.names):
-                wanted = image if image not in schema.names else label
-                raise UserError(f"{path} has no column '{wanted}', only {', '.join(schema.names)}")
-            named = pa.types.is_struct(schema.field(image).type) and "path" in _subfields(schema.field(image))
-            columns = [f"{image}.path"] * named + [label] * (label is not None)
-            table = file.read(columns=columns, use_threads=False) if columns else None
-            self.group_rows = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-            self.class_names = _class_names(schema, label)
-        n = sum(self.group_rows)
-        paths = [row["path"] for row in table.column(image).to_pylist()] if named and table is not None else []
+    def __init__(self, part: Part, image: str, label: str | None) -> None:
+        label = label if label in part.names else None
+        named = part.has_paths(image)
+        columns = [f"{image}.path"] * named + [label] * (label is not None)
+        n = part.rows
+        paths: list[str | None] = []
+        self.part, self.values = part, [None] * n
+        if columns:
+            with opened(part.path, part.footer) as file:
+                table = file.read(columns=columns, use_threads=False)
+            paths = [row and row["path"] for row in table.column(image).to_pylist()] if named else []
+            self.values = table.column(label).to_pylist() if label is not None else self.values
         # Without a name for every row, or with one given twice, the row's number has to do.
         self.keys = paths if len(set(paths)) == n and None not in paths else [str(row) for row in range(n)]
-        self.labels = table.column(label).to_pylist() if label is not None and table is not None else []
+
+    def groups(self) -> list[tuple[int, int]]:
+        """(number, rows) of every row group."""
+        footer = self.part.footer
+        return [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
 
 
-def _columns(path: str) -> tuple[str, str | None]:
-    import pyarrow as pa
-
-    with _opened(path) as file:
-        schema = file.schema_arrow
-    images = [
-        field.name
-        for field in schema
-        if pa.types.is_binary(field.type)
-        or pa.types.is_large_binary(field.type)
-        or (pa.types.is_struct(field.type) and "bytes" in _subfields(field))
-    ]
-    if not images:
-        raise UserError(
-            f"{path} has no column of images (image: struct<bytes, path> or binary), only {', '.join(schema.names)}"
-        )
-    image = next((name for name in _IMAGE_COLUMNS if name in images), images[0])
-    classes = [name for name in _features(schema) if _class_names(schema, name)]
-    label = next((name for name in [*_LABEL_COLUMNS, *classes] if name in schema.names and name != image), None)
-    return image, label
+def _check_words(reading: Reading) -> None:
+    if reading.labels == "folder":
+        raise UserError("--data.labels folder is for folders of images: parquet files have --data.label-column")
 
 
-def _labels(found: list[Any], names: list[str] | None) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels may be numbers (−1 or null: not told) or texts."""
-    if any(isinstance(label, str) for label in found):
-        return number_classes([None if label is None else str(label) for label in found])
-    # pandas makes floats of whole numbers where one of them is missing
-    whole = [-1 if label is None or label != label else label for label in found]
-    wrong = next((x for x in whole if not isinstance(x, int) and not (isinstance(x, float) and x.is_integer())), None)
-    if wrong is not None:
-        raise UserError(f"the label column holds {type(wrong).__name__} values: whole numbers or texts are needed")
-    labels = np.array(whole, dtype=np.int64)
-    count = max(int(labels.max(initial=-1)) + 1, len(names or ()))
-    return labels, tuple(names) if names and len(names) == count else tuple(str(i) for i in range(count))
+def _identity(files: Files, parts: list[Part], image: str, label: str | None) -> str:
+    """Of names and sizes, and of the columns where these are not those that are taken by themselves."""
+    identity = files.identity()
+    if image != image_of_old(parts[0]):
+        identity = digest([identity, "image column", image])
+    if label is not None and label != label_of_old(parts[0], image):
+        identity = digest([identity, "label column", label])
+    return identity
 
 
 def has_images(path: str) -> bool:
     """Whether a file has a column that may hold images."""
     try:
-        _columns(path)
+        return bool(open_part(path, path).images())
     except UserError:
         return False
-    return True
 
 
-def _subfields(field: Any) -> list[str]:
-    return [field.type.field(i).name for i in range(field.type.num_fields)]
-
-
-def _features(schema: Any) -> dict[str, Any]:
+def _labels(parts: list[Part], contents: list[_Content], label: str | None, reading: Reading) -> Labels:
+    """The labels of all files by what they mean: numbers by the class names of their own file."""
+    if label is None:
+        return Labels(None, None)
+    asked = reading.label_column == label and reading.labels in WORDS
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return features if isinstance(features, dict) else {}
+        found = [[label_of(value) for value in content.values] for content in contents]
+    except NoClassError as error:
+        if asked:
+            raise UserError(
+                f"{LABEL_FLAG} {label}: the column holds {error}, whole numbers or texts are needed"
+            ) from None
+        return _without(f"column '{label}' holds {error}")
+    missing = missing_note(
+        [value for content in contents for value in content.values if _odd(value)], f"column '{label}'"
+    )
+    labels = by_names(parts, found, label)
+    named = any(part.class_names(label) for part in parts)
+    if labels.numbers is not None and not named and looks_like_id(labels.numbers):
+        known = labels.numbers[labels.numbers >= 0]
+        told = f"column '{label}' has {len(np.unique(known)):,} values on {len(known):,} images"
+        if not asked:
+            return _without(f"{told}, like an id")
+        labels = replace(labels, notes=(*labels.notes, Note(f"{told}: they may be ids", flag=LABEL_FLAG)))
+    return replace(labels, notes=(*labels.notes, *missing))
 
 
-def _class_names(schema: Any, label: str | None) -> list[str] | None:
-    feature = _features(schema).get(label or "")
-    names = feature.get("names") if isinstance(feature, dict) else None
-    return [str(name) for name in names] if isinstance(names, list) else None
+def _odd(value: object) -> bool:
+    """Whether a value may stand for no label by the look of it; null and NaN go without saying."""
+    return isinstance(value, str) or value == -1
 
 
-def _opened(path: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        if storage.is_url(path):
-            return pq.ParquetFile(storage.open_binary(path), pre_buffer=False)
-        return pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+def _without(why: str) -> Labels:
+    return Labels(None, None, (Note(f"no labels: {why}", guess=True, flag=LABEL_FLAG),))
 
 
 @functools.lru_cache(maxsize=4)
 def _row_group(path: str, group: int, column: str) -> Any:
     import pyarrow as pa
 
-    with _opened(path) as file:
+    with opened(path) as file:
         images = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
     return images.field("bytes") if pa.types.is_struct(images.type) else images
 

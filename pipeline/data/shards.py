@@ -1,20 +1,23 @@
 """WebDataset tar shards: `key.jpg` with its label in `key.cls` or `key.json`."""
 
-import json
 import tarfile
-from dataclasses import dataclass, field
-from typing import Any
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import folder, storage
-from pipeline.data.listing import Listing, Store, number_classes, settle_splits, split_of_file
-from pipeline.data.reading import Reading
+from pipeline.data.labels import Labels, number_labels
+from pipeline.data.listing import NONE, Listing, Store, digest, settle_splits, split_of_file
+from pipeline.data.reading import AUTO, Key, Note, Reading
+from pipeline.data.shard_labels import LABEL_FILES, Said, Sample, read_labels, said_by, with_field
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
 
 SUFFIXES = (".tar",)
+
+_KEY_FLAG, _IMAGE_FLAG, _LABELS_FLAG = "--data.key", "--data.image-column", "--data.labels"
 
 
 @dataclass(frozen=True)
@@ -34,67 +37,175 @@ class Members(Store):
         return storage.read(self.files[self.file_of[i]], start, start + int(self.sizes[i]))
 
 
+@dataclass(frozen=True)
+class _Image:
+    name: str  # of the member
+    suffix: str  # what follows the key, in small letters
+    start: int
+    size: int
+
+
+_Taken = tuple[int, str, _Image]  # number of the shard, key, image
+
+
 @dataclass
-class _Found:
-    keys: list[str] = field(default_factory=list)
-    words: list[str] = field(default_factory=list)
-    labels: list[str | None] = field(default_factory=list)
-    where: list[tuple[int, int, int]] = field(default_factory=list)  # file, start, size
+class _Shard:
+    """What one tar file holds."""
+
+    path: str
+    relative: str
+    images: dict[str, list[_Image]] = field(default_factory=dict)  # by key
+    said: dict[str, Said] = field(default_factory=dict)  # by the files beside the images, by key
+    others: Counter[str] = field(default_factory=Counter)  # members that are neither, by suffix
 
 
 def list_shards(root: str, files: Files, reading: Reading) -> Listing:
-    """All images of all shards; the split is told by the names of the shards."""
-    found = _Found()
-    for number, file in enumerate(files):
-        _scan(storage.join(root, file.path), file.path, number, found)
-    if not found.keys:
-        raise UserError(f"{storage.join(root, files[0].path)} holds no image: key.jpg, key.png … are needed")
-    table = np.array(found.where, dtype=np.int64)
-    labelled = any(label is not None for label in found.labels)
-    labels, class_names = number_classes(found.labels) if labelled else (None, None)
+    """All images of all shards, one per key; the split is told by the names of the shards."""
+    shards = [_scan(storage.join(root, file.path), file.path, reading.key) for file in files]
+    if reading.image_column is not None:
+        _only(shards, reading.image_column)
+    if not any(shard.images for shard in shards):
+        raise UserError(f"{shards[0].path} holds no image: key.jpg, key.png … are needed")
+    taken = _one_per_key(shards)
+    where = np.array([(i, image.start, image.size) for i, _, image in taken], dtype=np.int64)
+    labels, field = _labels(shards, taken, reading)
+    words = [split_of_file(shards[i].relative) for i, _, _ in taken]
     return Listing(
-        keys=found.keys,
-        splits=settle_splits(found.words),
-        labels=labels,
-        class_names=class_names,
-        store=Members([storage.join(root, file.path) for file in files], table[:, 0], table[:, 1], table[:, 2]),
-        identity=files.identity(),
+        keys=[f"{shards[i].relative}/{image.name}" for i, _, image in taken],
+        splits=settle_splits(words) if reading.splits in (AUTO, "folder") else [NONE] * len(words),
+        labels=labels.numbers,
+        class_names=labels.class_names,
+        store=Members([shard.path for shard in shards], where[:, 0], where[:, 1], where[:, 2]),
+        identity=with_field(_identity(files, reading), field),
         stamp=files.stamp(),
+        notes=(*_sharing_note(shards, taken, reading.key), *labels.notes),
+        passed_over=_passed_over(shards, taken),
     )
 
 
-def _scan(path: str, relative: str, number: int, found: _Found) -> None:
-    images: dict[str, tuple[str, int, int]] = {}
-    labels: dict[str, str | None] = {}
+def split_name(name: str, key: Key) -> tuple[str, str]:
+    """(key, what follows it without the dot) of a member's name.
+
+    The key ends at the first dot of the base name, as WebDataset has it, or at the last one.
+    """
+    folders, slash, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".") if key == "first" else base.rpartition(".")
+    return folders + slash + stem if stem else "", suffix
+
+
+def _scan(path: str, relative: str, key: Key) -> _Shard:
+    shard = _Shard(path, relative)
     try:
         with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                folders, slash, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                if not member.isfile() or not stem:
-                    continue
-                key = folders + slash + stem
-                if f".{suffix.lower().rpartition('.')[2]}" in folder.SUFFIXES:
-                    images.setdefault(key, (member.name, member.offset_data, member.size))
-                elif suffix in ("cls", "json"):
-                    labels[key] = _label(suffix, tar.extractfile(member)) or labels.get(key)
+                if member.isfile():
+                    _add(shard, tar, member, key)
     except tarfile.TarError as error:
         raise UserError(f"{path} cannot be read as a tar file: {error}") from None
-    split = split_of_file(relative)
-    for key, (name, start, size) in images.items():
-        found.keys.append(f"{relative}/{name}")
-        found.words.append(split)
-        found.labels.append(labels.get(key))
-        found.where.append((number, start, size))
+    return shard
 
 
-def _label(suffix: str, file: Any) -> str | None:
-    text = file.read().decode("utf-8", "replace").strip()
-    if suffix == "cls":
-        return text or None
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError:
-        return None
-    label = values.get("label", values.get("cls")) if isinstance(values, dict) else None
-    return None if label is None else str(label)
+def _add(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, rule: Key) -> None:
+    key, suffix = split_name(member.name, rule)
+    ending = f".{suffix.lower().rpartition('.')[2]}"
+    if key and ending in folder.SUFFIXES:
+        image = _Image(member.name, suffix.lower(), member.offset_data, member.size)
+        shard.images.setdefault(key, []).append(image)
+    elif key and suffix.lower() in LABEL_FILES:
+        shard.said.setdefault(key, {}).update(said_by(suffix.lower(), tar.extractfile(member)))
+    else:
+        shard.others[ending if suffix else "no suffix"] += 1
+
+
+def _only(shards: list[_Shard], asked: str) -> None:
+    """Leave the images with one suffix."""
+    wanted = asked.lower().lstrip(".")
+    known = sorted({image.suffix for shard in shards for images in shard.images.values() for image in images})
+    if wanted not in known:
+        found = ", ".join(known) or "none"
+        raise UserError(f"{_IMAGE_FLAG} {asked}: no image in {shards[0].path} ends so, only {found}")
+    for shard in shards:
+        fitting = {key: [image for image in images if image.suffix == wanted] for key, images in shard.images.items()}
+        shard.others.update(
+            f".{image.suffix}" for images in shard.images.values() for image in images if image.suffix != wanted
+        )
+        shard.images = {key: images for key, images in fitting.items() if images}
+
+
+def _one_per_key(shards: list[_Shard]) -> list[_Taken]:
+    """(number of the shard, key, image) of every key; of several images the same kind is taken throughout the set.
+
+    A plain suffix goes before one with a dot (`seg.png`), then the one of most images, then the first in the shards.
+    """
+    found = [image.suffix for shard in shards for images in shard.images.values() for image in images]
+    count, first = Counter(found), dict(zip(reversed(found), range(len(found), 0, -1)))
+    rank = {suffix: ("." in suffix, -count[suffix], first[suffix]) for suffix in count}
+    return [
+        (i, key, min(images, key=lambda image: rank[image.suffix]))
+        for i, shard in enumerate(shards)
+        for key, images in shard.images.items()
+    ]
+
+
+def _labels(shards: list[_Shard], taken: list[_Taken], reading: Reading) -> tuple[Labels, str]:
+    """The labels, and the field they are from."""
+    if reading.labels == "none":
+        return Labels(None, None, (Note("no labels, as asked"),)), ""
+    folders = _class_folders([key for _, key, _ in taken])
+    if reading.labels == "folder":
+        return number_labels(folders), "folder"
+    samples = [Sample(shards[i].path, _said_of(shards[i], key, image)) for i, key, image in taken]
+    labels, field = read_labels(samples, reading)
+    names = sorted({name for name in folders if name is not None})
+    if labels.numbers is None and not labels.notes and len(names) >= 2:
+        offered = ", ".join(names[:3]) + (" …" if len(names) > 3 else "")
+        text = f"no labels; the images lie in {len(names)} folders ({offered}): `folder` makes them classes"
+        labels = replace(labels, notes=(Note(text, flag=_LABELS_FLAG),))
+    return labels, field
+
+
+def _said_of(shard: _Shard, key: str, image: _Image) -> Said:
+    # Where keys end at the last dot, k.cls is of k.left.jpg and k.right.jpg.
+    return shard.said.get(key) or shard.said.get(split_name(image.name, "first")[0]) or {}
+
+
+def _class_folders(keys: list[str]) -> list[str | None]:
+    """The first folder of every image below those that all images share."""
+    folders = [[name for name in key.split("/")[:-1] if name != "."] for key in keys]
+    shared = next((i for i, names in enumerate(zip(*folders)) if len(set(names)) > 1), min(map(len, folders)))
+    return [names[shared] if len(names) > shared else None for names in folders]
+
+
+def _identity(files: Files, reading: Reading) -> str:
+    """Of names and sizes, and of what decides which images there are."""
+    said = [f"key {reading.key}"] * (reading.key != "first")
+    said += [f"image column {reading.image_column}"] * (reading.image_column is not None)
+    return digest([files.identity(), *said]) if said else files.identity()
+
+
+def _sharing_note(shards: list[_Shard], taken: list[_Taken], key: Key) -> tuple[Note, ...]:
+    sharing = [(shards[i].images[own], image) for i, own, image in taken if len(shards[i].images[own]) > 1]
+    if not sharing:
+        return ()
+    images, kept = sharing[0]
+    other = next(image for image in images if image is not kept)
+    left = sum(len(images) - 1 for images, _ in sharing)
+    text = (
+        f"{left:,} images share the key of another and are passed over, e.g. {other.name} beside {kept.name}: "
+        f"a key ends at the {key} dot of a name"
+    )
+    return (Note(text, guess=True, flag=_KEY_FLAG if key == "first" else _IMAGE_FLAG),)
+
+
+def _passed_over(shards: list[_Shard], taken: list[_Taken]) -> tuple[tuple[str, int], ...]:
+    images = sum(len(images) for shard in shards for images in shard.images.values())
+    idle = sum(len(shard.said.keys() - _keys_with_labels(shard)) for shard in shards)
+    others: Counter[str] = sum((shard.others for shard in shards), Counter())
+    counts = {"images that share the key of another": images - len(taken), "labels of no image": idle}
+    counts |= {f"members of tar shards: {suffix}": n for suffix, n in sorted(others.items())}
+    return tuple((what, n) for what, n in counts.items() if n)
+
+
+def _keys_with_labels(shard: _Shard) -> set[str]:
+    names = (image.name for images in shard.images.values() for image in images)
+    return {*shard.images, *(split_name(name, "first")[0] for name in names)}

@@ -212,7 +212,9 @@ def test_errors_about_parquet_columns(tmp_path: Path) -> None:
         tmp_path / "x.parquet"
     )
     pq.write_table(pa.table({"image": [b"x"], "label": [0.5]}), tmp_path / "x.parquet")
-    assert "the label column holds float values: whole numbers or texts are needed" in error_of(tmp_path / "x.parquet")
+    assert "--data.label-column label: the column holds the fraction 0.5, whole numbers or texts" in error_of(
+        tmp_path / "x.parquet", label_column="label"
+    )
 
 
 def test_errors_about_options(pets: Path) -> None:
@@ -227,13 +229,13 @@ def test_errors_about_options(pets: Path) -> None:
 def test_errors_about_the_csv(pets: Path, tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     assert f"{table} does not exist: a CSV" in error_of(pets, labels=str(table))
-    table.write_text("file,label\ncat/0.png,1\n")
-    assert f"{table} has the columns file, label: path and label are needed" in error_of(pets, labels=str(table))
+    table.write_text("name,label\ncat/0.png,1\n")
+    assert f"{table} has the columns name, label: path and label are needed" in error_of(pets, labels=str(table))
     table.write_text("path,colour\ncat/0.png,1\n")
     assert "has the columns path, colour: path and label" in error_of(pets, labels=str(table))
-    table.write_text("path,label\npets/cat/0.png,1\n")
+    table.write_text("path,label\npets/cow/0.png,1\n")
     assert (
-        "names none of the 40 images: its paths look like 'pets/cat/0.png', the images' like 'cat/0.png'"
+        "names none of the 40 images: its paths look like 'pets/cow/0.png', the images' like 'cat/0.png'"
         in error_of(pets, labels=str(table))
     )
     table.write_text("path,label\ncat/0.png,1\n./cat/0.png,1\ncat/1.png,1\ncat/1.png,2\n")

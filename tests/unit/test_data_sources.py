@@ -194,7 +194,7 @@ def test_parquet_with_text_labels_and_hidden_ones(tmp_path: Path) -> None:
     for labels in ([-1] * 3 + [1, 2, 1], [None] * 3 + [1.0, 2.0, 1.0], [float("nan")] * 3 + [1.0, 2.0, 1.0]):
         write_parquet(tmp_path / "a.parquet", range(6), labels, None)
         dataset = open_dataset(str(tmp_path))
-        assert dataset.class_names == ("0", "1", "2")
+        assert dataset.class_names == ("1", "2")
         assert dataset.count_labelled() == (3, 6)
     for labels in ([-1] * 6, [None] * 6):
         write_parquet(tmp_path / "a.parquet", range(6), labels, ["x", "y"])

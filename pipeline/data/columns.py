@@ -1,0 +1,300 @@
+"""Which column of parquet files holds the images and which the labels: by names, types and the first bytes."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.data import storage
+from pipeline.data.decode import read_header
+from pipeline.data.reading import WORDS, Note, Reading
+from pipeline.errors import UserError
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
+IMAGE_FLAG, LABEL_FLAG = "--data.image-column", "--data.label-column"
+
+_ROWS = 8  # whose bytes are looked at
+
+
+@dataclass(frozen=True)
+class Part:
+    """One parquet file, by what its footer says."""
+
+    path: str
+    relative: str
+    schema: Any
+    footer: Any
+
+    @property
+    def rows(self) -> int:
+        return int(self.footer.num_rows)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self.schema.names)
+
+    def images(self) -> list[str]:
+        """Columns that may hold images: bytes, or a structure with bytes."""
+        return [name for name in self._single() if _may_be_image(self.schema.field(name).type)]
+
+    def may_be_label(self, name: str) -> bool:
+        """Whether the type of the column allows for classes."""
+        return name in self._single() and _may_be_label(self.schema.field(name).type)
+
+    def holds_texts(self, name: str) -> bool:
+        """Whether the column is of texts."""
+        return name in self._single() and "string" in str(self.schema.field(name).type)
+
+    def kind(self, name: str) -> str:
+        """The type of a column, in words."""
+        return str(self.schema.field(name).type) if name in self._single() else "of a name given twice"
+
+    def has_paths(self, image: str) -> bool:
+        """Whether the images come with their file names."""
+        import pyarrow as pa
+
+        kind = self.schema.field(image).type
+        return bool(pa.types.is_struct(kind)) and "path" in _subfields(kind)
+
+    def class_names(self, label: str | None) -> list[str] | None:
+        """Names of the classes of a column, where the metadata of the Hugging Face hub tell them."""
+        feature = self._features().get(label or "")
+        names = feature.get("names") if isinstance(feature, dict) else None
+        return [str(name) for name in names] if isinstance(names, list) and names else None
+
+    def named_columns(self) -> list[str]:
+        """Columns with class names."""
+        return [name for name in self._features() if name in self.names and self.class_names(name)]
+
+    def _single(self) -> list[str]:
+        names = self.names
+        return [name for name in names if names.count(name) == 1]
+
+    def _features(self) -> dict[str, Any]:
+        try:
+            features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        except (KeyError, ValueError, TypeError):
+            return {}
+        return features if isinstance(features, dict) else {}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A column, and what has to be said about the choice."""
+
+    name: str
+    notes: tuple[Note, ...] = ()
+
+
+def open_part(path: str, relative: str) -> Part:
+    """What the footer of a file says."""
+    with opened(path) as file:
+        return Part(path, relative, file.schema_arrow, file.metadata)
+
+
+def opened(path: str, footer: Any = None) -> Any:
+    """The parquet file, to be used in a with-statement; its `footer` is not read again. Raises UserError."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        if storage.is_url(path):
+            return pq.ParquetFile(storage.open_binary(path), metadata=footer, pre_buffer=False)
+        return pq.ParquetFile(path, metadata=footer, memory_map=True)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def choose_image(parts: Sequence[Part], asked: str | None) -> Chosen:
+    """The column of images: the one asked for, or the one that all files have and that looks like it."""
+    if asked is not None:
+        for part in parts:
+            _need_image(part, asked)
+        return Chosen(asked)
+    common = [name for name in parts[0].images() if all(name in part.images() for part in parts)]
+    if not common:
+        raise UserError(_no_common_image(parts))
+    known = [name for name in IMAGE_COLUMNS if name in common]
+    if len(common) == 1 and known:
+        return Chosen(common[0])
+    return _by_bytes(parts, common, known)
+
+
+def choose_label(parts: Sequence[Part], image: str, reading: Reading) -> tuple[str | None, tuple[Note, ...]]:
+    """The column of labels, or None and why."""
+    if reading.labels == "none":
+        return None, (Note("no labels, as asked"),)
+    asked = reading.label_column if reading.labels in WORDS else None  # else it is the table's
+    if asked is not None:
+        return _asked_label(parts, asked)
+    known = _label_names(parts, image)
+    common = [name for name in known if all(name in part.names for part in parts)]
+    fit = [name for name in common or known if all(_fits(part, name) for part in parts)]
+    if not fit:
+        return None, _no_label_note(parts, image, known)
+    _same_meaning(parts, fit[0], known)
+    others = [name for name in known if name != fit[0] and any(part.may_be_label(name) for part in parts)]
+    note = Note(f"labels: column '{fit[0]}'; there are {_listed(others)} as well", guess=True, flag=LABEL_FLAG)
+    return fit[0], ((note,) if others else ()) + _lacking_note(parts, fit[0])
+
+
+def image_of_old(part: Part) -> str | None:
+    """The column that was taken before bytes were looked at: its runs keep their fingerprints."""
+    found = part.images()
+    return next((name for name in IMAGE_COLUMNS if name in found), found[0] if found else None)
+
+
+def label_of_old(part: Part, image: str) -> str | None:
+    """The column of labels that was taken of the first file alone."""
+    known = [*LABEL_COLUMNS, *part.named_columns()]
+    return next((name for name in known if name in part.names and name != image), None)
+
+
+def _need_image(part: Part, asked: str) -> None:
+    if asked not in part.images():
+        found = _listed(part.images()) if part.images() else f"none; its columns are {', '.join(part.names)}"
+        raise UserError(f"{IMAGE_FLAG} {asked}: {part.path} has no such column of images, it has {found}")
+
+
+def _no_common_image(parts: Sequence[Part]) -> str:
+    first = next((part for part in parts if part.images()), None)
+    if first is None:
+        names = ", ".join(parts[0].names)
+        return f"{parts[0].path} has no column of images (image: struct<bytes, path> or binary), only {names}"
+    strangers = [part for part in parts if not set(first.images()) & set(part.images())]
+    other = strangers[0] if strangers else parts[-1]
+    has = _listed(other.images()) if other.images() else f"none, only {', '.join(other.names)}"
+    return (
+        f"{first.path} has images in {_listed(first.images())} and {other.path} in {has}: "
+        "give files with the same columns, or a pattern that leaves some out"
+    )
+
+
+def _by_bytes(parts: Sequence[Part], common: list[str], known: list[str]) -> Chosen:
+    part = next((part for part in parts if part.rows), parts[0])
+    seen = [name for name in common if _looks_like_images(part, name)]
+    best = [name for name in known if name in seen] or seen or known
+    if len(best) == 1:
+        others = [name for name in seen if name != best[0]]
+        also = f"; {_listed(others)} may be images as well" if others else ""
+        return Chosen(best[0], (Note(f"images: column '{best[0]}'{also}", guess=bool(others), flag=IMAGE_FLAG),))
+    if best:
+        raise UserError(f"{part.path} has images in {_listed(best)}: choose one with {IMAGE_FLAG}")
+    raise UserError(
+        f"{part.path}: no column holds images as far as its first rows show; "
+        f"{IMAGE_FLAG} takes one all the same: {_listed(common)}"
+    )
+
+
+def _looks_like_images(part: Part, name: str) -> bool:
+    """Whether half of the first rows that hold bytes have the header of an image."""
+    found = [_is_image(data) for data in _first_bytes(part, name)]
+    return bool(found) and 2 * sum(found) >= len(found)
+
+
+def _first_bytes(part: Part, name: str) -> list[bytes]:
+    found: list[bytes] = []
+    with opened(part.path, part.footer) as file:
+        for batch in file.iter_batches(batch_size=_ROWS, columns=[name], use_threads=False):
+            column = batch.column(0)
+            values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()
+            found += [value for value in values if value is not None]
+            if len(found) >= _ROWS:
+                break
+    return found[:_ROWS]
+
+
+def _is_image(data: bytes) -> bool:
+    try:
+        read_header(data)
+    except UserError:
+        return False
+    return True
+
+
+def _asked_label(parts: Sequence[Part], asked: str) -> tuple[str, tuple[Note, ...]]:
+    if not any(asked in part.names for part in parts):
+        raise UserError(f"{LABEL_FLAG} {asked}: {parts[0].path} has no such column, only {', '.join(parts[0].names)}")
+    for part in parts:
+        if asked in part.names and not part.may_be_label(asked):
+            raise UserError(
+                f"{LABEL_FLAG} {asked}: this column of {part.path} is {part.kind(asked)}, "
+                "whole numbers or texts are needed"
+            )
+    return asked, _lacking_note(parts, asked)
+
+
+def _label_names(parts: Sequence[Part], image: str) -> list[str]:
+    """Columns whose names, or the metadata, say that they hold labels, the likeliest first."""
+    named = [*LABEL_COLUMNS, *(name for part in parts for name in part.named_columns())]
+    return [name for name in dict.fromkeys(named) if name != image and any(name in part.names for part in parts)]
+
+
+def _fits(part: Part, name: str) -> bool:
+    return name not in part.names or part.may_be_label(name)
+
+
+def _no_label_note(parts: Sequence[Part], image: str, known: list[str]) -> tuple[Note, ...]:
+    if known:
+        part = next(part for part in parts if known[0] in part.names)
+        why = f"column '{known[0]}' of {part.relative} is {part.kind(known[0])}"
+        return (Note(f"no labels: {why}, no classes", guess=True, flag=LABEL_FLAG),)
+    others = [name for name in parts[0].names if name != image and parts[0].may_be_label(name)]
+    if not others:
+        return ()
+    return (Note(f"no labels: the names of the columns {_listed(others)} do not say so", guess=True, flag=LABEL_FLAG),)
+
+
+def _same_meaning(parts: Sequence[Part], label: str, known: list[str]) -> None:
+    """Refuse files whose labels stand in columns of different names."""
+    has = next(part for part in parts if label in part.names)
+    for part in parts:
+        other = next((name for name in known if name in part.names and part.may_be_label(name)), None)
+        if part.rows and label not in part.names and other is not None:
+            raise UserError(
+                f"{has.path} has labels in column '{label}' and {part.path} in '{other}': "
+                f"give both the same name, or one with {LABEL_FLAG}"
+            )
+
+
+def _lacking_note(parts: Sequence[Part], label: str) -> tuple[Note, ...]:
+    lacking = [part for part in parts if label not in part.names and part.rows]
+    if not lacking:
+        return ()
+    rows = sum(part.rows for part in lacking)
+    files = lacking[0].relative + (f" and {len(lacking) - 1} more files" if len(lacking) > 1 else "")
+    return (Note(f"{rows:,} images without a label: {files} has no column '{label}'", flag=LABEL_FLAG),)
+
+
+def _may_be_image(kind: Any) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return "bytes" in _subfields(kind) and _may_be_image(kind.field("bytes").type)
+    return any(is_bytes(kind) for is_bytes in _bytes_types(pa.types))
+
+
+def _may_be_label(kind: Any) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _may_be_label(kind.value_type)
+    simple: list[Callable[[Any], bool]] = [
+        types.is_integer, types.is_floating, types.is_decimal, types.is_boolean, types.is_null, types.is_string,
+        types.is_large_string, getattr(types, "is_string_view", lambda _: False),
+    ]  # fmt: skip
+    return any(is_simple(kind) for is_simple in simple)
+
+
+def _bytes_types(types: Any) -> list[Callable[[Any], bool]]:
+    return [types.is_binary, types.is_large_binary, getattr(types, "is_binary_view", lambda _: False)]
+
+
+def _subfields(kind: Any) -> list[str]:
+    return [kind.field(i).name for i in range(kind.num_fields)]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names)

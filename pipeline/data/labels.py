@@ -1,0 +1,123 @@
+"""What a label is, and what stands for none: one rule for parquet files, tar shards and tables."""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.listing import number_classes
+from pipeline.data.reading import Note
+
+LONGEST = 1000  # characters of a label; more than that is a text about an image
+
+# What pandas reads as missing in a CSV, and the −1 of data sets that hide some labels. "none", "na" and "unknown" in
+# small letters are classes: a part without a defect is of the class "none".
+_MISSING = frozenset((
+    "", "-1", "-1.0", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>",
+    "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
+))  # fmt: skip
+_WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
+_LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
+_ID_FROM = 100  # labelled images; of fewer, a class an image may be meant
+
+
+class NoClassError(ValueError):
+    """A value that cannot be a class: what it is."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of N images. Both None where there are no labels."""
+
+    numbers: NDArray[np.int64] | None  # (N,); -1 for an image without a label
+    class_names: tuple[str, ...] | None
+    notes: tuple[Note, ...] = ()
+
+
+def label_of(value: object) -> str | None:
+    """The class that a value stands for, as text; None where it stands for no label.
+
+    No label: null, NaN, −1, an empty text, and the texts that pandas takes for missing ("NA", "N/A", "nan", "NaN",
+    "null", "NULL", "None", "<NA>" …). Whole numbers are classes whatever their size, also as floats (7.0 is 7);
+    texts are compared without spaces around them and in one Unicode form. Raises NoClassError for everything else:
+    fractions, lists, bytes, texts of more than 1,000 characters.
+    """
+    text = _text(value)
+    if len(text) > LONGEST:
+        raise NoClassError(f"a text of {len(text):,} characters")
+    return None if text in _MISSING else text
+
+
+def number_labels(found: Sequence[str | None]) -> Labels:
+    """Labels numbered in the order of their classes: only classes that occur, whole numbers in their order."""
+    known = {label for label in found if label is not None}
+    if not known:
+        return Labels(None, None)
+    whole = {label: match for label in known if (match := _WHOLE.fullmatch(label))}
+    if len(whole) == len(known):  # 7.0: a program made fractions of whole numbers because one of them was missing
+        found = [None if label is None else whole[label][1] for label in found]
+    numbers, names = number_classes(list(found))
+    return Labels(numbers, names, doubts(names))
+
+
+def doubts(names: Sequence[str]) -> tuple[Note, ...]:
+    """A note on classes whose names look as if they stood for no label."""
+    return tuple(
+        Note(f"'{name}' is taken for a class; leave the label empty where there is none", guess=True, flag=LABELS)
+        for name in names
+        if name.lower() in _LOOKS_MISSING or re.fullmatch("-[0-9]+", name)
+    )
+
+
+def is_number(label: str) -> bool:
+    """Whether a label is a whole number."""
+    return _WHOLE.fullmatch(label) is not None
+
+
+def looks_like_id(labels: NDArray[np.int64]) -> bool:
+    """Whether labels (N,) tell images apart instead of putting them together: fewer than two images a class."""
+    known = labels[labels >= 0]
+    return len(known) >= _ID_FROM and 2 * len(np.unique(known)) > len(known)
+
+
+def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
+    """A note on values other than null and empty that were read as no label, with how many of each there are."""
+    spelt = Counter(_text(value) for value in values if value is not None and value == value)
+    told = {text: n for text, n in spelt.items() if text and text in _MISSING}
+    if not told:
+        return ()
+    listed = ", ".join(f"'{text}' ({n:,})" for text, n in sorted(told.items()))
+    return (Note(f"{where}: {listed} read as no label", guess=True, flag=LABELS),)
+
+
+LABELS = "--data.labels"
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return unicodedata.normalize("NFC", value).strip()
+    if isinstance(value, bool | int | np.integer | np.bool_):
+        return str(value)
+    if isinstance(value, float | Decimal | np.floating):
+        return _whole(value)
+    raise NoClassError(_KINDS.get(type(value), f"a {type(value).__name__}"))
+
+
+def _whole(value: float | Decimal | np.floating[Any]) -> str:
+    if math.isnan(value):
+        return ""
+    if not math.isfinite(value) or value != int(value):
+        raise NoClassError(f"the fraction {value}")
+    return str(int(value))
+
+
+_KINDS: dict[type, str] = {list: "a list", dict: "a structure", bytes: "bytes"}

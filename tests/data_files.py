@@ -1,0 +1,73 @@
+"""Small parquet files, tar shards and folders with known images, for the tests of how data are read."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.data import Dataset, Images
+from pipeline.data.listing import Listing
+
+
+def png(number: int) -> bytes:
+    """An image of 4 × 4 that no other number has."""
+    data = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def write_images(folder: Path, names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(number))
+
+
+def write_parquet(path: Path, columns: dict[str, Any], names: dict[str, list[str]] | None = None) -> None:
+    """Columns as they are; `names` are those of the classes of a column, as the hub has them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(columns)
+    if names is not None:
+        features = {column: {"_type": "ClassLabel", "names": classes} for column, classes in names.items()}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+
+
+def write_tar(path: Path, members: dict[str, bytes | str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            raw = data.encode() if isinstance(data, str) else data
+            info = tarfile.TarInfo(name)
+            info.size = len(raw)
+            tar.addfile(info, io.BytesIO(raw))
+
+
+def labels_of(found: Dataset | Listing) -> dict[str, str | None]:
+    """Path → class name, None without a label."""
+    if isinstance(found, Listing):
+        return _named(found.keys, found.labels, found.class_names)
+    parts = [part for part in (found.train, found.val, found.test) if part is not None]
+    return {key: name for part in parts for key, name in _named(part.paths, part.labels, found.class_names).items()}
+
+
+def told(found: Dataset | Listing) -> str:
+    """All notes, a line each."""
+    return "\n".join(note.text for note in found.notes)
+
+
+def pixels_of(images: Images) -> dict[str, bytes]:
+    return {path: images[i].tobytes() for i, path in enumerate(images.paths)}
+
+
+def _named(keys: list[str], labels: Any, names: tuple[str, ...] | None) -> dict[str, str | None]:
+    if labels is None or names is None:
+        return dict.fromkeys(keys)
+    return {key: names[label] if label >= 0 else None for key, label in zip(keys, labels.tolist())}
