@@ -21,9 +21,10 @@ from pipeline.data.columns import (
     opened,
 )
 from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
-from pipeline.data.listing import NONE, Listing, Store, digest, settle_splits, split_of_file
+from pipeline.data.layout import file_splits
+from pipeline.data.listing import Listing, Store, digest
 from pipeline.data.named_labels import by_names
-from pipeline.data.reading import AUTO, WORDS, Note, Reading
+from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
@@ -76,12 +77,12 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     label, notes = choose_label(parts, image.name, reading)
     contents = [_Content(part, image.name, label) for part in parts]
     labels = _labels(parts, contents, label, reading)
-    words = [split_of_file(part.relative) for part in parts for _ in range(part.rows)]
+    split_of_part, about = file_splits(root, [part.relative for part in parts], reading)
     groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
     table = np.array(groups, dtype=np.int64).reshape(-1, 3)
     return Listing(
         keys=[f"{part.relative}/{key}" for part, content in zip(parts, contents) for key in content.keys],
-        splits=settle_splits(words) if reading.splits in (AUTO, "folder") else [NONE] * len(words),
+        splits=[split for split, part in zip(split_of_part, parts) for _ in range(part.rows)],
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Rows(
@@ -93,7 +94,7 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
         ),
         identity=_identity(files, parts, image.name, label),
         stamp=files.stamp(),
-        notes=(*image.notes, *notes, *labels.notes),
+        notes=(*about, *image.notes, *notes, *labels.notes),
     )
 
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from pipeline.data import folder, storage
 from pipeline.data.labels import Labels, number_labels
-from pipeline.data.listing import NONE, Listing, Store, digest, settle_splits, split_of_file
-from pipeline.data.reading import AUTO, Key, Note, Reading
+from pipeline.data.layout import file_splits
+from pipeline.data.listing import Listing, Store, digest
+from pipeline.data.reading import Key, Note, Reading
 from pipeline.data.shard_labels import LABEL_FILES, Said, Sample, read_labels, said_by, with_field
 from pipeline.data.storage import Files
 from pipeline.errors import UserError
@@ -69,16 +70,16 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
     taken = _one_per_key(shards)
     where = np.array([(i, image.start, image.size) for i, _, image in taken], dtype=np.int64)
     labels, field = _labels(shards, taken, reading)
-    words = [split_of_file(shards[i].relative) for i, _, _ in taken]
+    split_of_shard, about = file_splits(root, [shard.relative for shard in shards], reading)
     return Listing(
         keys=[f"{shards[i].relative}/{image.name}" for i, _, image in taken],
-        splits=settle_splits(words) if reading.splits in (AUTO, "folder") else [NONE] * len(words),
+        splits=[split_of_shard[i] for i, _, _ in taken],
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Members([shard.path for shard in shards], where[:, 0], where[:, 1], where[:, 2]),
         identity=with_field(_identity(files, reading), field),
         stamp=files.stamp(),
-        notes=(*_sharing_note(shards, taken, reading.key), *labels.notes),
+        notes=(*about, *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
     )
 
