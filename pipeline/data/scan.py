@@ -20,12 +20,13 @@ from pipeline.data.listing import Store
 from pipeline.data.shown import Held, Pixels, Shown, Survey, surveyed
 from pipeline.errors import UserError
 
-FLAT = 16  # grey levels (of 256) between the darkest and the brightest part of an image that shows nothing
+FLAT = 20  # grey levels (of 256) between the darkest and the brightest part of an image that shows nothing
 DEFAULT_SIZE = 224  # side in pixels where sizes differ
 LARGEST_COMMON = 256  # a common size up to this is kept
 
 _SEEN = 1024  # values of an image that tell whether it is flat
 _GOLDEN = 0.6180339887498949
+_WAITING = 16  # threads that wait for a disk or a server
 _CHUNK = 8  # images a task: enough to make the pool's own cost small, few enough to bound memory
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Look:
 
 def look(store: Store, rows: NDArray[np.int64], image_size: int | None) -> Look | None:
     """Read the headers of all images at `rows` (ascending); None where not one of them can be read."""
-    found = list(_in_threads(_header, _heads(store, rows.tolist())))
+    found = list(_in_threads(_header, _heads(store, rows.tolist()), waiting=True))
     own = [row for row, header in zip(rows.tolist(), found, strict=True) if header is not None and header.own]
     headers = [header for header in found if header is not None and not header.own]
     if not headers:
@@ -107,7 +108,7 @@ def decode_all(
 
 
 def is_flat(image: Pixels) -> bool:
-    """Whether there is next to nothing to see: the values of all but a few pixels are within 16 levels."""
+    """Whether there is next to nothing to see: the values of all but a few pixels are within a few grey levels."""
     values = image.reshape(-1)
     if values.size > _SEEN:  # spread evenly, and not by columns or bands
         values = values[(np.arange(_SEEN) * (_GOLDEN * values.size)).astype(np.int64) % values.size]
@@ -139,9 +140,13 @@ def _header(image: tuple[Callable[[], bytes | Path], Callable[[], bytes]]) -> He
     return None
 
 
-def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`work` on every item, in order, with few results waiting."""
-    threads = min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+def _in_threads(work: Callable[[T], R], items: Iterable[T], *, waiting: bool = False) -> Iterator[R]:
+    """`work` on every item, in order, with few results kept; in more threads where they are `waiting` for a disk."""
+    threads = (
+        _WAITING
+        if waiting
+        else min(32, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    )
     remaining = iter(items)
     pending: deque[Future[list[R]]] = deque()
     with _quiet(), ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
