@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from pipeline.data.formats import MADE_BY, NPY, OWN, formats, missing_for
-from pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, count_values, lost_on, to_bytes
+from pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, ValueCount, count_values, lost_on, to_bytes
 from pipeline.errors import UserError
 
 LONGEST = 4  # times the shorter side, or the size that images are read for: of longer ones the middle is kept
@@ -101,18 +101,22 @@ def held(data: bytes, channels: int | None) -> Held | None:
     """What the range and the background of a data set are concluded from; None: the image cannot be read."""
     try:
         if data.startswith(NPY):
-            array = _load_npy(data)
-            return Held(None if _is_bytes(array) else count_values(array))
+            return Held(_counted(_load_npy(data)))
         with _image(io.BytesIO(data)) as image:
-            values = _all_values(image, data) if channels not in (None, 1, 3) else _wide_values(image, data)
-            if values is not None and not _is_bytes(values):
-                return Held(count_values(_colours(values)))
-            seen_through = channels in (None, 1, 3) and _is_transparent(image)
-            return Held(lost=lost_on(np.asarray(image.convert("RGBA"))) if seen_through else None)
+            if channels not in (None, 1, 3):
+                return Held(_counted(_all_values(image, data)))
+            values = _wide_values(image, data)
+            counted = None if values is None else _counted(_colours(values))
+            seen_through = image.mode in _ALPHA or (values is None and _is_transparent(image))
+            return Held(counted, lost_on(np.asarray(image.convert("RGBA"))) if seen_through else None)
     except MemoryError:
         raise
     except Exception:
         return None
+
+
+def _counted(values: NDArray[Any]) -> ValueCount | None:
+    return None if _is_bytes(values) else count_values(values)
 
 
 def to_square(image: Pixels, size: int) -> Pixels:
