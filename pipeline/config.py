@@ -46,7 +46,7 @@ class DataConfig:
     key: Literal["first", "last"] = "first"  # in tar shards: which dot of a name ends a sample's key
     image_column: str | None = None  # of parquet files; None: told by names and types
     label_column: str | None = None
-    range: str = "auto"  # LOW,HIGH: the pixel values that become black and white, of more than 8 bits
+    range: str = "auto"  # LOW,HIGH: values that become black and white, of more than 8 bits; type: by each image's type
     background: str = "auto"  # of transparent images: auto, white, black, grey or #rrggbb
     loader: Literal["auto", "resident", "stream"] = "auto"  # decode once into a cache, or on demand
     processes: NonNegative | None = None  # loader processes a worker; None: chosen by the work
@@ -243,6 +243,8 @@ def from_dict(values: Mapping[str, Any]) -> Config:
         raise UserError(f"config schema is {schema!r}: this version reads schema {SCHEMA}")
     if isinstance(values.get("data"), dict) and values["data"].get("labels", "") is None:  # what is "auto" now
         values["data"] = {**values["data"], "labels": "auto"}
+    if isinstance(values.get("data"), dict) and "range" not in values["data"]:  # written when nothing else was known
+        values["data"] = {**values["data"], "range": "type", "background": "white"}
     method = dict(values.pop("method", {}))
     name = method.pop("name", None)
     if name == "autoencoder" and method.get("latent_dim", 0) is None:  # what is encoder.latent_dim now

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline.data import decode, to_square
 from pipeline.data.decode import load_size_of
+from pipeline.data.shown import Shown
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.reconstruct import squared_error, to_pixels
@@ -128,7 +129,9 @@ def read_end(trained: Trained, name: str, label: str | None) -> Clean:
     """An image file, or the held-out image of a number, with its label where the model needs one."""
     if Path(name).is_file():
         labels = class_of(trained, label) if trained.method.conditions or label else None
-        pixels = decode(Path(name), trained.dataset.channels, load_size_of(trained.dataset.image_size))
+        data = trained.dataset
+        shown = Shown.of(data.range, data.background)
+        pixels = decode(Path(name), data.channels, load_size_of(data.image_size), shown)
         square = torch.from_numpy(to_square(pixels, trained.dataset.image_size)[None].copy())
         x = to_float(square, trained.device, trained.precision)
         return Clean(x, torch.ones(1, dtype=torch.int64, device=trained.device), labels)

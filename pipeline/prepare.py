@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.config import Config, DataConfig
-from pipeline.data import WORDS, Dataset, Reading, of_classes, open_dataset
+from pipeline.data import AUTO, WORDS, Dataset, Reading, of_classes, open_dataset
 from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
@@ -107,7 +107,7 @@ def prepare(
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
     before = configuration.load(run / "config.json") if (run / "config.json").exists() else None
     if before is not None:
-        config = settled(as_planned(config, before), before)
+        config = read_as_before(settled(as_planned(config, before), before), before)
     planned = config.plan
     config, dataset = open_and_resolve(config, warn, progress)
     sizes, _, _ = check_disk(config, dataset, run)
@@ -191,6 +191,8 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
             path=dataset.path,
             image_size=dataset.image_size,
             channels=dataset.channels,
+            range=dataset.range,
+            background=dataset.background,
             labels=absolute_table(config.data.labels),
             splits=absolute_table(config.data.splits),
         ),
@@ -276,6 +278,19 @@ def as_planned(config: Config, before: Config) -> Config:
         paths = [path for path in paths if not path.startswith("method.")]
     filled = configuration.override(config, {path: kept[path] for path in paths})
     return replace(filled, plan=tuple(path for path in config.plan if path not in paths))
+
+
+def read_as_before(config: Config, before: Config) -> Config:
+    """A config that reads values and transparency as the run `before` does, where nothing is said of it."""
+    data, said = config.data, before.data
+    return replace(
+        config,
+        data=replace(
+            data,
+            range=said.range if data.range == AUTO else data.range,
+            background=said.background if data.background == AUTO else data.background,
+        ),
+    )
 
 
 def settled(config: Config, before: Config | None = None) -> Config:

@@ -1,6 +1,7 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 
 from pipeline.data import decode, sample_id, to_square
 from pipeline.data.decode import load_size_of
+from pipeline.data.formats import OWN
+from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.embeddings import Embeddings, load_embeddings
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError
@@ -42,7 +45,8 @@ def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | Non
     chosen = search_hash(run)
     splits = _load_splits(run / "embeddings" / name / (FOLDER if chosen else ""), run)
     check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
-    vectors = _embed_files(load_encoder(run), asked) if chosen is None else _searched(run, asked)
+    shown = _shown(run)
+    vectors = _embed_files(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
     own = [_own_ids(image, splits[0].data_path) for image in asked]
     scores, ids = search(index, vectors, k, own)
     known = _known(splits, set(ids.ravel().tolist()))
@@ -60,7 +64,12 @@ def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | Non
     ]
 
 
-def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], NDArray[np.uint8]], path: Path) -> None:
+def save_gallery(
+    results: list[dict[str, Any]],
+    images_lookup: Callable[[int], NDArray[np.uint8]],
+    path: Path,
+    shown: Shown = BY_TYPE,
+) -> None:
     """Write a PNG with a row for each query: the image and its neighbours with their scores.
 
     `images_lookup` gives the image (H, W, C) of a sample id; the queries are read from their files.
@@ -75,12 +84,12 @@ def save_gallery(results: list[dict[str, Any]], images_lookup: Callable[[int], N
     for cell in axes.flat:
         cell.set_axis_off()
     for row, result in zip(axes, results):
-        _show(row[0], decode(Path(result["query"]), None, CELL), "query")
+        _show(row[0], decode(Path(result["query"]), None, CELL, shown), "query")
         for cell, neighbor in zip(row[1:], result["neighbors"]):
             caption = f"{neighbor['score']:.3f}" + ("" if neighbor["label"] is None else f"  {neighbor['label']}")
             _show(cell, images_lookup(neighbor["id"]), caption)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={"Software": OWN})
 
 
 def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None) -> None:
@@ -103,7 +112,7 @@ def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data:
         images, row = places[found]
         return images[row]
 
-    save_gallery(results, look_up, path)
+    save_gallery(results, look_up, path, Shown.of(config.data.range, config.data.background))
 
 
 def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:
@@ -121,31 +130,41 @@ def _load_splits(folder: Path, run: Path) -> list[Embeddings]:
     return [load_embeddings(path) for path in paths]
 
 
-def _embed_files(encoder: Encoder, images: list[str]) -> NDArray[np.float32]:
+def _shown(run: Path) -> Shown:
+    """How the run reads values and transparency; as ever where its config was not copied along."""
+    from pipeline import config as configuration
+
+    if not (run / "config.json").exists():
+        return BY_TYPE
+    data = configuration.load(run / "config.json").data
+    return Shown.of(data.range, data.background)
+
+
+def _embed_files(encoder: Encoder, images: list[str], shown: Shown) -> NDArray[np.float32]:
     """(Q, D) features of image files, read as the pipeline reads its data sets."""
     load_size = load_size_of(encoder.image_size)
     parts = []
     for start in range(0, len(images), BATCH):
-        read = [_read(Path(image), encoder.channels, load_size) for image in images[start : start + BATCH]]
+        read = [_read(Path(image), encoder.channels, load_size, shown) for image in images[start : start + BATCH]]
         pixels = torch.from_numpy(np.stack([to_square(image, encoder.image_size) for image in read]))
         with torch.inference_mode():
             parts.append(encoder(pixels.permute(0, 3, 1, 2).float() / 255).numpy())
     return np.concatenate(parts)
 
 
-def _searched(run: Path, images: list[str]) -> NDArray[np.float32]:
+def _searched(run: Path, images: list[str], shown: Shown) -> NDArray[np.float32]:
     """(Q, d) of image files by what the run is searched by."""
     channels = int(read_export(run)["channels"])
     searcher = load_searcher(run, channels, torch.device("cpu"), "fp32")
-    return searcher(files_as_squares(images, channels, _read))
+    return searcher(files_as_squares(images, channels, partial(_read, shown=shown)))
 
 
-def _read(path: Path, channels: int, load_size: int) -> NDArray[np.uint8]:
+def _read(path: Path, channels: int, load_size: int, shown: Shown = BY_TYPE) -> NDArray[np.uint8]:
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the path of an image file")
     if not path.is_file():
         raise UserError(f"image {path} does not exist: give the path of an image file")
-    return decode(path, channels, load_size)
+    return decode(path, channels, load_size, shown)
 
 
 def _own_ids(image: str, data_path: str) -> set[int]:

@@ -4,9 +4,10 @@ from pipeline.data.cache import cache_dir
 from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
 from pipeline.data.decode import decode, to_square
 from pipeline.data.opening import open_dataset
-from pipeline.data.reading import WORDS, Note, Reading
+from pipeline.data.reading import AUTO, WORDS, Note, Reading
 
 __all__ = [
+    "AUTO",
     "WORDS",
     "Dataset",
     "Images",

@@ -16,8 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import Pixels
 from pipeline.data.room import hold, make_room, touch
+from pipeline.data.scan import is_flat
+from pipeline.data.shown import Pixels
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
 
@@ -123,6 +124,12 @@ class Pack:
     def unreadable(self) -> dict[int, str]:
         """Row → reason, of the images that could not be read."""
         return {int(row): reason for row, reason in self._facts["unreadable"]}
+
+    @property
+    def flat(self) -> int | None:
+        """How many images show nothing; None in a pack that does not say."""
+        count = self._facts.get("flat")
+        return count if isinstance(count, int) else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"folder": self.folder, "channels": self.channels}
@@ -232,13 +239,14 @@ def _rename(source: Path, target: Path) -> None:
 
 
 def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None], data: str) -> None:
-    heights, widths, unreadable = [], [], []
+    heights, widths, unreadable, flat = [], [], [], 0
     with (folder / "pixels.bin").open("wb", buffering=_BLOCK) as file:
         for row, image in enumerate(images):
             if isinstance(image, str):
                 unreadable.append((row, image))
             else:
                 file.write(image.data)
+                flat += is_flat(image)
             height, width = (0, 0) if isinstance(image, str) else image.shape[:2]
             heights.append(height)
             widths.append(width)
@@ -249,6 +257,7 @@ def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int
     facts = {
         "data": data,
         "unreadable": unreadable,
+        "flat": flat,
         "sizes": _checksum(folder / "sizes.npz"),
         "pixels": _checksum(folder / "pixels.bin"),
     }

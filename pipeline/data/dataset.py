@@ -9,9 +9,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.decode import Pixels, decode, to_square
+from pipeline.data.decode import decode, to_square
 from pipeline.data.listing import Store
-from pipeline.data.reading import Note
+from pipeline.data.reading import AUTO, Note
+from pipeline.data.shown import BY_TYPE, Pixels, Shown
 from pipeline.errors import UserError
 
 
@@ -35,9 +36,10 @@ class Stream:
     store: Store
     channels: int
     load_size: int
+    shown: Shown = BY_TYPE
 
     def read(self, row: int) -> Pixels:
-        return decode(self.store.read(row), self.channels, self.load_size)
+        return decode(self.store.read(row), self.channels, self.load_size, self.shown)
 
     def uniform(self) -> None:
         return None
@@ -162,6 +164,8 @@ class Dataset:
     kind: str = ""  # what it was read from, for people
     notes: tuple[Note, ...] = ()  # what was concluded
     passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set
+    range: str = AUTO  # settled, where there are images that it says something of: see Reading
+    background: str = AUTO
     some_classes: bool = False  # training images of other classes were taken out
 
     def count_labelled(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +13,13 @@ from numpy.typing import NDArray
 from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
 from pipeline.data.concluded import class_notes
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
-from pipeline.data.decode import Pixels, decode, load_size_of
+from pipeline.data.decode import decode, load_size_of
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
 from pipeline.data.reading import AUTO, Key, Reading
 from pipeline.data.room import limit
-from pipeline.data.scan import Look, decode_all, look
+from pipeline.data.scan import Look, decode_all, is_flat, look, survey
+from pipeline.data.settle import Settled, flat_notes, found_in, settle
+from pipeline.data.shown import Pixels
 from pipeline.data.sources import find_source
 from pipeline.data.splits import cut_test, cut_val, limited, without
 from pipeline.data.tables import apply_tables
@@ -77,10 +80,12 @@ def open_dataset(
         listing = replace(listing, labels=None, class_names=None)
     parts = limited(cut_test(listing.splits, usable, ids, listing.labels, groups), ids, listing.labels, limit, seed)
 
-    pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels)
-    reader, broken = pixels.reader(loader, progress)
+    pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels, reading)
+    reader, broken, flat = pixels.reader(loader, progress)
     aside |= broken
-    usable[list(broken)] = False
+    own = dict.fromkeys(pixels.own, "a picture that rayssl wrote")
+    aside |= own
+    usable[[*broken, *own]] = False
     parts = without(parts, ~usable)
     if not len(parts.train):
         first = min(aside)
@@ -99,7 +104,15 @@ def open_dataset(
     return Dataset(
         name=source.name,
         path=source.path,
-        fingerprint=digest([listing.identity, table, f"size {pixels.image_size}", f"channels {pixels.channels}"]),
+        fingerprint=digest(
+            [
+                listing.identity,
+                table,
+                f"size {pixels.image_size}",
+                f"channels {pixels.channels}",
+                *pixels.settled.identity,
+            ]
+        ),
         train=images(train),
         val=images(val),
         test=images(parts.test),
@@ -110,8 +123,15 @@ def open_dataset(
         idle_rows=tuple(map(_printable, idle)),
         own_val=parts.val is not None,
         kind=listing.kind,
-        notes=(*listing.notes, *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test))),
-        passed_over=listing.passed_over,
+        notes=(
+            *listing.notes,
+            *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test)),
+            *pixels.settled.notes,
+            *flat_notes(flat, len(pixels.positions)),
+        ),
+        passed_over=(*listing.passed_over, *[("pictures that rayssl wrote", len(own))] * bool(own)),
+        range=pixels.settled.range,
+        background=pixels.settled.background,
     )
 
 
@@ -128,27 +148,37 @@ class _Pixels:
     positions: NDArray[np.int64]  # in the store, ascending
     image_size: int
     channels: int
+    settled: Settled
+    own: tuple[int, ...]  # positions of pictures that this project wrote
     bytes: float  # of all of them decoded, estimated
     key: str  # of what is kept in the cache
 
     @classmethod
     def of(
-        cls, path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, channels: int | None
+        cls,
+        path: str,
+        listing: Listing,
+        positions: NDArray[np.int64],
+        image_size: int | None,
+        channels: int | None,
+        reading: Reading,
     ) -> "_Pixels":
         chosen = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
         identity = digest([listing.identity, listing.stamp, chosen])
         seen = _look(path, listing, positions, image_size, identity)
         channels = _channels(path, seen, channels)
-        key = digest([identity, str(load_size_of(seen.image_size)), str(channels)])[:32]
+        settled = settle(seen, reading, lambda: _survey(listing.store, positions, channels, identity))
+        key = digest([identity, str(load_size_of(seen.image_size)), str(channels), *settled.identity])[:32]
         size = seen.kept_pixels * channels * len(positions)
-        return cls(path, listing.store, positions, seen.image_size, channels, size, key)
+        return cls(path, listing.store, positions, seen.image_size, channels, settled, tuple(seen.own), size, key)
 
-    def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str]]:
-        """What gives the pixels, and (position → reason) the images that it cannot give."""
+    def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str], int | None]:
+        """What gives the pixels, (position → reason) the images that it cannot give, and how many show nothing."""
         n = len(self.positions)
 
         def images() -> Iterable[Pixels | str]:
-            return decode_all(self.store, self.positions.tolist(), self.channels, load_size_of(self.image_size))
+            size, shown = load_size_of(self.image_size), self.settled.shown
+            return decode_all(self.store, self.positions.tolist(), self.channels, size, shown)
 
         def report(done: int) -> None:
             if progress is not None and (done % 100 == 0 or done == n):
@@ -157,11 +187,12 @@ class _Pixels:
         reader: Reader
         if loader == "resident" or (loader == "auto" and (self._fits() or has_pack(self.key))):
             reader = pack = open_pack(self.key, n, self.channels, images, report, data=self.path, expected=self.bytes)
-            broken = pack.unreadable()
+            broken, flat = pack.unreadable(), pack.flat
         else:
-            reader = Stream(self.store, self.channels, load_size_of(self.image_size))
-            broken = dict(remembered(self.key, lambda: _unreadable(images(), report)))
-        return reader, {int(self.positions[row]): reason for row, reason in broken.items()}
+            reader = Stream(self.store, self.channels, load_size_of(self.image_size), self.settled.shown)
+            checked = remembered(digest(["stream", self.key])[:32], lambda: _checked(images(), report))
+            broken, flat = dict(checked["unreadable"]), checked["flat"]
+        return reader, {int(self.positions[row]): reason for row, reason in broken.items()}, flat
 
     def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of a pack of these images."""
@@ -245,7 +276,7 @@ def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size:
             )
         return asdict(found)
 
-    return Look(**remembered(digest(["look", identity, str(image_size)])[:32], compute))
+    return Look(**remembered(digest(["look at all", identity, str(image_size)])[:32], compute))
 
 
 def _reason(store: Store, position: int) -> str:
@@ -267,10 +298,20 @@ def _channels(path: str, seen: Look, channels: int | None) -> int:
     return channels
 
 
-def _unreadable(images: Iterable[Pixels | str], report: Callable[[int], None]) -> list[tuple[int, str]]:
-    found = []
+def _survey(store: Store, positions: NDArray[np.int64], channels: int | None, identity: str) -> dict[str, Any]:
+    bands = "pixels" if channels in (1, 3) else f"{channels} bands"
+    key = digest(["survey", identity, bands])[:32]
+    found: dict[str, Any] = remembered(key, lambda: found_in(survey(store, positions.tolist(), channels)))
+    return found
+
+
+def _checked(images: Iterable[Pixels | str], report: Callable[[int], None]) -> dict[str, Any]:
+    """Which images cannot be read, and why; how many show nothing."""
+    unreadable, flat = [], 0
     for row, image in enumerate(images):
         if isinstance(image, str):
-            found.append((row, image))
+            unreadable.append((row, image))
+        else:
+            flat += is_flat(image)
         report(row + 1)
-    return found
+    return {"unreadable": unreadable, "flat": flat}

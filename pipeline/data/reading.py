@@ -20,7 +20,7 @@ class Reading:
     key: Key = "first"  # in tar shards: which dot of a name ends the key of a sample
     image_column: str | None = None  # of parquet files
     label_column: str | None = None
-    range: str = AUTO  # LOW,HIGH: pixel values that become black and white, of more than 8 bits
+    range: str = AUTO  # LOW,HIGH: values that become black and white, of more than 8 bits; type: by each image's type
     background: str = AUTO  # what shows through transparent pixels
 
 

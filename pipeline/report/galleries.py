@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.formats import marks
 from pipeline.files import replacing
 from pipeline.randomness import permutation
 
@@ -67,7 +68,7 @@ def save_contact_sheet(rows: Sequence[NDArray[np.uint8]], path: Path) -> None:
 
     lines = [np.concatenate([_enlarged(image) for image in stack], axis=1) for stack in rows]
     with replacing(path) as temporary:
-        Image.fromarray(_visible(np.concatenate(lines))).save(temporary, format="PNG", optimize=True)
+        Image.fromarray(_visible(np.concatenate(lines))).save(temporary, format="PNG", optimize=True, **marks("PNG"))
 
 
 def nearest(queries: NDArray[np.float32], train: NDArray[np.float32], k: int) -> list[list[Neighbour]]:

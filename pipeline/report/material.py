@@ -173,7 +173,8 @@ def _open(run: Run) -> "Dataset | UserError":
     data = run.config["data"]
     names = ("image_size", "channels", "limit", "val_fraction", "loader", *(one.name for one in fields(Reading)))
     try:
-        given = {name: data[name] for name in names if name in data}
+        before = {"range": "type", "background": "white"}  # of runs that do not say
+        given = before | {name: data[name] for name in names if name in data}
         found = open_dataset(data["path"], seed=run.config["train"]["seed"], **given)
         return of_classes(found, data["classes"]) if data.get("classes") else found
     except UserError as error:
