@@ -69,13 +69,6 @@ def decode(source: bytes | Path, channels: int | None, load_size: int | None, sh
         raise UserError(f"{what} cannot be read: {_reason(error, data)}") from None
 
 
-def looks_like_image(head: bytes) -> bool:
-    """Whether a file that starts so is an image of a format that is read."""
-    return head.startswith((b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", _NPY)) or (
-        head.startswith(b"RIFF") and head[8:12] == b"WEBP"
-    )
-
-
 def read_header(source: bytes | Path) -> Header:
     """Size and channels without decoding the pixels; `source` may be the first part of a file. Raises UserError."""
     try:

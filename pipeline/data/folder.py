@@ -10,11 +10,6 @@ from pipeline.data.listing import Listing, Store, number_classes, settle_splits
 from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 
-SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".gif", ".avif", ".heic",
-    ".heif",
-)  # fmt: skip
-
 _HEAD = 1 << 16  # bytes that hold the header of nearly every image
 
 

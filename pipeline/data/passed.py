@@ -42,7 +42,7 @@ def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
 
 def looked_at(root: str, files: Files, suffixes: tuple[str, ...]) -> Files:
     """The files with these endings, and those with an ending that says nothing whose first bytes are an image's."""
-    from pipeline.data.decode import looks_like_image
+    from pipeline.data.formats import looks_like_image
 
     rows = []
     for i, path in enumerate(files.paths):

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont
 
 from pipeline.data.dataset import Dataset, Images
-from pipeline.data.decode import Pixels, to_square
+from pipeline.data.decode import to_square
+from pipeline.data.formats import marks
+from pipeline.data.shown import Pixels
 from pipeline.files import replacing
 
 SIDE, GAP, LINE = 96, 6, 16  # pixels
@@ -35,10 +37,8 @@ def write_sheet(dataset: Dataset, path: Path) -> None:
             for place, i in enumerate(found[:ACROSS].tolist()):
                 left = column * block + place * (SIDE + GAP)
                 sheet.paste(Image.fromarray(_shown(part[i])), (left, top + LINE))
-    own = PngImagePlugin.PngInfo()
-    own.add_text("Software", "rayssl")
     with replacing(path) as temporary:
-        sheet.save(temporary, "PNG", pnginfo=own)
+        sheet.save(temporary, "PNG", **marks("PNG"))
 
 
 def of_class(part: Images, label: int) -> NDArray[np.int64]:

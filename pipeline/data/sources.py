@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.data import folder, parquet, shards, storage
+from pipeline.data import folder, formats, parquet, shards, storage
 from pipeline.data.listing import NONE, Listing, split_of_file
 from pipeline.data.named import NAMED, list_named
 from pipeline.data.passed import left_out, looked_at
@@ -29,7 +29,7 @@ class Kind:
 
 # A new kind of source is one function and one line; a new data set with a name is one function and one line in NAMED.
 SOURCES = (
-    Kind("image files", folder.SUFFIXES, folder.list_folder),
+    Kind("image files", formats.SUFFIXES, folder.list_folder),
     Kind("parquet files", parquet.SUFFIXES, parquet.list_parquet, parquet.has_images),
     Kind("tar shards", shards.SUFFIXES, shards.list_shards),
 )
