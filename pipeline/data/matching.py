@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.data import folder
+from pipeline.data import formats
 from pipeline.data.reading import Note
 from pipeline.errors import UserError
 
@@ -140,7 +140,7 @@ def _stem(path: str) -> str:
 
 
 def _has_suffix(path: str) -> bool:
-    return posixpath.splitext(path)[1].lower() in folder.SUFFIXES
+    return posixpath.splitext(path)[1].lower() in formats.SUFFIXES
 
 
 def _short(path: str) -> str:
