@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=5, help="neighbours for the distance [5]"),
     ]
     parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=("data.path",))
-    run = run_folder(parsed)
+    run = run_folder(parsed, other_images=True)
     from pipeline.progress import Display
 
     with Display() as display:

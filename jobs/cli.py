@@ -55,6 +55,7 @@ RUN_FLAGS = tuple(
     for name in FLAGS
     if not name.startswith(("--tune.", "--search.")) and (not name.startswith("--data.") or name in SHOWN_DATA)
 )
+PLACE = ("data.path",)  # what verbs on a run that is there take of the images: they may have moved
 RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
@@ -138,8 +139,12 @@ def run_argument() -> click.Argument:
     return click.Argument(["run"], metavar="RUN")
 
 
-def run_folder(parsed: Parsed) -> Path:
-    """The run folder that was named, of a race that of its winner; raises UserError where it is none."""
+def run_folder(parsed: Parsed, *, other_images: bool = False) -> Path:
+    """The run folder that was named, of a race that of its winner; raises UserError where it is none.
+
+    --data.path says where its images are now, which is noted and taken out of the changes, but for verbs that look at
+    `other_images`.
+    """
     from pipeline.runfolder import read_manifest, winner_of
 
     run = Path(parsed.values["run"])
@@ -147,7 +152,20 @@ def run_folder(parsed: Parsed) -> Path:
         raise UserError(f"run folder {run} does not exist: give the --out folder of a run")
     run = winner_of(run)
     read_manifest(run)
+    if not other_images:
+        note_place(run, parsed)
     return run
+
+
+def note_place(run: Path, parsed: Parsed) -> None:
+    """Note where the images of a run are now, where that is said."""
+    path = parsed.changes.pop(PLACE[0], None)
+    if path is not None:
+        from pipeline.launch import move_shown
+        from pipeline.progress import Display
+
+        with Display() as display:
+            move_shown(run, path, display)
 
 
 def command_line() -> str:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
                     f"--out is {parsed.values['out']!r}: embed RUN writes into the run folder; leave it out"
                 )
             check_paths("embed RUN", parsed.changes, ["data.path"])
-            run = run_folder(parsed)
+            run = run_folder(parsed, other_images=True)
             embed_run(run, parsed.changes.get("data.path"), display)
     display.console.print(f"embeddings  {run / 'embeddings'}", soft_wrap=True)
     if parsed.values["json"]:

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
+from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.decoding import open_shown, out_folder, show
 from jobs.main import run_verb
 from pipeline.errors import UserError
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         click.Option(["--grid"], type=click.IntRange(min=2), metavar="N", help="side of a grid over a 2-D code"),
         click.Option(["--label"], metavar="CLASS", help="which class, for a conditional model"),
     ]
-    parsed = parse("interpolate", SUMMARY, argv, arguments, flags=("--out",), only=())
+    parsed = parse("interpolate", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run, values, ends = run_folder(parsed), parsed.values, parsed.values["ends"]
     if values["grid"] is None and len(ends) != 2:
         raise UserError(f"interpolate takes two images and {len(ends)} are named: rayssl interpolate RUN A B")

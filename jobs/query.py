@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
+from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.main import run_verb
 
 SUMMARY = "The most similar images of a run to some image files, with cosine scores."
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
         click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
         click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours (PNG)"),
     ]
-    parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=())
+    parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
     run = run_folder(parsed)
     from pipeline.query import query, save_run_gallery
 

@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
+from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.decoding import counting, open_shown, out_folder, show
 from jobs.main import run_verb
 
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
         click.Option(["--encoder"], metavar="FOLDER", help="a run that was fine-tuned, or a folder with its encoder"),
         click.Option(["--draws"], type=click.IntRange(min=0), default=64, help="of z for the likelihood's bound [64]"),
     ]
-    parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=())
+    parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
     from pipeline.evaluate import write_evaluation
     from pipeline.progress import Display

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from jobs.cli import parse
+from jobs.cli import PLACE, note_place, parse
 from jobs.main import run_verb
+from pipeline.errors import UserError
 
 SUMMARY = "A self-contained report.html over one run, or over several with comparison.json beside it."
 
@@ -15,7 +16,7 @@ SUMMARY = "A self-contained report.html over one run, or over several with compa
 def main(argv: list[str]) -> int:
     """Parse, write, print where the report is."""
     runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
-    parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--out",), only=())
+    parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--data.path", "--out"), only=PLACE)
     from rich.console import Console
 
     from pipeline.report import print_comparison
@@ -25,6 +26,9 @@ def main(argv: list[str]) -> int:
     runs = [winner_of(Path(run)) for run in parsed.values["runs"]]
     for run in runs:
         read_manifest(run)
+    if PLACE[0] in parsed.changes and len(runs) > 1:
+        raise UserError("--data.path says where the images of one run are now: name one RUN with it")
+    note_place(runs[0], parsed)
     out = Path(parsed.values["out"] or (runs[0] if len(runs) == 1 else runs[0].parent))
     run_report(runs, out)
     console = Console(stderr=True, highlight=False)

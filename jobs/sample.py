@@ -4,7 +4,7 @@ import sys
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
+from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.decoding import counting, open_shown, out_folder, show
 from jobs.main import run_verb
 
@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
         ),
         click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="the samples follow from it [0]"),
     ]
-    parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=())
+    parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
     from pipeline.progress import Display
     from pipeline.sample import sample

@@ -44,7 +44,7 @@ class Pictures:
             images, size = part_of(self.dataset, part), self.dataset.image_size
             return raw_pixel_embeddings(images, part, image_size=size, channels=self.dataset.channels).vectors
         sized = self.at_size(DESCRIPTORS[name].size)
-        return describe_here(name, part_of(sized, part), sized.fingerprint, self.progress(f"{name}/{part}"))
+        return describe_here(name, part_of(sized, part), sized.cached_as(), self.progress(f"{name}/{part}"))
 
 
 def part_of(dataset: Dataset, part: str) -> Images:
@@ -62,7 +62,8 @@ def evaluate_baseline(
         found = _in_place_of(splits, name, pictures)
         return evaluate_embeddings(found["train"], found["test"], **settings, prefix=f"baseline/{name}/")
 
-    facts = [settings, [[split.data, split.data_fingerprint, split.split] for split in splits.values()]]
+    parts = [[split.data, split.data_fingerprint, split.split] for split in splits.values()]
+    facts = [settings, parts, pictures.dataset.cached_as()]
     records: list[Record] = remembered(_key("evaluate", name, facts, splits.values()), measure)
     return [{**record, "checkpoint": checkpoint} for record in records]
 
@@ -72,7 +73,7 @@ def probe_baseline(
 ) -> ProbeResult:
     """What `measure` makes of the vectors of train, val and test; `facts`: all that it depends on besides."""
     parts = [part_of(pictures.dataset, part) for part in PARTS]
-    key = _key("probe", name, [facts, pictures.dataset.fingerprint], parts)
+    key = _key("probe", name, [facts, pictures.dataset.cached_as()], parts)
 
     def found() -> dict[str, Any]:
         return dataclasses.asdict(measure([pictures.vectors(name, part) for part in PARTS]))

@@ -128,7 +128,7 @@ class Look:
         found = self.work.at_size(size)
         images = getattr(found, split)
         images = images if images is not None else found.train.select(np.arange(0))
-        return (images.select(self.rows[split]) if some else images), found.fingerprint
+        return (images.select(self.rows[split]) if some else images), found.cached_as()
 
 
 def choose_vectors(work: Work) -> Search | None:

@@ -7,6 +7,7 @@ Reading keeps away from what makes pyarrow import pandas where that is installed
 `fill_null`): a query would wait for it longer than it searches.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UserError
 from pipeline.files import replacing
+from pipeline.runfolder import read_manifest
 
 SCHEMA = 1
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D
@@ -76,6 +78,27 @@ def load_embeddings(path: Path | str) -> Embeddings:
         vectors=vectors,
         **{name: facts[name] for name in FACTS},
     )
+
+
+def name_in(run: Path, name: str, path: str) -> str:
+    """What images at a path are called in a run: `name`, unless it has other images, or its own, of that name.
+
+    Those that it has from this very path are replaced.
+    """
+    own = read_manifest(run)["data"]["name"]
+    found = {file.parent.name: _data_path(file) for file in sorted((run / "embeddings").glob("*/train.parquet"))}
+    others = {one: where for one, where in found.items() if one != own and where is not None}
+    if path in others.values():
+        return next(one for one, where in others.items() if where == path)
+    taken = {one.casefold() for one in (own, *others)}  # there are file systems that do not tell a from A
+    return f"{name}-{hashlib.sha256(path.encode()).hexdigest()[:6]}" if name.casefold() in taken else name
+
+
+def _data_path(path: Path) -> str | None:
+    try:
+        return str(json.loads(pq.read_schema(path).metadata[b"rayssl"])["data_path"])
+    except (OSError, pa.ArrowException, TypeError, KeyError, ValueError):
+        return None  # damaged: it is replaced
 
 
 def _label_column(labels: NDArray[np.int64] | None, n: int) -> pa.Array:

@@ -15,6 +15,7 @@ from pipeline import metrics
 from pipeline.embeddings import Embeddings
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.runfolder import read_manifest
 from pipeline.whitening import fit_whitening
 
 SCHEMA = 1
@@ -137,18 +138,43 @@ def write_evaluation(run: Path, records: list[Record], keep: Callable[[Record], 
     """Merge records into <run>/evaluation.json, whole or not at all.
 
     A record takes the place of one of the same metric, data and split; of the others those stay that `keep` is true
-    of. The flat view shows for each metric the record of the test split if there is one, and of several data sets the
-    one written last.
+    of. Protocols say where images that are there twice flatter a figure. The flat view shows for each metric the
+    record of the test split if there is one, and of several data sets the one written last.
     """
     path = run / "evaluation.json"
     before: list[Record] = read_evaluation(run)["records"] if path.exists() else []
     merged = {_key(record): record for record in before if keep(record)}
-    for record in records:
+    for record in flattered(records, run):
         merged.pop(_key(record), None)  # so that the new one comes last
         merged[_key(record)] = record
     ordered = sorted(merged.values(), key=lambda record: record["split"] == "test")
     flat = {record["metric"]: record["value"] for record in ordered}
     write_json(path, {"schema": SCHEMA, "records": list(merged.values()), "flat": dict(sorted(flat.items()))})
+
+
+def flattered(records: list[Record], run: Path) -> list[Record]:
+    """Records of a run whose protocols say how many images are there twice, where that flatters them."""
+    data = read_manifest(run).get("data", {}) if (run / "manifest.json").exists() else {}
+    found = data.get("duplicates") or {}
+    told = [_told_of(record, found) if record["data"] == data.get("name") else "" for record in records]
+    return [
+        {**record, "protocol": f"{record['protocol']}; {text}"} if text and text not in record["protocol"] else record
+        for record, text in zip(records, told)
+    ]
+
+
+def _told_of(record: Record, found: dict[str, int]) -> str:
+    """What flatters a figure, from the manifest's counts of images that are there twice; empty: nothing does."""
+    metric, split = record["metric"], record["split"]
+    if split == "val" and found.get("val_in_train"):
+        return f"flattered: {found['val_in_train']:,} of {found['val']:,} held-out images are also in training"
+    if split != "test" or re.search(r"(^|/)(cluster|health)/", metric):
+        return ""
+    if re.search(r"(^|/)retrieval/", metric):
+        return f"flattered: {found['in_test']:,} test images are there twice" if found.get("in_test") else ""
+    if not found.get("test_in_train"):
+        return ""
+    return f"flattered: {found['test_in_train']:,} of {found['test']:,} test images are also in training"
 
 
 def drop_stale_records(run: Path, checkpoint: str) -> None:

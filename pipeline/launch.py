@@ -12,7 +12,7 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data.concluded import lines
 from pipeline.errors import UserError
-from pipeline.prepare import Prepared, announce, open_data, prepare
+from pipeline.prepare import Prepared, announce, prepare
 from pipeline.progress import Display
 from pipeline.runfolder import read_manifest, writer_lock
 
@@ -67,13 +67,14 @@ def run(config: Config, out: Path | str) -> Path:
 
 def proceed(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
+    from pipeline.own import open_own
     from pipeline.stages import require_labels
 
     if under_torchrun():
         raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
     prepared = []
     for config, run in zip(plan.configs, plan.folders):
-        dataset = open_shown(config, display)
+        dataset = open_own(run, config, _reading(display))
         for name in {"probe", "finetune"} & set(plan.stages):
             require_labels(dataset, name)
         prepared.append(Prepared(config, run, dataset))
@@ -183,11 +184,6 @@ def open_for_profile(config: Config, display: Display) -> "Work":
     return work
 
 
-def open_shown(config: Config, display: Display) -> Any:
-    """Open a run's data and show how the images are read."""
-    return open_data(config, _reading(display))
-
-
 def under_torchrun() -> bool:
     """Whether this process is one of several that torchrun started."""
     return "TORCHELASTIC_RUN_ID" in os.environ
@@ -285,7 +281,12 @@ def race(
 
 
 def embed_run(run: Path, other: str | None, display: Display) -> None:
-    """Embeddings of a run's own images, or of the images at `other`, in this process."""
+    """Embeddings of a run's own images, or of the images at `other`, in this process.
+
+    Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
+    """
+    from pipeline.embeddings import name_in
+    from pipeline.own import is_intact
     from pipeline.prepare import open_other
     from pipeline.reporter import LocalReporter
     from pipeline.stages import embed_other_data, run_worker_stages
@@ -293,15 +294,36 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     reporter = LocalReporter(display)
     if other is None:
         return run_worker_stages(run, ["embed", "search"], reporter)
+    intact = is_intact(run)
+    if not intact and have_moved(run, other, display):
+        return run_worker_stages(run, ["embed", "search"], reporter)
     data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
     dataset = open_other(data, other, image_size=data.image_size, channels=data.channels, progress=_reading(display))
-    if dataset.path == own["path"]:
+    if intact and dataset.path == own["path"]:
         return run_worker_stages(run, ["embed", "search"], reporter)
-    if dataset.name == own["name"]:  # two folders of one name are two data sets
-        dataset = replace(dataset, name=f"{dataset.name}-{dataset.fingerprint[:6]}")
+    if (name := name_in(run, dataset.name, dataset.path)) != dataset.name:
+        reporter.message(f"{run} knows other images as {dataset.name}: those at {dataset.path} are {name} there")
     for line in lines(dataset):
         display({"message": line})
-    embed_other_data(run, dataset, reporter)
+    embed_other_data(run, replace(dataset, name=name), reporter)
+    query = f"rayssl query {run} IMAGE --data {name}"
+    reporter.message(f"{dataset.path} is embedded as {name}: after `rayssl index {run}`, `{query}` searches it")
+
+
+def move_shown(run: Path, place: str, display: Display) -> None:
+    """Note that the run's images are at this place now, and show it; UserError where they are not."""
+    from pipeline.own import move_images
+
+    move_images(run, place, lambda text: display({"message": text}), _reading(display))
+
+
+def have_moved(run: Path, place: str, display: Display) -> bool:
+    """Whether the run's images are at this place now, which is noted then."""
+    try:
+        move_shown(run, place, display)
+    except UserError:
+        return False
+    return True
 
 
 def search_anew(run: Path, display: Display, *, asked: bool) -> None:
@@ -351,9 +373,10 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     """A trained run and its held-out images, or all images at `other`."""
     from pipeline.export import load_encoder
     from pipeline.methods import load_method
+    from pipeline.own import open_own
     from pipeline.prepare import open_other
     from pipeline.train import choose_device, plain_precision, resolve_precision
-    from pipeline.trained import open_trained, open_unchanged
+    from pipeline.trained import open_trained
 
     config = configuration.load(run / "config.json")
     encoder, device = load_encoder(run), choose_device()
@@ -361,7 +384,7 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     trained = None
     if name is not None and load_method(name).keeps_decoder:
         trained = open_trained(run, None, _reading(display))
-    own = trained.dataset if trained is not None else open_unchanged(run, config, _reading(display))
+    own = trained.dataset if trained is not None else open_own(run, config, _reading(display))
     images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
     if other is not None:
         found = open_other(

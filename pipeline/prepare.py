@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +13,10 @@ from pipeline.data import AUTO, WORDS, Dataset, Reading, of_classes, open_datase
 from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
+from pipeline.places import at_places_of, check_there, moved, started_at
 from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, plan_for, step_seconds
 from pipeline.progress import format_bytes, format_duration
-from pipeline.runfolder import check_unchanged, describe_software, update_manifest, writer_lock
+from pipeline.runfolder import as_recorded, describe_software, recorded, update_manifest, writer_lock
 
 if TYPE_CHECKING:
     from pipeline.methods.base import Traits
@@ -108,13 +109,18 @@ def prepare(
     before = configuration.load(run / "config.json") if (run / "config.json").exists() else None
     if before is not None:
         config = read_as_before(settled(as_planned(config, before), before), before)
+        check_there(run, config)
     planned = config.plan
     config, dataset = open_and_resolve(config, warn, progress)
     sizes, _, _ = check_disk(config, dataset, run)
     check_index(config, dataset, sizes["dim"])
     if before is not None:
-        config = continue_run(before, config, run)
+        known = recorded(run, dataset)
+        config = continue_run(before if known is None else at_places_of(before, config), config, run)
         check_trained(config, dataset, run)
+        dataset = known or dataset
+        if before.data.path != dataset.path:
+            warn(moved(run, before.data.path, dataset.path))
     elif run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
     with writer_lock(run):
@@ -125,12 +131,7 @@ def prepare(
                 "recipe": config.recipe,
                 "command": command,
                 "seed": config.train.seed,
-                "data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint,
-                         "train": len(dataset.train), "val": len(dataset.val),
-                         "test": len(dataset.test) if dataset.test is not None else 0,
-                         "image_size": dataset.image_size, "channels": dataset.channels,
-                         "classes": list(dataset.class_names) if dataset.class_names else None,
-                         "labelled": dataset.count_labelled()[0], "concluded": facts(dataset)},
+                "data": data_facts(dataset) | started_at(run, before, config),
                 "unreadable": [list(pair) for pair in dataset.unreadable],
                 **describe_software(),
             },
@@ -141,6 +142,24 @@ def prepare(
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that are no image's: {named}")
     return Prepared(config, run, dataset, planned)
+
+
+def data_facts(dataset: Dataset) -> dict[str, Any]:
+    """What the manifest tells of the images."""
+    return {
+        "name": dataset.name,
+        "path": dataset.path,
+        "fingerprint": dataset.fingerprint,
+        "train": len(dataset.train),
+        "val": len(dataset.val),
+        "test": len(dataset.test) if dataset.test is not None else 0,
+        "image_size": dataset.image_size,
+        "channels": dataset.channels,
+        "classes": list(dataset.class_names) if dataset.class_names else None,
+        "labelled": dataset.count_labelled()[0],
+        "duplicates": None if (found := dataset.count_duplicates()) is None else asdict(found),
+        "concluded": facts(dataset),
+    }
 
 
 def open_and_resolve(
@@ -459,7 +478,7 @@ def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
     checkpoints = list_checkpoints(run / "checkpoints")
     if config.method is None or (not checkpoints and not (run / "encoder.json").exists()):
         return
-    check_unchanged(run, dataset.path, dataset.fingerprint)
+    as_recorded(run, dataset)
     done = int(checkpoints[0].name.removeprefix("step-")) if checkpoints else 0
     _, steps = count_steps(config, len(dataset.train))
     if config.train.minutes is None:  # else they are planned by the worker

@@ -1,5 +1,6 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data import decode, sample_id, to_square
+from pipeline.data import decode, sample_id, storage, to_square
 from pipeline.data.decode import load_size_of
 from pipeline.data.formats import OWN
 from pipeline.data.shown import BY_TYPE, Shown
@@ -47,8 +48,11 @@ def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | Non
     check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
     shown = _shown(run)
     vectors = _embed_files(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
-    own = [_own_ids(image, splits[0].data_path) for image in asked]
+    place = _place_of(run, name, splits[0].data_path)
+    own = [_own_ids(image, place) for image in asked]
     scores, ids = search(index, vectors, k, own)
+    while _add_same(own, asked, ids, splits, place):  # ways to the very file that the names do not tell of
+        scores, ids = search(index, vectors, k, own)
     known = _known(splits, set(ids.ravel().tolist()))
     if len(known) < len(set(ids.ravel().tolist())):
         raise UserError(f"{run}/index/{name} holds images that have no embedding: `rayssl index {run}` builds it anew")
@@ -95,7 +99,8 @@ def save_gallery(
 def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
-    from pipeline.prepare import open_data, open_other
+    from pipeline.own import open_own
+    from pipeline.prepare import open_other
 
     config = configuration.load(run / "config.json")
     own = read_manifest(run)["data"]["name"]
@@ -104,7 +109,7 @@ def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data:
         size, channels = config.data.image_size, config.data.channels
         dataset = open_other(config.data, other, image_size=size, channels=channels)
     else:
-        dataset = open_data(config)
+        dataset = open_own(run, config)
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 
@@ -167,11 +172,43 @@ def _read(path: Path, channels: int, load_size: int, shown: Shown = BY_TYPE) -> 
     return decode(path, channels, load_size, shown)
 
 
-def _own_ids(image: str, data_path: str) -> set[int]:
-    """The sample id of a file that lies in the indexed folder; its own name counts, not what a link points to."""
-    folder, path = Path(data_path), Path(image)
-    places = {path.parent.resolve() / path.name, path.resolve()}
-    return {sample_id(place.relative_to(folder).as_posix()) for place in places if place.is_relative_to(folder)}
+def _place_of(run: Path, name: str, data_path: str) -> Path:
+    """The folder that the paths of an index are relative to; that of the run's own images may have moved."""
+    data = read_manifest(run)["data"]
+    return Path(storage.fixed_part(data["path"] if name == data["name"] else data_path))
+
+
+def _own_ids(image: str, folder: Path) -> set[int]:
+    """The sample ids that a file in the indexed folder may have, by its own name and by what links lead to."""
+    path = Path(os.path.abspath(image))
+    places = {path, path.parent.resolve() / path.name, path.resolve()}
+    return {
+        sample_id(place.relative_to(one).as_posix())
+        for one in {folder, folder.resolve()}
+        for place in places
+        if place.is_relative_to(one)
+    }
+
+
+def _add_same(
+    own: list[set[int]], images: list[str], ids: NDArray[np.int64], splits: list[Embeddings], folder: Path
+) -> bool:
+    """Add found images that are the asked file itself, by a link or another name; whether there were any."""
+    known = _known(splits, set(ids.ravel().tolist()))
+    same = [
+        {found for found in row if found in known and _same_file(image, folder / known[found]["path"])}
+        for image, row in zip(images, ids.tolist())
+    ]
+    for mine, more in zip(own, same):
+        mine |= more
+    return any(same)
+
+
+def _same_file(one: str, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):  # not both are files on this machine
+        return False
 
 
 def _known(splits: list[Embeddings], wanted: set[int]) -> dict[int, dict[str, Any]]:

@@ -10,12 +10,16 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
 from pipeline.files import replacing, write_json
+
+if TYPE_CHECKING:
+    from pipeline.data import Dataset
 
 SCHEMA = 1
 COMMIT = "RAYSSL_COMMIT"  # variable by which a job is told the commit of its code
@@ -89,13 +93,26 @@ def winner_of(path: Path) -> Path:
     return path / str(winner)
 
 
-def check_unchanged(run: Path, path: str, fingerprint: str) -> None:
-    """Raises UserError where the images at `path`, or their labels, are not those that the run was started with."""
-    if fingerprint != read_manifest(run)["data"]["fingerprint"]:
+def recorded(run: Path, dataset: "Dataset") -> "Dataset | None":
+    """The images as the run knows them, by its name and fingerprint of them; None where they, or labels, are others.
+
+    A run that is older than the scheme of fingerprints is compared by the one that it was started with.
+    """
+    data = read_manifest(run).get("data") if (run / "manifest.json").exists() else None
+    known = dataset.known_as(data["fingerprint"]) if data else None
+    return None if known is None or data is None else replace(known, name=data["name"])
+
+
+def as_recorded(run: Path, dataset: "Dataset") -> "Dataset":
+    """`recorded`; UserError where the images, or their labels, are not those that the run was started with."""
+    known = recorded(run, dataset)
+    if known is None:
         raise UserError(
-            f"{path}, or its labels, has changed since {run} was started: use another --out, or bring back what was "
-            f"there (rayssl embed {run} --data.path DIR embeds other images by the encoder that is there)"
+            f"{dataset.path}, or its labels, has changed since {run} was started: use another --out, or bring back "
+            f"what was there, or say where it is now with --data.path NEW; `rayssl embed {run} --data.path "
+            f"{dataset.path}` embeds what is there now, as data of its own"
         )
+    return known
 
 
 def update_manifest(run: Path, changes: Mapping[str, Any]) -> None:

@@ -52,7 +52,9 @@ from pipeline.layers import without_adapters
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
-from pipeline.prepare import check_steps, count_steps, is_guarded, open_data, traits_of
+from pipeline.own import open_own
+from pipeline.places import as_started
+from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.reporter import Reporter
@@ -298,7 +300,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         if found["train"].encoder_hash == first.encoder_hash:  # else left from before the run was trained on
             prefix = f"baseline/{folder.name}/"
             records += evaluate_embeddings(found["train"], found["test"], **settings, prefix=prefix)
-    images = dataset if dataset is not None else open_data(config)
+    images = dataset if dataset is not None else open_own(run, config)
     pictures = Pictures(images, functools.cache(lambda size: read_at(size, config, images)))
     for plain in VERSIONS:
         records += evaluate_baseline(plain, pictures, splits, **settings)
@@ -410,7 +412,7 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
     """A hash of all that a worker stage depends on: with the same key there is nothing to do."""
     if name == "pretrain":
         _, steps = count_steps(config, len(dataset.train))
-        return stage_key(name, steps, identity(config), dataset.fingerprint)
+        return stage_key(name, steps, identity(as_started(run, config)), dataset.fingerprint)
     own: Any = dataclasses.asdict(config).get(name)
     if name == "search":
         own = [own, config.evaluate.k, config.evaluate.temperature, config.data.val_fraction]
@@ -562,7 +564,7 @@ def training_hooks(
             work.config.wandb,
             folder=work.run,
             name=work.run.name,
-            run_id=stage_key(identity(work.config), str(work.run.resolve()))[:12],
+            run_id=stage_key(identity(as_started(work.run, work.config)), str(work.run.resolve()))[:12],
             config=configuration.to_dict(work.config),
             warn=work.reporter.message,
         )

@@ -24,8 +24,8 @@ from pipeline.export import encoder_hash, load_encoder
 from pipeline.files import replacing, sha256, write_json
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
-from pipeline.prepare import open_data, traits_of
-from pipeline.runfolder import check_unchanged
+from pipeline.own import open_own
+from pipeline.prepare import traits_of
 from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
@@ -147,19 +147,12 @@ def open_trained(run: Path, encoder_from: Path | None = None, progress: Progress
     Raises UserError where something is missing, damaged or does not fit.
     """
     config = configuration.load(run / "config.json")
-    dataset = open_unchanged(run, config, progress)
+    dataset = open_own(run, config, progress)
     other = None if encoder_from is None else fitting_encoder(run, encoder_from)
     device = choose_device()
     method = load_trained(run, config, dataset, other).to(device)
     precision = plain_precision(resolve_precision(config.train.precision, device))
     return Trained(run, config, dataset, method, device, precision, other is None)
-
-
-def open_unchanged(run: Path, config: Config, progress: Progress | None) -> Dataset:
-    """The run's images; UserError where they are not those it was trained on."""
-    dataset = open_data(config, progress)
-    check_unchanged(run, dataset.path, dataset.fingerprint)
-    return dataset
 
 
 def fitting_encoder(run: Path, folder: Path) -> Encoder:

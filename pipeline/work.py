@@ -28,9 +28,9 @@ from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
+from pipeline.own import open_own
 from pipeline.prepare import count_steps, open_data, traits_of
 from pipeline.reporter import Reporter
-from pipeline.runfolder import check_unchanged
 from pipeline.train import choose_device, plain_precision, resolve_precision
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
@@ -54,9 +54,7 @@ class Work:
     def open(cls, run: Path, reporter: Reporter) -> "Work":
         """Open the run's config and data; raises UserError where the images are not those it was trained on."""
         config = configuration.load(run / "config.json")
-        dataset = open_data(config)
-        check_unchanged(run, dataset.path, dataset.fingerprint)
-        return cls.begin(run, reporter, config, dataset)
+        return cls.begin(run, reporter, config, open_own(run, config))
 
     @classmethod
     def begin(cls, run: Path, reporter: Reporter, config: Config, dataset: Dataset) -> "Work":
@@ -90,7 +88,7 @@ class Work:
         def images_at(size: int) -> tuple[Images, str]:
             found = self.at_size(size)
             images = getattr(found, split)
-            return (images if images is not None else found.train.select(np.arange(0))), found.fingerprint
+            return (images if images is not None else found.train.select(np.arange(0))), found.cached_as()
 
         name = source if isinstance(source, str) else source.name
         return frozen_features(

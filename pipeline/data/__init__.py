@@ -3,6 +3,7 @@
 from pipeline.data.cache import cache_dir
 from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
 from pipeline.data.decode import decode, to_square
+from pipeline.data.named import is_named
 from pipeline.data.opening import open_dataset
 from pipeline.data.reading import AUTO, WORDS, Note, Reading
 
@@ -15,6 +16,7 @@ __all__ = [
     "Reading",
     "cache_dir",
     "decode",
+    "is_named",
     "of_classes",
     "open_dataset",
     "sample_id",

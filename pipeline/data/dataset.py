@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.decode import decode, to_square
+from pipeline.data.duplicates import Duplicates, count_duplicates, duplicate_notes
 from pipeline.data.listing import Store
 from pipeline.data.reading import AUTO, Note
 from pipeline.data.shown import BY_TYPE, Pixels, Shown
@@ -57,14 +58,17 @@ class Images:
         rows: NDArray[np.int64],
         store: Store,
         positions: NDArray[np.int64],
+        hashes: NDArray[np.int64] | None = None,
     ) -> None:
         """`rows` (N,) are the images' rows in `reader`, `positions` (N,) their positions in `store`.
 
-        `labels` (N,) are positions in the data set's class names, −1 for an image without a label.
+        `labels` (N,) are positions in the data set's class names, −1 for an image without a label; `hashes` (N,) are
+        equal where pixels are.
         """
         self.ids, self.paths, self.labels = ids, paths, labels
         self._reader, self._rows = reader, rows
         self._store, self._positions = store, positions
+        self.hashes = hashes
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -124,12 +128,14 @@ class Images:
             self._rows[chosen],
             self._store,
             self._positions[chosen],
+            None if self.hashes is None else self.hashes[chosen],
         )
 
     def join(self, *others: "Images | None") -> "Images":
         """These images and those of other parts of the same data set, in the order of the parts."""
         parts = [self, *(other for other in others if other is not None)]
         labels = [part.labels for part in parts if part.labels is not None]
+        hashes = [part.hashes for part in parts if part.hashes is not None]
         return Images(
             np.concatenate([part.ids for part in parts]),
             [path for part in parts for path in part.paths],
@@ -138,6 +144,7 @@ class Images:
             np.concatenate([part._rows for part in parts]),
             self._store,
             np.concatenate([part._positions for part in parts]),
+            np.concatenate(hashes) if len(hashes) == len(parts) else None,
         )
 
     def file(self, i: int) -> Path | None:
@@ -151,7 +158,7 @@ class Dataset:
 
     name: str  # safe as a folder's name
     path: str  # absolute, or a URL, or the name of a set
-    fingerprint: str  # hex; of the files' names and sizes, and of how they are read
+    fingerprint: str  # of the files and of how they are read: what a run knows its images by, see `known_as`
     train: Images
     val: Images  # held out of train, for every choice
     test: Images | None  # never None from open_dataset, but may be empty
@@ -167,6 +174,27 @@ class Dataset:
     range: str = AUTO  # settled, where there are images that it says something of: see Reading
     background: str = AUTO
     some_classes: bool = False  # training images of other classes were taken out
+    content: str = ""  # "2:" and hex digits; of the files' content: what is kept in the cache goes by
+    by_names: str = ""  # hex digits; of their names and sizes: what runs of before know
+
+    def known_as(self, fingerprint: str) -> "Dataset | None":
+        """The set with this fingerprint in place of its own where both are of the same images, else None.
+
+        One that names no scheme is of a run that knew of names and sizes only, and is compared by these.
+        """
+        if fingerprint not in (self.fingerprint, self.content, self.by_names) or not fingerprint:
+            return None
+        return replace(self, fingerprint=fingerprint)
+
+    def count_duplicates(self) -> Duplicates | None:
+        """Images that are there twice; None where that was not looked at."""
+        nothing = np.zeros(0, dtype=np.int64)
+        train, val, test = (nothing if part is None else part.hashes for part in (self.train, self.val, self.test))
+        return None if train is None or val is None or test is None else count_duplicates(train, val, test)
+
+    def cached_as(self) -> str:
+        """What is found out of the images is kept under this."""
+        return self.content or self.fingerprint
 
     def count_labelled(self) -> tuple[int, int]:
         """(images with a label, images) of all parts."""
@@ -189,7 +217,10 @@ def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
         return part.select(np.isin(part.labels, numbers))
 
     train, val = chosen(dataset.train), chosen(dataset.val)
-    return replace(dataset, train=train, val=val, some_classes=True)
+    left = replace(dataset, train=train, val=val, some_classes=True)
+    told = duplicate_notes(dataset.count_duplicates())
+    others = tuple(note for note in dataset.notes if note not in told)
+    return replace(left, notes=(*others, *duplicate_notes(left.count_duplicates())))
 
 
 def sample_id(key: str) -> int:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data import storage
+from pipeline.data.content import Contents
 from pipeline.data.layout import read_layout
 from pipeline.data.listing import Listing, Store, number_classes, settle_splits
 from pipeline.data.reading import Reading
@@ -51,6 +52,7 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
         store=ImageFiles(root, keys),
         identity=files.identity(),
         stamp=files.stamp(),
+        contents=Contents(root, files),
         kind="a folder of images",
         notes=layout.notes,
     )

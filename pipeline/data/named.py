@@ -37,6 +37,11 @@ class Made:
     class_names: list[str]
 
 
+def is_named(path: str) -> bool:
+    """Whether this is the name of a data set."""
+    return path.removeprefix("name:") in NAMED
+
+
 def list_named(name: str) -> Listing:
     """The data set `name` of NAMED, downloaded where that has not been done. Raises UserError where that fails."""
     folder = cache_dir() / "named" / f"{name}-{_FORMAT}"
@@ -45,7 +50,7 @@ def list_named(name: str) -> Listing:
     touch(folder)
     root, files = storage.find(str(folder))
     # The bytes of a PNG differ between builds of the compressor, the pixels do not: identify by name.
-    return replace(list_parquet(root, files, Reading()), identity=digest(["named", name, str(_FORMAT)]))
+    return replace(list_parquet(root, files, Reading()), identity=digest(["named", name, str(_FORMAT)]), contents=None)
 
 
 def _make(name: str, folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 
 from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
 from pipeline.data.concluded import class_notes
+from pipeline.data.content import SCHEME
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import decode, load_size_of
+from pipeline.data.duplicates import duplicate_notes, hashing
 from pipeline.data.listing import OUTSIDE, Listing, Store, digest
 from pipeline.data.reading import AUTO, Key, Reading
 from pipeline.data.room import limit
@@ -93,26 +96,25 @@ def open_dataset(
             f"{source.path}: no training image can be read ({len(broken)} are damaged), "
             f"e.g. {listing.keys[first]}: {aside[first]}"
         )
+    hashes = pixels.hashes(reader)
     train, val = cut_val(parts, ids, listing.labels, groups, val_fraction, seed)
 
     def images(positions: NDArray[np.int64]) -> Images:
         rows = pixels.rows_of(positions) if not isinstance(reader, Stream) else positions
         part_labels = None if listing.labels is None else listing.labels[positions]
         paths = [listing.keys[i] for i in positions.tolist()]
-        return Images(ids[positions], paths, part_labels, reader, rows, listing.store, positions)
+        part_hashes = hashes[pixels.rows_of(positions)]
+        return Images(ids[positions], paths, part_labels, reader, rows, listing.store, positions, part_hashes)
 
-    return Dataset(
+    read_as = [table, f"size {pixels.image_size}", f"channels {pixels.channels}", *pixels.settled.identity]
+    by_names = digest([listing.identity, *read_as])
+    by_content = f"{SCHEME}:{digest([pixels.content, *read_as])}" if listing.contents is not None else by_names
+    dataset = Dataset(
         name=source.name,
         path=source.path,
-        fingerprint=digest(
-            [
-                listing.identity,
-                table,
-                f"size {pixels.image_size}",
-                f"channels {pixels.channels}",
-                *pixels.settled.identity,
-            ]
-        ),
+        fingerprint=by_content,
+        content=by_content,
+        by_names=by_names,
         train=images(train),
         val=images(val),
         test=images(parts.test),
@@ -133,6 +135,7 @@ def open_dataset(
         range=pixels.settled.range,
         background=pixels.settled.background,
     )
+    return replace(dataset, notes=(*dataset.notes, *duplicate_notes(dataset.count_duplicates())))
 
 
 def _of(listing: Listing, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -152,6 +155,8 @@ class _Pixels:
     own: tuple[int, ...]  # positions of pictures that this project wrote
     bytes: float  # of all of them decoded, estimated
     key: str  # of what is kept in the cache
+    content: str  # digest of the files
+    seen: list[int] = field(default_factory=list)  # hashes of the images that were decoded just now
 
     @classmethod
     def of(
@@ -164,21 +169,22 @@ class _Pixels:
         reading: Reading,
     ) -> "_Pixels":
         chosen = hashlib.sha256(positions.astype("<i8").tobytes()).hexdigest()
-        identity = digest([listing.identity, listing.stamp, chosen])
+        content = listing.identity
+        if listing.contents is not None:
+            content = digest([content, listing.contents.digest()])
+        identity = digest([content, listing.stamp, chosen])
         seen = _look(path, listing, positions, image_size, identity)
         channels = _channels(path, seen, channels)
         settled = settle(seen, reading, lambda: _survey(listing.store, positions, channels, identity))
         key = digest([identity, str(load_size_of(seen.image_size)), str(channels), *settled.identity])[:32]
         size = seen.kept_pixels * channels * len(positions)
-        return cls(path, listing.store, positions, seen.image_size, channels, settled, tuple(seen.own), size, key)
+        return cls(
+            path, listing.store, positions, seen.image_size, channels, settled, tuple(seen.own), size, key, content
+        )
 
     def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str], int | None]:
         """What gives the pixels, (position → reason) the images that it cannot give, and how many show nothing."""
         n = len(self.positions)
-
-        def images() -> Iterable[Pixels | str]:
-            size, shown = load_size_of(self.image_size), self.settled.shown
-            return decode_all(self.store, self.positions.tolist(), self.channels, size, shown)
 
         def report(done: int) -> None:
             if progress is not None and (done % 100 == 0 or done == n):
@@ -186,13 +192,32 @@ class _Pixels:
 
         reader: Reader
         if loader == "resident" or (loader == "auto" and (self._fits() or has_pack(self.key))):
-            reader = pack = open_pack(self.key, n, self.channels, images, report, data=self.path, expected=self.bytes)
+            reader = pack = open_pack(
+                self.key, n, self.channels, self.images, report, data=self.path, expected=self.bytes
+            )
             broken, flat = pack.unreadable(), pack.flat
         else:
             reader = Stream(self.store, self.channels, load_size_of(self.image_size), self.settled.shown)
-            checked = remembered(digest(["stream", self.key])[:32], lambda: _checked(images(), report))
+            checked = remembered(digest(["stream", self.key])[:32], lambda: _checked(self.images(), report))
             broken, flat = dict(checked["unreadable"]), checked["flat"]
         return reader, {int(self.positions[row]): reason for row, reason in broken.items()}, flat
+
+    def images(self) -> Iterable[Pixels | str]:
+        """All of them decoded, or why that cannot be done."""
+        size, shown = load_size_of(self.image_size), self.settled.shown
+        return hashing(decode_all(self.store, self.positions.tolist(), self.channels, size, shown), self.seen)
+
+    def hashes(self, reader: Reader) -> NDArray[np.int64]:
+        """(N,) hashes of the pixels, 0 for an image that cannot be read; what `reader` was made of tells them."""
+        n = len(self.positions)
+
+        def compute() -> NDArray[np.int64]:
+            if len(self.seen) != n:  # decoded before, or by another process
+                again = self.images() if isinstance(reader, Stream) else hashing(map(reader.read, range(n)), self.seen)
+                deque(again, maxlen=0)
+            return np.array(self.seen, dtype=np.int64)
+
+        return remembered_array(digest(["pixels", self.key])[:32], n, compute)
 
     def rows_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows of a pack of these images."""

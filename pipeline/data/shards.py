@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import formats, storage
+from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, number_labels
 from pipeline.data.layout import file_splits
 from pipeline.data.listing import Listing, Store, digest
@@ -81,6 +82,7 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
         stamp=files.stamp(),
         notes=(*about, *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
+        contents=Contents(root, files),
     )
 
 

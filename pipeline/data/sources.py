@@ -1,7 +1,9 @@
 """From what the user calls the data to a listing of its images."""
 
+import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +17,8 @@ from pipeline.data.storage import Files
 from pipeline.errors import UserError, nearest
 
 NAME = "name:"  # before the name of a data set where a folder has that name, too
+
+_LONGEST = 80  # bytes of a data set's name
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,13 @@ def _check_name(path: str, where: str) -> None:
 
 
 def _name(where: str) -> str:
+    """What a data set is called, safe as a folder's name: letters of every script are kept, up to 80 bytes of it."""
     *folders, last = storage.fixed_part(where).split("/")
     stem = re.sub(r"\.(parquet|tar)$", "", last)
     if stem != last and split_of_file(last) != NONE and folders:
         stem = f"{folders[-1]}-{stem}"  # "train" says nothing
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip(".-") or "data"
+    stem = unicodedata.normalize("NFC", stem)
+    kept = "".join(one if one in "._-" or unicodedata.category(one)[0] in "LMN" else "\0" for one in stem)
+    name = re.sub("\0+", "-", kept).strip(".-") or "data"
+    short = name.encode()[:_LONGEST].decode(errors="ignore")
+    return short if short == name else f"{short}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -23,6 +23,8 @@ _WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _THREADS = 16  # a disk on the network answers late: so many questions wait side by side
 _CHUNK = 10_000  # files of one folder that a thread asks about
+_POSITIVE = (1 << 63) - 1  # an inode may have 64 bits
+ETAG = "etag "  # before a stamp that stands for the content of a file
 
 _Numbers = NDArray[np.int64]
 T = TypeVar("T")
@@ -42,7 +44,7 @@ class Files(Sequence[File]):
 
     paths: list[str]
     sizes: NDArray[np.int64]  # (N,) bytes
-    stamps: NDArray[Any]  # (N,) times of last change in ns, or what a server says in their place
+    stamps: NDArray[Any]  # (N, 3) mtime and ctime in ns and inode, or (N,) texts: what a server says in their place
 
     @classmethod
     def sorted(cls, paths: list[str], sizes: Iterable[int], stamps: Iterable[Any]) -> "Files":
@@ -64,7 +66,7 @@ class Files(Sequence[File]):
     def __getitem__(self, i: int | slice) -> "File | Files":
         if isinstance(i, slice):
             return Files(self.paths[i], self.sizes[i], self.stamps[i])
-        return File(self.paths[i], int(self.sizes[i]), str(self.stamps[i]))
+        return File(self.paths[i], int(self.sizes[i]), str(self._times()[i]))
 
     def take(self, rows: list[int]) -> "Files":
         """The files at these positions."""
@@ -80,10 +82,27 @@ class Files(Sequence[File]):
         return digest(f"{path}\0{size}" for path, size in zip(self.paths, self.sizes.tolist()))
 
     def stamp(self) -> str:
-        """Digest of the stamps: tells that a file was replaced by one of equal size."""
-        if self.stamps.dtype == np.int64:
-            return hashlib.sha256(self.stamps.astype("<i8").tobytes()).hexdigest()
-        return digest(map(str, self.stamps.tolist()))
+        """Digest of the times of last change: tells that a file was replaced by one of equal size."""
+        times = self._times()
+        if times.dtype == np.int64:
+            return hashlib.sha256(times.astype("<i8").tobytes()).hexdigest()
+        return digest(map(str, times.tolist()))
+
+    def marks(self) -> _Numbers:
+        """(N, 4) size, mtime, ctime and inode: where none of them has changed, the content has not.
+
+        Of a server's files the size, a hash of what it says of the last change, and zeros.
+        """
+        marks = np.zeros((len(self), 4), dtype=np.int64)
+        marks[:, 0] = self.sizes
+        if self.stamps.dtype == np.int64 and self.stamps.ndim == 2:
+            marks[:, 1:] = self.stamps
+        else:
+            marks[:, 1] = [_short_hash(stamp) for stamp in self.stamps.tolist()]
+        return marks
+
+    def _times(self) -> NDArray[Any]:
+        return self.stamps[:, 0] if self.stamps.ndim == 2 else self.stamps
 
 
 def is_url(path: str) -> bool:
@@ -133,6 +152,14 @@ def read(path: str, start: int | None = None, stop: int | None = None) -> bytes:
     with open(path, "rb") as file:
         file.seek(start or 0)
         return file.read(-1 if stop is None else stop - (start or 0))
+
+
+def last_change(path: str) -> tuple[int, ...]:
+    """What changes when a file on this machine is written again; nothing of a URL."""
+    if is_url(path):
+        return ()
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def open_binary(path: str) -> Any:
@@ -263,8 +290,13 @@ def _status(name: str, handle: int) -> os.stat_result | None:
 
 
 def _columns(found: list[os.stat_result]) -> tuple[_Numbers, _Numbers]:
+    """(N,) sizes and (N, 3) stamps."""
     sizes = np.array([status.st_size for status in found], dtype=np.int64)
-    return sizes, np.array([status.st_mtime_ns for status in found], dtype=np.int64)
+    stamps = np.empty((len(found), 3), dtype=np.int64)
+    stamps[:, 0] = [status.st_mtime_ns for status in found]
+    stamps[:, 1] = [status.st_ctime_ns for status in found]
+    stamps[:, 2] = [status.st_ino & _POSITIVE for status in found]
+    return sizes, stamps
 
 
 def _local_files(root: str, paths: list[str]) -> Files:
@@ -307,8 +339,14 @@ def _find_remote(url: str) -> tuple[str, Files]:
 
 
 def _remote_stamp(info: dict[str, Any]) -> str:
-    keys = ("ETag", "etag", "mtime", "LastModified", "updated", "created")
-    return next((str(info[key]) for key in keys if key in info), "")
+    etag = info.get("ETag") or info.get("etag")
+    if etag:
+        return f"{ETAG}{etag}"
+    return next((str(info[key]) for key in ("mtime", "LastModified", "updated", "created") if key in info), "")
+
+
+def _short_hash(stamp: Any) -> int:
+    return int.from_bytes(hashlib.sha256(str(stamp).encode()).digest()[:8]) & _POSITIVE
 
 
 def _hidden(relative: str) -> bool:

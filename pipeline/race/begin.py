@@ -77,15 +77,17 @@ def ledger_of(
                 f"{out} holds another race: {key.removeprefix('options.')} is {old.get(key)!r} there and "
                 f"{new.get(key)!r} here: use another --out, or the same value"
             )
-    if ledger.data["fingerprint"] != dataset.fingerprint and ledger.data["path"] != dataset.path:
+    same = dataset.known_as(ledger.data["fingerprint"]) is not None
+    if not same and ledger.data["path"] != dataset.path:
         raise UserError(
             f"{out} holds a race on {ledger.data['path']}, and {dataset.path} has other images: use another --out"
         )
-    if ledger.data["fingerprint"] != dataset.fingerprint:
+    if not same:
         raise UserError(
             f"{dataset.path}, or its labels, has changed since the race in {out} was started: use another --out, or "
-            "bring back what was there"
+            "bring back what was there, or give the folder where that is now"
         )
+    ledger.data["path"] = dataset.path
     joined = {name: one for name, one in about.items() if name not in (*ledger.about, *ledger.left_out)}
     ledger.about |= joined
     ledger.trained += [name for name in trained if name in joined]

@@ -164,11 +164,13 @@ def _add_row(found: "dict[str, Curve]", row: dict[str, Any]) -> None:
 
 
 def _data_key(run: Run) -> str:
-    return json.dumps([run.config["data"], run.config["train"]["seed"]], sort_keys=True)
+    known = run.manifest.get("data", {}).get("fingerprint")
+    return json.dumps([run.config["data"], run.config["train"]["seed"], known], sort_keys=True)
 
 
 def _open(run: Run) -> "Dataset | UserError":
     from pipeline.data import Reading, of_classes, open_dataset
+    from pipeline.runfolder import as_recorded
 
     data = run.config["data"]
     names = ("image_size", "channels", "limit", "val_fraction", "loader", *(one.name for one in fields(Reading)))
@@ -176,6 +178,7 @@ def _open(run: Run) -> "Dataset | UserError":
         before = {"range": "type", "background": "white"}  # of runs that do not say
         given = before | {name: data[name] for name in names if name in data}
         found = open_dataset(data["path"], seed=run.config["train"]["seed"], **given)
+        found = as_recorded(run.folder, found) if run.manifest.get("data") else found
         return of_classes(found, data["classes"]) if data.get("classes") else found
     except UserError as error:
         return error

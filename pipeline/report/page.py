@@ -42,12 +42,26 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
 def write_report(runs: Sequence[Path | str], out: Path | str) -> None:
     """Write the report of one run, or of several compared, to `out`, whole or not at all.
 
-    What a run lacks is left out and named at the end. Raises UserError where a folder is no run, or is damaged.
+    What a run lacks is left out and named at the end. Raises UserError where a folder is no run, or is damaged, and
+    where a report is there already and this one would lack the images.
     """
     loaded = load_runs([Path(run) for run in runs])
     materials = load_material(loaded, colours(len(loaded)))
+    check_images(materials, Path(out))
     parts, left_out = draw_sections(SECTIONS, materials)
     write_text(Path(out), render_page(_title(materials), _subtitle(materials), parts, left_out))
+
+
+def check_images(materials: Sequence[Material], out: Path) -> None:
+    """Raises UserError where there is a report that has more to show: images that cannot be opened any more."""
+    missing = next((one for one in materials if isinstance(one.opened, UserError)), None)
+    if missing is None or not out.exists():
+        return
+    run = missing.run.folder
+    raise UserError(
+        f"{out} stays as it is, because a new one would have no pictures: {missing.opened}; if the images are "
+        f"elsewhere, `rayssl report {run} --data.path NEW`; else give another --out"
+    )
 
 
 def draw_sections(sections: Sequence[tuple[str, Callable[[T], str]]], subject: T) -> tuple[Parts, list[str]]:

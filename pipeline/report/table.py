@@ -130,6 +130,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     found = []
     if any(run.data_path == "digits" for run in runs):
         found.append(_digits_remark(rows))
+    found += _seen_in_training(runs)
     found += _baselines_that_win(rows, columns)
     found += _whitening_helps(runs)
     found += _small_test_sets(rows, columns)
@@ -138,6 +139,24 @@ def remarks(runs: Sequence[Run]) -> list[str]:
             "Without labels there is no accuracy; labels can be given by --data.labels FILE.csv (path, label)."
         )
     return found
+
+
+def _seen_in_training(runs: Sequence[Run]) -> list[str]:
+    """Test images that training saw as well."""
+    found = []
+    for run in runs:
+        counts = run.manifest.get("data", {}).get("duplicates") or {}
+        if counts.get("test_in_train"):
+            found.append(
+                f"{counts['test_in_train']:,} of {counts['test']:,} test images are also in training, pixel by pixel: "
+                "accuracies are flattered."
+            )
+        if counts.get("val_in_train"):
+            found.append(
+                f"{counts['val_in_train']:,} of {counts['val']:,} held-out images are also in training, pixel by "
+                "pixel: what is chosen by them is flattered."
+            )
+    return list(dict.fromkeys(found))
 
 
 def write_comparison(runs: Sequence[Path | str], out: Path | str) -> dict[str, Any]:

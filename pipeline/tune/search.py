@@ -327,6 +327,9 @@ def check_same_search(search: Search, dataset: Dataset) -> None:
     if (search.out / "search.json").exists():
         before = load_search(search.out)
         now = json.loads(json.dumps(describe(search, dataset)["identity"]))
+        if dataset.known_as(before["identity"]["data"]) is not None:  # the same images, wherever they are now
+            now["data"] = before["identity"]["data"]
+            now["config"]["data"]["path"] = before["identity"]["config"]["data"]["path"]
         old, new = flatten(before["identity"]), flatten(now)
         for key in sorted(old.keys() | new.keys(), key=lambda key: (not key.startswith("tune."), key)):
             if old.get(key) != new.get(key):

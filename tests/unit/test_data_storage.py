@@ -143,7 +143,8 @@ def test_ids_are_worked_out_once(photos: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("damage", ["cut", "changed", "empty"])
 def test_damaged_ids_are_worked_out_again(photos: Path, tmp_path: Path, damage: str) -> None:
     first = open_dataset(str(photos)).train.ids
-    (kept,) = (tmp_path / "cache" / "facts").glob("*.npz")
+    facts = (tmp_path / "cache" / "facts").glob("*.npz")
+    kept = next(fact for fact in facts if first[0].tobytes() in fact.read_bytes())
     data = bytearray(kept.read_bytes())
     place = data.index(first[0].tobytes())
     data[place] ^= 0xFF

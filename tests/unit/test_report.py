@@ -50,6 +50,9 @@ class FakeDataset:
     channels: int = 1
     class_names: tuple[str, ...] | None = ("a", "b", "$c_1$", "<d>")
 
+    def known_as(self, fingerprint: str) -> "FakeDataset":
+        return self
+
 
 def fake_images(n: int, first_id: int) -> FakeImages:
     draw = np.random.default_rng(first_id)

@@ -1,0 +1,50 @@
+"""A run's own images: those that it was started with, or an error; and that they moved."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline import config as configuration
+from pipeline.config import Config
+from pipeline.data import Dataset
+from pipeline.errors import UserError
+from pipeline.places import at_place, check_there, moved, started_at
+from pipeline.prepare import open_data
+from pipeline.runfolder import as_recorded, read_manifest, recorded, update_manifest, writer_lock
+
+Progress = Callable[[int, int], None]
+
+
+def open_own(run: Path, config: Config, progress: Progress | None = None) -> Dataset:
+    """The run's images as it knows them; UserError where they are gone, or not those that it was started with."""
+    check_there(run, config)
+    return as_recorded(run, open_data(config, progress))
+
+
+def is_intact(run: Path) -> bool:
+    """Whether the run's images are where it has them, unchanged."""
+    try:
+        open_own(run, configuration.load(run / "config.json"))
+    except UserError:
+        return False
+    return True
+
+
+def move_images(run: Path, path: str, say: Callable[[str], None], progress: Progress | None = None) -> None:
+    """Note that the run's images are at `path` now; UserError where those there are others."""
+    before = configuration.load(run / "config.json")
+    config = at_place(before, path)
+    dataset = recorded(run, open_data(config, progress))
+    if dataset is None:
+        raise UserError(
+            f"--data.path {path} holds other images, or other labels, than {run} was started with: give the place "
+            f"where these are now; `rayssl embed {run} --data.path {path}` embeds other images by its encoder"
+        )
+    config = replace(config, data=replace(config.data, path=dataset.path))
+    if config == before:
+        return
+    with writer_lock(run):
+        data = {name: value for name, value in read_manifest(run)["data"].items() if name != "started"}
+        update_manifest(run, {"data": {**data, "path": dataset.path, **started_at(run, before, config)}})
+        configuration.save(config, run / "config.json")
+    say(moved(run, before.data.path, dataset.path))
