@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.data import storage
 from pipeline.data.content import Contents
 from pipeline.data.layout import read_layout
-from pipeline.data.listing import Listing, Store, number_classes, settle_splits
+from pipeline.data.listing import Listing, Store, number_classes
 from pipeline.data.reading import Reading
 from pipeline.data.storage import Files
 
@@ -46,7 +46,7 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
         labels, class_names = number_classes([layout.class_of[folder] for folder in folders])
     return Listing(
         keys=keys,
-        splits=settle_splits([layout.split_of[folder] for folder in folders]),
+        splits=[layout.split_of[folder] for folder in folders],
         labels=labels,
         class_names=class_names,
         store=ImageFiles(root, keys),

@@ -97,13 +97,18 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     is a class. Raises UserError where two readings are sensible.
     """
     top, notes = _below_wrappers(_tree(folders))
+    if (data := _named_data(top)) is not None:
+        beside = top.images - data.images
+        text = f"{data.path}/ is taken for the data, {beside:,} images beside it are left out"
+        top, notes = data, [*notes, Note(text, guess=True, flag="--data.path")]
     top, plain = _without_unlabelled(top)
     parts, told = _parts(root, top, reading)
     parts = _inner_wrappers(parts)
     split = any(part.split != NONE for part in parts)
     parts = [*(Part(node, TRAIN if split else NONE, plain=True) for node in plain), *parts]
     told += [Note(f"{node.path}/ holds {node.images:,} images for training, without labels") for node in plain]
-    split_of, class_of = dict.fromkeys(folders, OUTSIDE if split else NONE), dict[str, str | None].fromkeys(folders)
+    left = OUTSIDE if split or data is not None else NONE
+    split_of, class_of = dict.fromkeys(folders, left), dict[str, str | None].fromkeys(folders)
     for folder in folders:
         part = next((part for part in parts if _inside(folder, part.node.path)), None)
         if part is not None:
@@ -218,6 +223,14 @@ def _below_wrappers(top: Node) -> tuple[Node, list[Note]]:
         if name in split_words([name]) and top.below:
             notes.append(Note(f"{top.path}/ is the only folder with images: they are pooled", flag="--data.splits"))
     return top, notes
+
+
+def _named_data(top: Node) -> Node | None:
+    """dataset/ with folders in it, beside examples/ without: the only folder whose name says that it is the data."""
+    named = [node for name, node in top.below.items() if _words(name) and set(_words(name)) <= NEUTRAL]
+    others = [node for node in top.below.values() if node not in named]
+    alone = len(named) == 1 and len(named[0].below) > 1 and others and not any(node.below for node in others)
+    return named[0] if alone else None
 
 
 def _without_unlabelled(top: Node) -> tuple[Node, list[Node]]:

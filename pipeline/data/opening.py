@@ -263,7 +263,7 @@ def _without_place(listing: Listing) -> dict[int, str]:
     aside = {}
     if OUTSIDE in listing.splits:
         outside = (i for i, split in enumerate(listing.splits) if split == OUTSIDE)
-        aside = dict.fromkeys(outside, "outside the folders of train and test")
+        aside = dict.fromkeys(outside, "in no split")
     if not _is_utf8("".join(listing.keys)):  # one by one only where it is worth looking
         named = (i for i, key in enumerate(listing.keys) if not _is_utf8(key))
         aside |= dict.fromkeys(named, "its name is not valid UTF-8")

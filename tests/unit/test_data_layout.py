@@ -70,6 +70,8 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
     ("hashes", ["0a", "1b", "c3", "d4", "e5", "f6", "77", "88"], {"0a": (NONE, None)}),
     ("an image per folder", [f"item{chr(97 + i)}*1" for i in range(20)], {"itema": (NONE, None)}),
     ("deeper folders", ["fruit/apple", "fruit/pear", "milk"], {"fruit/apple": (NONE, "fruit"), "milk": (NONE, "milk")}),
+    ("data beside examples", ["Dataset/0", "Dataset/1", "Examples"],
+     {"Dataset/0": (NONE, "0"), "Examples": (OUTSIDE, None)}),
     ("unlabelled beside splits", ["train/a", "train/b", "test/a", "test/b", "unlabeled/x"],
      {"unlabeled/x": (TRAIN, None), "test/b": (TEST, "b")}),
     ("labelled and unlabelled", ["labeled/a", "labeled/b", "unlabeled"],

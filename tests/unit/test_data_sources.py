@@ -106,7 +106,7 @@ def test_given_train_and_test(tmp_path: Path) -> None:
     assert (len(train), len(val), len(test)) == (18, 2, 6)
     assert all(path.startswith("test/") for path in test.paths)
     assert dataset.class_names == ("cat", "dog")
-    assert dataset.unreadable == (("cover.png", "outside the folders of train and test"),)
+    assert dataset.unreadable == (("cover.png", "in no split"),)
 
 
 def test_validation_serves_as_test_or_stays(tmp_path: Path) -> None:
