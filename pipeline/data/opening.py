@@ -131,7 +131,7 @@ def open_dataset(
             *pixels.settled.notes,
             *flat_notes(flat, len(pixels.positions)),
         ),
-        passed_over=(*listing.passed_over, *[("pictures that rayssl wrote", len(own))] * bool(own)),
+        passed_over=listing.passed_over,
         range=pixels.settled.range,
         background=pixels.settled.background,
     )
