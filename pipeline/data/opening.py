@@ -86,7 +86,7 @@ def open_dataset(
     pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels, reading)
     reader, broken, flat = pixels.reader(loader, progress)
     aside |= broken
-    own = dict.fromkeys(pixels.seen.own, "a picture that rayssl wrote")
+    own = dict.fromkeys(pixels.look.own, "a picture that rayssl wrote")
     aside |= own
     usable[[*broken, *own]] = False
     parts = without(parts, ~usable)
@@ -129,10 +129,10 @@ def open_dataset(
             *listing.notes,
             *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test)),
             *pixels.settled.notes,
-            *flat_notes(flat, len(pixels.positions), pixels.seen),
+            *flat_notes(flat, len(pixels.positions), pixels.look),
         ),
         passed_over=listing.passed_over,
-        stored_sizes=((*pixels.seen.smallest,), (*pixels.seen.largest,)),
+        stored_sizes=((*pixels.look.smallest,), (*pixels.look.largest,)),
         range=pixels.settled.range,
         background=pixels.settled.background,
     )
@@ -152,7 +152,7 @@ class _Pixels:
     positions: NDArray[np.int64]  # in the store, ascending
     image_size: int
     channels: int
-    seen: Look
+    look: Look
     settled: Settled
     bytes: float  # of all of them decoded, estimated
     key: str  # of what is kept in the cache
