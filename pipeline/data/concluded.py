@@ -24,7 +24,10 @@ def facts(dataset: Dataset) -> dict[str, Any]:
         "classes": {"count": len(dataset.class_names or ()), "first": list((dataset.class_names or ())[:SHOWN])},
         "labelled": dataset.count_labelled()[0],
         "image_size": dataset.image_size,
+        "stored_sizes": [list(size) for size in dataset.stored_sizes],
         "channels": dataset.channels,
+        "range": dataset.range,
+        "background": dataset.background,
         "left_out": dict(left_out(dataset)),
         "notes": [{"text": note.text, "guess": note.guess, "flag": note.flag} for note in dataset.notes],
     }
@@ -37,7 +40,7 @@ def lines(dataset: Dataset) -> list[str]:
     some = f", {labelled:,} of {images:,} images labelled" if 0 < labelled < images else ""
     told = [
         ("data", f"{dataset.kind or 'images'}: {dataset.path}"),
-        ("images", f"{counts}; seen at {dataset.image_size} px, {colours(dataset.channels)}"),
+        ("images", f"{counts}; {_stored(dataset)}seen at {dataset.image_size} px, {colours(dataset.channels)}"),
         ("classes", f"{_classes(dataset.class_names)}{some}"),
     ]
     if out := left_out(dataset):
@@ -90,6 +93,11 @@ def class_notes(
 def _parts(dataset: Dataset) -> list[tuple[str, Any]]:
     parts = [("train", dataset.train), ("held out", dataset.val), ("test", dataset.test)]
     return [(name, part) for name, part in parts if part is not None]
+
+
+def _stored(dataset: Dataset) -> str:
+    sizes = [f"{height} × {width}" for height, width in dict.fromkeys(dataset.stored_sizes)]
+    return f"{' to '.join(sizes)} px high and wide, " if sizes else ""
 
 
 def _classes(names: Sequence[str] | None) -> str:

@@ -171,6 +171,7 @@ class Dataset:
     kind: str = ""  # what it was read from, for people
     notes: tuple[Note, ...] = ()  # what was concluded
     passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set
+    stored_sizes: tuple[tuple[int, ...], ...] = ()  # height and width of the smallest image and of the largest
     range: str = AUTO  # settled, where there are images that it says something of: see Reading
     background: str = AUTO
     some_classes: bool = False  # training images of other classes were taken out

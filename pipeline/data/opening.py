@@ -86,7 +86,7 @@ def open_dataset(
     pixels = _Pixels.of(source.path, listing, parts.all(), image_size, channels, reading)
     reader, broken, flat = pixels.reader(loader, progress)
     aside |= broken
-    own = dict.fromkeys(pixels.own, "a picture that rayssl wrote")
+    own = dict.fromkeys(pixels.look.own, "a picture that rayssl wrote")
     aside |= own
     usable[[*broken, *own]] = False
     parts = without(parts, ~usable)
@@ -129,9 +129,10 @@ def open_dataset(
             *listing.notes,
             *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test)),
             *pixels.settled.notes,
-            *flat_notes(flat, len(pixels.positions)),
+            *flat_notes(flat, len(pixels.positions), pixels.look),
         ),
-        passed_over=(*listing.passed_over, *[("pictures that rayssl wrote", len(own))] * bool(own)),
+        passed_over=listing.passed_over,
+        stored_sizes=((*pixels.look.smallest,), (*pixels.look.largest,)),
         range=pixels.settled.range,
         background=pixels.settled.background,
     )
@@ -151,8 +152,8 @@ class _Pixels:
     positions: NDArray[np.int64]  # in the store, ascending
     image_size: int
     channels: int
+    look: Look
     settled: Settled
-    own: tuple[int, ...]  # positions of pictures that this project wrote
     bytes: float  # of all of them decoded, estimated
     key: str  # of what is kept in the cache
     content: str  # digest of the files
@@ -178,9 +179,7 @@ class _Pixels:
         settled = settle(seen, reading, lambda: _survey(listing.store, positions, channels, identity))
         key = digest([identity, str(load_size_of(seen.image_size)), str(channels), *settled.identity])[:32]
         size = seen.kept_pixels * channels * len(positions)
-        return cls(
-            path, listing.store, positions, seen.image_size, channels, settled, tuple(seen.own), size, key, content
-        )
+        return cls(path, listing.store, positions, seen.image_size, channels, seen, settled, size, key, content)
 
     def reader(self, loader: str, progress: Progress | None) -> tuple[Reader, dict[int, str], int | None]:
         """What gives the pixels, (position → reason) the images that it cannot give, and how many show nothing."""

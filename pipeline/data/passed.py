@@ -21,7 +21,9 @@ NO_IMAGES = frozenset(
         "java", "log", "db", "sqlite", "ini", "cfg", "lock", "zip", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar", "tar",
         "parquet", "arrow", "feather", "h5", "hdf5", "mat", "pkl", "pickle", "pt", "pth", "ckpt", "safetensors", "onnx",
         "npz", "bin", "mp4", "mov", "avi", "mkv", "webm", "mp3", "wav", "flac", "ogg", "exe", "dll", "so", "svg", "eps",
-        "ps", "ai"
+        "ps", "ai",
+        # Raw files of cameras begin like a TIFF, and what a reader of TIFFs finds in them is a small preview.
+        "nef", "nrw", "dng", "arw", "sr2", "srf", "cr2", "pef", "srw", "erf", "3fr", "dcr", "kdc", "iiq",
     ]
 )  # fmt: skip
 

@@ -62,15 +62,15 @@ def settle(seen: Look, reading: Reading, survey: Callable[[], dict[str, Any]]) -
     return Settled(range_, background, tuple(identity), tuple(notes))
 
 
-def flat_notes(flat: int | None, images: int) -> tuple[Note, ...]:
-    """A warning where many images show nothing."""
+def flat_notes(flat: int | None, images: int, seen: Look) -> tuple[Note, ...]:
+    """A warning where many images show nothing, with the flag that may be the cause."""
     if not flat or flat < TOO_MANY_FLAT * images:
         return ()
     text = (
         f"{flat:,} of {images:,} images are nearly flat: less than {FLAT} of 256 grey levels lie between dark and "
         "bright as they are read"
     )
-    return (Note(text, guess=True, flag=RANGE),)
+    return (Note(text, guess=True, flag=RANGE if seen.wide else BACKGROUND if seen.transparent else ""),)
 
 
 def _range_notes(seen: Look, range_: str, found: dict[str, Any]) -> list[Note]:

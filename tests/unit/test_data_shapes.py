@@ -87,7 +87,7 @@ def test_arrays_are_read_within_the_bound(tmp_path: Path) -> None:
 
 def test_what_is_told_of_long_images(photos: Path) -> None:
     notes = [note.text for note in open_dataset(photos, image_size=SIZE).notes]
-    assert notes == ["of 11 images that are very long for their width the middle is used"]
+    assert "of 11 images that are very long for their width the middle is used" in notes
 
 
 def test_of_a_long_image_the_middle_is_kept() -> None:

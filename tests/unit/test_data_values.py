@@ -17,6 +17,8 @@ from pipeline.data import Dataset, open_dataset
 from pipeline.data.decode import decode
 from pipeline.data.shown import COLOURS, Held, Shown, colour_of, count_values, range_of, surveyed, to_bytes
 from pipeline.errors import UserError
+from pipeline.prepare import open_and_resolve, open_data, open_other, read_as_before
+from pipeline.recipes import build_recipe
 
 N = 20
 Save = Callable[[Path, NDArray[Any]], None]
@@ -142,7 +144,7 @@ def test_full_16_bit_and_8_bit_images_are_read_as_ever(tmp_path: Path) -> None:
     plain = opened(tmp_path / "plain", ramps(0, 255, np.uint8), as_png)
     given = opened(tmp_path / "plain", [], as_png, range="0,4095", background="black")
     assert plain.fingerprint == given.fingerprint
-    assert plain.notes == given.notes == ()
+    assert not {note.flag for note in (*plain.notes, *given.notes)} & {"--data.range", "--data.background"}
     assert (plain.range, plain.background, given.range) == ("auto", "auto", "0,4095")
 
 
@@ -240,7 +242,10 @@ def test_no_floats_at_all_break_anything(values: list[float]) -> None:
 
 def test_16_bits_by_type_are_divided_by_257() -> None:
     values = np.arange(65536, dtype=np.uint16)
-    assert np.array_equal(to_bytes(values, None), (values.astype(np.uint32) * 255 + 32767) // 65535)
+    right = (values.astype(np.uint32) * 255 + 32767) // 65535
+    assert np.array_equal(to_bytes(values, None), right)
+    for kind in (">u2", "<u2"):  # large images are read by a table
+        assert np.array_equal(to_bytes(np.tile(values.astype(kind), (3, 1)), None), np.tile(right, (3, 1)))
 
 
 # Backgrounds
@@ -306,7 +311,7 @@ def test_opaque_images_with_transparency_say_nothing(tmp_path: Path) -> None:
         image = Image.fromarray(np.random.default_rng(number).integers(0, 256, (24, 24, 3), dtype=np.uint8))
         image.convert("RGBA").save(tmp_path / "images" / f"{number:03}.png")
     dataset = open_dataset(tmp_path / "images", image_size=24)
-    assert (dataset.notes, dataset.background) == ((), "white")
+    assert (said(dataset, "--data.background"), dataset.background) == ([], "white")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB", "L", "GIF", "WEBP"])
@@ -331,6 +336,13 @@ def test_every_kind_of_transparency_shows_the_background(mode: str) -> None:
     assert colour[0].tolist() == [[255, 0, 0], [0, 0, 0]]
 
 
+def test_flat_bytes_are_told_without_a_flag_that_would_not_help(tmp_path: Path) -> None:
+    masks = [image > 100 for image in ramps(0, 255, np.uint8)]
+    dataset = opened(tmp_path / "masks", [mask.astype(np.uint8) for mask in masks], as_png)
+    (note,) = [note for note in dataset.notes if "nearly flat" in note.text]
+    assert (note.guess, note.flag) == (True, "")
+
+
 # What a run remembers
 
 
@@ -344,3 +356,37 @@ def test_a_run_written_before_reads_its_images_as_it_did(tmp_path: Path) -> None
     reading = {"range": data.range, "background": data.background}
     twelve = opened(tmp_path / "images", ramps(0, 4095, np.uint16), as_png, **reading)
     assert max(int(image.max()) for image in pixels_of(twelve).values()) == 16
+
+
+def test_a_run_writes_down_what_it_concluded_and_reads_other_images_so(tmp_path: Path) -> None:
+    opened(tmp_path / "images", ramps(-1024, 3071, np.int16), as_tiff)
+    for number in range(N):
+        drawing(WHITE, number).resize((24, 24)).save(tmp_path / "images" / f"{900 + number}.png")
+    given = configuration.override(build_recipe("simclr-mnist"), {"data.path": str(tmp_path / "images")})
+    before, dataset = open_and_resolve(given, lambda text: None)
+    assert (before.data.range, before.data.background) == ("-1024,3071", "black")
+    assert open_data(before).fingerprint == dataset.fingerprint
+    other = opened(tmp_path / "other", ramps(0, 1000, np.int16), as_tiff)
+    assert other.range == "0,1023"
+    seen = open_other(before.data, other.path, image_size=24, channels=1)
+    assert seen.range == "-1024,3071"
+    low, high = min(int(i.min()) for i in pixels_of(seen).values()), max(int(i.max()) for i in pixels_of(seen).values())
+    assert (low, high) == (64, 126)  # 0 and 1000 of −1024 … 3071
+
+
+def test_where_nothing_had_to_be_concluded_it_is_for_other_images(tmp_path: Path) -> None:
+    opened(tmp_path / "images", ramps(0, 255, np.uint8), as_png)
+    given = configuration.override(build_recipe("simclr-mnist"), {"data.path": str(tmp_path / "images")})
+    config, _ = open_and_resolve(given, lambda text: None)
+    assert (config.data.range, config.data.background) == ("auto", "auto")
+    other = opened(tmp_path / "other", ramps(0, 4095, np.uint16), as_png)
+    assert open_other(config.data, other.path, image_size=24, channels=1).range == "0,4095"
+
+
+def test_a_run_that_goes_on_reads_as_before() -> None:
+    given = configuration.Config()
+    before = configuration.override(given, {"data.range": "type", "data.background": "white"})
+    now = read_as_before(given, before)
+    assert (now.data.range, now.data.background) == ("type", "white")
+    other = configuration.override(given, {"data.range": "0,100"})
+    assert read_as_before(other, before).data.range == "0,100"
