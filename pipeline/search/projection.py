@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
 from pipeline.metrics import normalise
 from pipeline.whitening import SHRINKAGE, covariance
 
@@ -92,7 +93,14 @@ def _exactly(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     import torch
 
-    variances, directions = torch.linalg.eigh(torch.from_numpy(covariance(points, mean)))
+    found_covariance = covariance(points, mean)
+    try:
+        variances, directions = torch.linalg.eigh(torch.from_numpy(found_covariance))
+    except torch.linalg.LinAlgError:  # its divide and conquer does not end for some nearly singular ones
+        if not np.isfinite(found_covariance).all():
+            raise UserError("features that are not finite cannot be searched: train with a lower rate") from None
+        _, values, rows = np.linalg.svd(found_covariance, hermitian=True)
+        variances, directions = torch.from_numpy(values[::-1].copy()), torch.from_numpy(rows[::-1].T.copy())
     found = variances.clamp(min=0)
     return directions[:, -kept:].flip(1).numpy(), found[-kept:].flip(0).numpy(), float(found.sum())
 
