@@ -33,12 +33,12 @@ class _Given:
 def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) -> tuple[Listing, str]:
     """The listing with the labels of tables that lie in the folder, and a digest of these ("" where none is used).
 
-    They are looked for in the folder of the data and in those directly below. Raises UserError where the class folders
+    They are looked for in the folder of the data and in those with images. Raises UserError where the class folders
     say something else.
     """
     if not isinstance(listing.store, ImageFiles) or storage.is_url(root):
         return listing, ""
-    paths = _tables(root)
+    paths = _tables(root, listing.keys)
     try:
         tables = [read_table(path, (FILE_NAME,)) for path in paths]
     except UserError as error:
@@ -58,12 +58,10 @@ def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) ->
     return _decided(listing, tables, column, given)
 
 
-def _tables(root: str) -> list[str]:
-    """Their paths; of several in one folder the first of NAMES."""
-    folders = [root]
-    if os.path.isdir(root):
-        folders += sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-    found = [[f"{folder}/{name}" for name in NAMES if os.path.isfile(f"{folder}/{name}")] for folder in folders]
+def _tables(root: str, keys: Sequence[str]) -> list[str]:
+    """Their paths, beside images or at the root; of several in one folder the first of NAMES."""
+    folders = sorted({"", *(key.rpartition("/")[0] for key in keys)})
+    found = [[path for name in NAMES if os.path.isfile(path := os.path.join(root, folder, name))] for folder in folders]
     return [paths[0] for paths in found if paths]
 
 

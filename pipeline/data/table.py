@@ -124,12 +124,12 @@ def apply_splits(
 
 def _matched(listing: Listing, path: str, root: str, label_column: str | None) -> _Matched:
     table, notes = _with_header(read_table(path, _known(label_column)), listing, label_column)
-    if not table.rows:
-        raise UserError(f"{path} has no rows")
     below = _below(storage.normalise(path), root)
     options = [name for name in PATHS if name in table.columns]
     if not options:
         raise UserError(f"{path} has the columns {', '.join(table.columns)}: path and label are needed")
+    if not table.rows:
+        raise UserError(f"{path} has no rows")
     if PATHS[0] in options:
         options = options[:1]
     fitting: list[tuple[str, list[str], Match]] = []
