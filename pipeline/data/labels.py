@@ -97,6 +97,11 @@ def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
     return (Note(f"{where}: {listed} read as no label", guess=True, flag=LABELS),)
 
 
+def notes_beside(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Notes without what was concluded of labels: a table says what they are."""
+    return tuple(note for note in notes if note.flag not in (LABELS, "--data.label-column"))
+
+
 LABELS = "--data.labels"
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.folder import ImageFiles
-from pipeline.data.labels import NoClassError, label_of, missing_note, number_labels
+from pipeline.data.labels import NoClassError, label_of, missing_note, notes_beside, number_labels
 from pipeline.data.listing import Listing
 from pipeline.data.matching import match_paths
 from pipeline.data.reading import Note
@@ -89,7 +89,7 @@ def _decided(listing: Listing, tables: Sequence[Table], column: str, given: _Giv
     path = tables[0].path + (f" and {len(tables) - 1} more tables" if len(tables) > 1 else "")
     if listing.labels is None:
         note = Note(f"labels: column '{column}' of {path}", guess=True, flag=_FLAG)
-        notes = (*listing.notes, note, *given.notes, *numbered.notes)
+        notes = (*notes_beside(listing.notes), note, *given.notes, *numbered.notes)
         listing = replace(listing, labels=numbered.numbers, class_names=numbered.class_names, notes=notes)
         return listing, hashlib.sha256(b"".join(storage.read(table.path) for table in tables)).hexdigest()
     if not _alike(listing.labels, numbered.numbers):

@@ -14,6 +14,7 @@ from pipeline.data.labels import (
     label_of,
     looks_like_id,
     missing_note,
+    notes_beside,
     number_labels,
 )
 from pipeline.data.layout import split_words
@@ -86,8 +87,8 @@ def apply_table(
     labels = _labels_of(found.table, label, values)
     group_of = [_text(value) for value in found.table.column(GROUP)] if GROUP in columns else [""] * len(found.paths)
     found.check_once(listing, list(zip(labels, group_of)))
-    listing = replace(listing, notes=(*listing.notes, *found.notes, *notes, *_offers(found.table, path)))
     listing = _with_labels(listing, found, label, labels, values)
+    listing = replace(listing, notes=(*listing.notes, *found.notes, *notes, *_offers(found.table, path)))
     if GROUP not in columns:
         return listing, None, found.idle()
     # A NUL cannot be in a path: an image without a group cannot meet a named one.
@@ -202,7 +203,9 @@ def _with_labels(
         return listing
     used = [value for value, position in zip(values, found.match.positions) if position is not None]
     notes = (*numbered.notes, *missing_note(used, found.table.path), *_id_note(numbered, found.table.path, column))
-    return replace(listing, labels=numbered.numbers, class_names=numbered.class_names, notes=(*listing.notes, *notes))
+    return replace(
+        listing, labels=numbered.numbers, class_names=numbered.class_names, notes=(*notes_beside(listing.notes), *notes)
+    )
 
 
 def _id_note(labels: Labels, path: str, column: str) -> tuple[Note, ...]:

@@ -81,7 +81,7 @@ def _decoded(path: str, data: bytes) -> str:
     else:
         encoding = "utf-8-sig"
     try:
-        return data.decode(encoding)
+        return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
