@@ -24,6 +24,7 @@ _MISSING = frozenset((
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ))  # fmt: skip
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
+_FRACTION = re.compile(r"-?[0-9]*(\.[0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
 _ID_FROM = 100  # labelled images; of fewer, a class an image may be meant
 
@@ -64,7 +65,7 @@ def number_labels(found: Sequence[str | None]) -> Labels:
     if len(whole) == len(known):  # 7.0: a program made fractions of whole numbers because one of them was missing
         found = [None if label is None else whole[label][1] for label in found]
     numbers, names = number_classes(list(found))
-    return Labels(numbers, names, doubts(names))
+    return Labels(numbers, names, (*doubts(names), *_fractions_note(names)))
 
 
 def doubts(names: Sequence[str]) -> tuple[Note, ...]:
@@ -74,6 +75,13 @@ def doubts(names: Sequence[str]) -> tuple[Note, ...]:
         for name in names
         if name.lower() in _LOOKS_MISSING or re.fullmatch("-[0-9]+", name)
     )
+
+
+def _fractions_note(names: Sequence[str]) -> tuple[Note, ...]:
+    if not all(_FRACTION.fullmatch(name) for name in names) or not any("." in name for name in names):
+        return ()
+    example = next(name for name in names if "." in name)
+    return (Note(f"labels are fractions such as {example}: each value is taken for a class", guess=True, flag=LABELS),)
 
 
 def is_number(label: str) -> bool:

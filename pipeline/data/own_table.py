@@ -46,6 +46,9 @@ def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) ->
     tables = [table for table in tables if FILE_NAME in table.columns and table.rows]
     if not tables:
         return listing, ""
+    if "split" in tables[0].columns:
+        told = f"{tables[0].path} has a column 'split', which --data.splits {tables[0].path} uses"
+        listing = _noted(listing, Note(told, flag="--data.splits"))
     column = next((name for name in label_names if all(name in table.columns for table in tables)), None)
     if column is None:
         others = ", ".join(name for name in tables[0].columns if name != FILE_NAME) or "none"

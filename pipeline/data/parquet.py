@@ -1,6 +1,7 @@
 """Parquet files with the image schema of the Hugging Face hub: `image: struct<bytes, path>` or binary, and a label."""
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -20,10 +21,9 @@ from pipeline.data.columns import (
     open_part,
     opened,
 )
-from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
-from pipeline.data.layout import file_splits
-from pipeline.data.listing import Listing, Store, digest
+from pipeline.data.layout import file_splits, split_words
+from pipeline.data.listing import NONE, OUTSIDE, TRAIN, Listing, Store, digest, settle_splits
 from pipeline.data.named_labels import by_names
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.storage import Files
@@ -31,6 +31,7 @@ from pipeline.errors import UserError
 from pipeline.randomness import permutation
 
 SUFFIXES = (".parquet",)
+SPLIT = "split"  # a column
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,7 @@ class Rows(Store):
         return int(np.searchsorted(self.starts, i, side="right")) - 1
 
     def _images(self, group: int) -> Any:
-        path = self.files[self.file_of[group]]
-        return _row_group(path, int(self.group_of[group]), self.column, storage.last_change(path))
+        return _row_group(self.files[self.file_of[group]], int(self.group_of[group]), self.column)
 
 
 def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
@@ -77,14 +77,16 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     parts = [open_part(storage.join(root, file.path), file.path) for file in files]
     image = choose_image(parts, reading.image_column)
     label, notes = choose_label(parts, image.name, reading)
-    contents = [_Content(part, image.name, label) for part in parts]
+    by_file, told = file_splits(root, [part.relative for part in parts], reading)
+    split = SPLIT if reading.splits in WORDS and all(part.holds_texts(SPLIT) for part in parts) else None
+    contents = [_Content(part, image.name, label, split) for part in parts]
     labels = _labels(parts, contents, label, reading)
-    split_of_part, about = file_splits(root, [part.relative for part in parts], reading)
+    splits = _splits(contents, by_file, reading)
     groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
     table = np.array(groups, dtype=np.int64).reshape(-1, 3)
     return Listing(
         keys=[f"{part.relative}/{key}" for part, content in zip(parts, contents) for key in content.keys],
-        splits=[split for split, part in zip(split_of_part, parts) for _ in range(part.rows)],
+        splits=splits.of_rows,
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Rows(
@@ -94,28 +96,29 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
             group_of=table[:, 1],
             starts=np.concatenate([[0], np.cumsum(table[:, 2])]).astype(np.int64),
         ),
-        identity=_identity(files, parts, image.name, label),
+        identity=_identity(files, parts, image.name, label, splits),
         stamp=files.stamp(),
-        notes=(*about, *image.notes, *notes, *labels.notes),
-        contents=Contents(root, files),
+        notes=(*image.notes, *told, *splits.notes, *notes, *labels.notes),
     )
 
 
 class _Content:
     """What one file tells without reading its images."""
 
-    def __init__(self, part: Part, image: str, label: str | None) -> None:
+    def __init__(self, part: Part, image: str, label: str | None, split: str | None) -> None:
         label = label if label in part.names else None
         named = part.has_paths(image)
-        columns = [f"{image}.path"] * named + [label] * (label is not None)
+        columns = [f"{image}.path"] * named + [name for name in (label, split) if name is not None]
         n = part.rows
         paths: list[str | None] = []
         self.part, self.values = part, [None] * n
+        self.splits: list[str | None] = [None] * n
         if columns:
             with opened(part.path, part.footer) as file:
                 table = file.read(columns=columns, use_threads=False)
             paths = [row and row["path"] for row in table.column(image).to_pylist()] if named else []
             self.values = table.column(label).to_pylist() if label is not None else self.values
+            self.splits = table.column(split).to_pylist() if split is not None else self.splits
         # Without a name for every row, or with one given twice, the row's number has to do.
         self.keys = paths if len(set(paths)) == n and None not in paths else [str(row) for row in range(n)]
 
@@ -125,18 +128,43 @@ class _Content:
         return [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
 
 
+@dataclass(frozen=True)
+class _Splits:
+    of_rows: list[str]
+    by_column: bool = False
+    notes: tuple[Note, ...] = ()
+
+
+def _splits(contents: list[_Content], by_file: list[str], reading: Reading) -> _Splits:
+    """The splits of all rows: by the names of their files, else by a column of split words."""
+    of_files = [split for content, split in zip(contents, by_file) for _ in range(content.part.rows)]
+    said = [value for content in contents for value in content.splits]
+    counts = Counter(value for value in said if value is not None)
+    words = {value: split for value in counts if (split := split_words([value]).get(value)) is not None}
+    if not counts or len(words) < len(counts) or TRAIN not in words.values() or len(set(words.values())) < 2:
+        return _Splits(of_files)
+    listed = ", ".join(f"{value} ({n:,})" for value, n in sorted(counts.items()))
+    if reading.splits == "none" or set(of_files) != {NONE}:
+        return _Splits(of_files, False, (Note(f"column '{SPLIT}' ({listed}) is not used", flag="--data.splits"),))
+    note = Note(f"splits: column '{SPLIT}', {listed}", flag="--data.splits")
+    of_rows = [OUTSIDE if value is None else words[value] for value in said]
+    return _Splits(settle_splits(of_rows), True, (note,))
+
+
 def _check_words(reading: Reading) -> None:
     if reading.labels == "folder":
         raise UserError("--data.labels folder is for folders of images: parquet files have --data.label-column")
 
 
-def _identity(files: Files, parts: list[Part], image: str, label: str | None) -> str:
+def _identity(files: Files, parts: list[Part], image: str, label: str | None, splits: _Splits) -> str:
     """Of names and sizes, and of the columns where these are not those that are taken by themselves."""
     identity = files.identity()
     if image != image_of_old(parts[0]):
         identity = digest([identity, "image column", image])
     if label is not None and label != label_of_old(parts[0], image):
         identity = digest([identity, "label column", label])
+    if splits.by_column:
+        identity = digest([identity, "split column"])
     return identity
 
 
@@ -185,7 +213,7 @@ def _without(why: str) -> Labels:
 
 
 @functools.lru_cache(maxsize=4)
-def _row_group(path: str, group: int, column: str, changed: tuple[int, ...]) -> Any:
+def _row_group(path: str, group: int, column: str) -> Any:
     import pyarrow as pa
 
     with opened(path) as file:

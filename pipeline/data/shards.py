@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import formats, storage
-from pipeline.data.content import Contents
+from pipeline.data import folder, storage
 from pipeline.data.labels import Labels, number_labels
 from pipeline.data.layout import file_splits
 from pipeline.data.listing import Listing, Store, digest
@@ -71,18 +70,17 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
     taken = _one_per_key(shards)
     where = np.array([(i, image.start, image.size) for i, _, image in taken], dtype=np.int64)
     labels, field = _labels(shards, taken, reading)
-    split_of_shard, about = file_splits(root, [shard.relative for shard in shards], reading)
+    by_shard, told = file_splits(root, [shard.relative for shard in shards], reading)
     return Listing(
         keys=[f"{shards[i].relative}/{image.name}" for i, _, image in taken],
-        splits=[split_of_shard[i] for i, _, _ in taken],
+        splits=[by_shard[i] for i, _, _ in taken],
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Members([shard.path for shard in shards], where[:, 0], where[:, 1], where[:, 2]),
         identity=with_field(_identity(files, reading), field),
         stamp=files.stamp(),
-        notes=(*about, *_sharing_note(shards, taken, reading.key), *labels.notes),
+        notes=(*told, *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
-        contents=Contents(root, files),
     )
 
 
@@ -111,7 +109,7 @@ def _scan(path: str, relative: str, key: Key) -> _Shard:
 def _add(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, rule: Key) -> None:
     key, suffix = split_name(member.name, rule)
     ending = f".{suffix.lower().rpartition('.')[2]}"
-    if key and ending in formats.SUFFIXES:
+    if key and ending in folder.SUFFIXES:
         image = _Image(member.name, suffix.lower(), member.offset_data, member.size)
         shard.images.setdefault(key, []).append(image)
     elif key and suffix.lower() in LABEL_FILES:

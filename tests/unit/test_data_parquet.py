@@ -114,7 +114,7 @@ def test_numbers_in_one_file_and_names_in_another(tmp_path: Path) -> None:
     found = listed(tmp_path)
     assert list(labels_of(found).values()) == ["cat", "dog", "dog", "cat"]
     assert "a.parquet does not name its classes: its numbers are taken for those of b.parquet" in told(found)
-    assert found.notes[0].guess
+    assert any(note.guess and "does not name its classes" in note.text for note in found.notes)
     write_parquet(tmp_path / "c.parquet", {"image": images(range(2)), "label": [1, 0]}, {"label": ["dog", "cat"]})
     assert "does not say which of them its numbers are" in refused(tmp_path)
 
@@ -218,3 +218,21 @@ def test_splits_of_files_can_be_left_aside(tmp_path: Path) -> None:
         write_parquet(tmp_path / f"{name}.parquet", {"image": images(range(2))})
     assert set(listed(tmp_path).splits) == {"train", "test"}
     assert set(listed(tmp_path, splits="none").splits) == {""}
+
+
+def test_a_column_of_splits(tmp_path: Path) -> None:
+    columns = {"image": images(range(6)), "split": ["train", "test", "train", "Validation", None, "train"]}
+    write_parquet(tmp_path / "a.parquet", columns)
+    found = listed(tmp_path)
+    assert found.splits == ["train", "test", "train", "val", "outside", "train"]
+    assert "splits: column 'split', Validation (1), test (1), train (3)" in told(found)
+    pooled = listed(tmp_path, splits="none")
+    assert set(pooled.splits) == {""}
+    assert pooled.identity != found.identity
+    write_parquet(tmp_path / "a.parquet", columns | {"split": ["train", "test", "fold 3"] * 2})
+    assert set(listed(tmp_path).splits) == {""}
+    (tmp_path / "a.parquet").unlink()
+    for name in ("train", "test"):
+        write_parquet(tmp_path / f"{name}.parquet", columns)
+    assert listed(tmp_path).splits == ["test"] * 6 + ["train"] * 6
+    assert "column 'split' (Validation (2), test (2), train (6)) is not used" in told(listed(tmp_path))

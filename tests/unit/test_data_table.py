@@ -154,7 +154,9 @@ def test_whole_numbers_that_became_fractions(flat: Path, tmp_path: Path) -> None
         "2",
         "10",
     )
-    assert read(flat, written(tmp_path, "path,label\n0.png,1.0\n1.png,1.5\n")).class_names == ("1.0", "1.5")
+    found = read(flat, written(tmp_path, "path,label\n0.png,1.0\n1.png,1.5\n"))
+    assert found.class_names == ("1.0", "1.5")
+    assert "labels are fractions such as 1.0: each value is taken for a class" in told(found)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +257,13 @@ def test_the_column_asked_for(flat: Path, tmp_path: Path) -> None:
     assert read(flat, table, label_column="Colour").class_names == ("blue", "red")
     assert tabled(flat, table).digest != tabled(flat, table, label_column="Colour").digest
     assert "--data.label-column hue" in refused(flat, table, label_column="hue")
+
+
+def test_ids_that_are_names_of_images(flat: Path, tmp_path: Path) -> None:
+    found = read(flat, written(tmp_path, "id,y\n0,cat\n1,dog\n"))
+    assert {key: label for key, label in labels_of(found).items() if label} == {"0.png": "cat", "1.png": "dog"}
+    found = read(flat, written(tmp_path, "id,file_name,y\n1,0.png,cat\n0,1.png,dog\n"), label_column="y")
+    assert labels_of(found)["0.png"] == "cat"
 
 
 def test_ids_are_told(tmp_path: Path) -> None:
