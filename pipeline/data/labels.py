@@ -26,7 +26,7 @@ _MISSING = frozenset((
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
 _FRACTION = re.compile(r"-?[0-9]*(\.[0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
-_ID_FROM = 100  # labelled images; of fewer, a class an image may be meant
+_FEW = 10  # classes; so many may have one image each
 
 
 class NoClassError(ValueError):
@@ -92,7 +92,8 @@ def is_number(label: str) -> bool:
 def looks_like_id(labels: NDArray[np.int64]) -> bool:
     """Whether labels (N,) tell images apart instead of putting them together: fewer than two images a class."""
     known = labels[labels >= 0]
-    return len(known) >= _ID_FROM and 2 * len(np.unique(known)) > len(known)
+    classes = len(np.unique(known))
+    return classes > _FEW and len(known) < 2 * classes
 
 
 def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:

@@ -1,7 +1,6 @@
 """Parquet files with the image schema of the Hugging Face hub: `image: struct<bytes, path>` or binary, and a label."""
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -22,16 +21,16 @@ from pipeline.data.columns import (
     opened,
 )
 from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
-from pipeline.data.layout import file_splits, split_words
-from pipeline.data.listing import NONE, OUTSIDE, TRAIN, Listing, Store, digest, settle_splits
+from pipeline.data.layout import file_splits
+from pipeline.data.listing import Listing, Store, digest
 from pipeline.data.named_labels import by_names
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.storage import Files
+from pipeline.data.told_splits import SPLIT, Splits, told_splits
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
 
 SUFFIXES = (".parquet",)
-SPLIT = "split"  # a column
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,13 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     split = SPLIT if reading.splits in WORDS and all(part.holds_texts(SPLIT) for part in parts) else None
     contents = [_Content(part, image.name, label, split) for part in parts]
     labels = _labels(parts, contents, label, reading)
-    splits = _splits(contents, by_file, reading)
+    of_files = [split for content, split in zip(contents, by_file) for _ in range(content.part.rows)]
+    splits = told_splits([value for content in contents for value in content.splits], of_files, reading)
     groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
     table = np.array(groups, dtype=np.int64).reshape(-1, 3)
     return Listing(
         keys=[f"{part.relative}/{key}" for part, content in zip(parts, contents) for key in content.keys],
-        splits=splits.of_rows,
+        splits=splits.of_images,
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Rows(
@@ -128,35 +128,12 @@ class _Content:
         return [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
 
 
-@dataclass(frozen=True)
-class _Splits:
-    of_rows: list[str]
-    by_column: bool = False
-    notes: tuple[Note, ...] = ()
-
-
-def _splits(contents: list[_Content], by_file: list[str], reading: Reading) -> _Splits:
-    """The splits of all rows: by the names of their files, else by a column of split words."""
-    of_files = [split for content, split in zip(contents, by_file) for _ in range(content.part.rows)]
-    said = [value for content in contents for value in content.splits]
-    counts = Counter(value for value in said if value is not None)
-    words = {value: split for value in counts if (split := split_words([value]).get(value)) is not None}
-    if not counts or len(words) < len(counts) or TRAIN not in words.values() or len(set(words.values())) < 2:
-        return _Splits(of_files)
-    listed = ", ".join(f"{value} ({n:,})" for value, n in sorted(counts.items()))
-    if reading.splits == "none" or set(of_files) != {NONE}:
-        return _Splits(of_files, False, (Note(f"column '{SPLIT}' ({listed}) is not used", flag="--data.splits"),))
-    note = Note(f"splits: column '{SPLIT}', {listed}", flag="--data.splits")
-    of_rows = [OUTSIDE if value is None else words[value] for value in said]
-    return _Splits(settle_splits(of_rows), True, (note,))
-
-
 def _check_words(reading: Reading) -> None:
     if reading.labels == "folder":
         raise UserError("--data.labels folder is for folders of images: parquet files have --data.label-column")
 
 
-def _identity(files: Files, parts: list[Part], image: str, label: str | None, splits: _Splits) -> str:
+def _identity(files: Files, parts: list[Part], image: str, label: str | None, splits: Splits) -> str:
     """Of names and sizes, and of the columns where these are not those that are taken by themselves."""
     identity = files.identity()
     if image != image_of_old(parts[0]):

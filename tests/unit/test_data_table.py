@@ -173,7 +173,7 @@ def test_whole_numbers_that_became_fractions(flat: Path, tmp_path: Path) -> None
         ("", "has no rows"),
         ("path,label\n0.png,a\n./0.png,b\n", "says two things about 0.png"),
         ("path,label\n0.png,H\xe4nde\n".encode("latin-1"), "line 2 is not in utf-8, save it as UTF-8"),
-        (b"\xff\xfep\0a", "is needed"),
+        ("path,label\n0.png,a\0b", "it is no text (a NUL in line 2)"),
         (b"\xff\xfep\0a\0t", "line 1 is not in utf-16"),
     ],
 )
