@@ -88,9 +88,8 @@ def _decoded(path: str, data: bytes) -> str:
             f"{path} cannot be read as a CSV: line {line} is not in {error.encoding}, save it as UTF-8"
         ) from None
     if "\0" in text:
-        raise UserError(
-            f"{path} cannot be read as a CSV: it is no text (a NUL in line {text[: text.index(chr(0))].count(chr(10)) + 1})"
-        )
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} cannot be read as a CSV: it is no text (a NUL in line {line})")
     return text
 
 
