@@ -20,6 +20,7 @@ from pipeline.data.columns import (
     open_part,
     opened,
 )
+from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
 from pipeline.data.layout import file_splits
 from pipeline.data.listing import Listing, Store, digest
@@ -67,7 +68,8 @@ class Rows(Store):
         return int(np.searchsorted(self.starts, i, side="right")) - 1
 
     def _images(self, group: int) -> Any:
-        return _row_group(self.files[self.file_of[group]], int(self.group_of[group]), self.column)
+        path = self.files[self.file_of[group]]
+        return _row_group(path, int(self.group_of[group]), self.column, storage.last_change(path))
 
 
 def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
@@ -99,6 +101,7 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
         identity=_identity(files, parts, image.name, label, splits),
         stamp=files.stamp(),
         notes=(*image.notes, *told, *splits.notes, *notes, *labels.notes),
+        contents=Contents(root, files),
     )
 
 
@@ -190,7 +193,7 @@ def _without(why: str) -> Labels:
 
 
 @functools.lru_cache(maxsize=4)
-def _row_group(path: str, group: int, column: str) -> Any:
+def _row_group(path: str, group: int, column: str, changed: tuple[int, ...]) -> Any:
     import pyarrow as pa
 
     with opened(path) as file:

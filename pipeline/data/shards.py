@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import folder, storage
+from pipeline.data import formats, storage
+from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, number_labels
 from pipeline.data.layout import file_splits
 from pipeline.data.listing import Listing, Store, digest
@@ -84,6 +85,7 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
         stamp=files.stamp(),
         notes=(*told, *splits.notes, *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
+        contents=Contents(root, files),
     )
 
 
@@ -112,7 +114,7 @@ def _scan(path: str, relative: str, key: Key) -> _Shard:
 def _add(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, rule: Key) -> None:
     key, suffix = split_name(member.name, rule)
     ending = f".{suffix.lower().rpartition('.')[2]}"
-    if key and ending in folder.SUFFIXES:
+    if key and ending in formats.SUFFIXES:
         image = _Image(member.name, suffix.lower(), member.offset_data, member.size)
         shard.images.setdefault(key, []).append(image)
     elif key and suffix.lower() in LABEL_FILES:
