@@ -98,7 +98,9 @@ def looks_like_id(labels: NDArray[np.int64]) -> bool:
 
 def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
     """A note on values other than null and empty that were read as no label, with how many of each there are."""
-    spelt = Counter(_text(value) for value in values if value is not None and value == value)
+    spelt: Counter[str] = Counter()
+    for value, n in Counter(value for value in values if value is not None and value == value).items():
+        spelt[_text(value)] += n
     told = {text: n for text, n in spelt.items() if text and text in _MISSING}
     if not told:
         return ()

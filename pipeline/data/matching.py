@@ -11,6 +11,7 @@ from pipeline.data import formats
 from pipeline.data.reading import Note
 from pipeline.errors import UserError
 
+_PLAIN = re.compile(r"/?[^/\\.:][^/\\:]*(/[^/\\.:][^/\\:]*)*")  # nothing in it that could be written otherwise
 _SHOWN = 200  # characters of a path in a message
 
 
@@ -59,7 +60,7 @@ def match_paths(table: str, paths: Sequence[str], keys: Sequence[str], root: str
     if all(path in exact for path in paths):
         return Match([exact[path] for path in paths])
     names = _Names(keys)
-    relative = [_relative(path, root) for path in paths]
+    relative = _relative(paths, root)
     found = [[exact[path]] if path in exact else names.find(short) for path, short in zip(paths, relative)]
     notes: tuple[Note, ...] = ()
     for reading in (_in_folder(base), _without_shared_folders, _by_ends):
@@ -77,16 +78,22 @@ def match_paths(table: str, paths: Sequence[str], keys: Sequence[str], root: str
     return Match([_only(table, path, hits, keys) for path, hits in zip(paths, found)], notes)
 
 
-def _relative(path: str, root: str) -> str:
-    """A path below the folder of the data, as its images are called."""
-    form = _form(path)
-    for start in dict.fromkeys((_form(root), _form(posixpath.realpath(root)))):
-        form = form.removeprefix(start.rstrip("/") + "/")
-    return form
+def _relative(paths: Sequence[str], root: str) -> list[str]:
+    """Paths below the folder of the data, as its images are called."""
+    starts = tuple(f"{_form(start).rstrip('/')}/" for start in dict.fromkeys((root, posixpath.realpath(root))))
+    forms = map(_form, paths)
+    return [_without(form, starts) if form.startswith(starts) else form for form in forms]
+
+
+def _without(form: str, starts: tuple[str, ...]) -> str:
+    return form[max(len(start) for start in starts if form.startswith(start)) :]
 
 
 def _form(path: str) -> str:
-    path = unicodedata.normalize("NFC", path.strip()).replace("\\", "/").removeprefix("file://")
+    path = path.strip() if path.isascii() else unicodedata.normalize("NFC", path.strip())
+    if _PLAIN.fullmatch(path):
+        return path
+    path = path.replace("\\", "/").removeprefix("file://")
     scheme = re.match(r"[a-z0-9+.-]+://", path)
     start = scheme[0] if scheme else ""
     return start + posixpath.normpath(path.removeprefix(start)) if path else ""

@@ -188,10 +188,14 @@ def _label_column(table: Table, asked: str | None) -> tuple[str | None, tuple[No
 
 
 def _labels_of(table: Table, label: str | None, values: Sequence[Any]) -> list[str | None]:
+    known: dict[str, str | None] = {}  # many rows, few classes
     found: list[str | None] = []
     for value, line in zip(values, table.lines):
         try:
-            found.append(label_of(value))
+            text = value if isinstance(value, str) else label_of(value) or ""
+            if text not in known:
+                known[text] = label_of(text)
+            found.append(known[text])
         except NoClassError as error:
             raise UserError(
                 f"{table.path}, line {line}: '{label}' holds {error}, whole numbers or texts are needed"

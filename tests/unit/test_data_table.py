@@ -192,7 +192,8 @@ def test_what_is_no_file_does_not_hang(flat: Path, tmp_path: Path) -> None:
 
 
 def test_a_long_field_beside_the_label(flat: Path, tmp_path: Path) -> None:
-    table = written(tmp_path, f"path,label,text\n0.png,a,{'x' * 200_000}\n1.png,b,\n")
+    long = "x" * 200_000
+    table = written(tmp_path, f"path,label,text\n0.png,a,{long}\n1.png,b,\n{long}:,b,\n")
     before = csv.field_size_limit()
     assert read(flat, table).class_names == ("a", "b")
     assert csv.field_size_limit() == before
