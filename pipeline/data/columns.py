@@ -161,6 +161,9 @@ def _no_common_image(parts: Sequence[Part]) -> str:
     first = next((part for part in parts if part.images()), None)
     if first is None:
         names = ", ".join(parts[0].names)
+        twice = next((name for name in parts[0].names if parts[0].names.count(name) > 1), None)
+        if twice is not None:
+            return f"{parts[0].path} has two columns called '{twice}': rename one"
         return f"{parts[0].path} has no column of images (image: struct<bytes, path> or binary), only {names}"
     strangers = [part for part in parts if not set(first.images()) & set(part.images())]
     other = strangers[0] if strangers else parts[-1]
@@ -243,7 +246,8 @@ def _no_label_note(parts: Sequence[Part], image: str, known: list[str]) -> tuple
     others = [name for name in parts[0].names if name != image and parts[0].may_be_label(name)]
     if not others:
         return ()
-    return (Note(f"no labels: the names of the columns {_listed(others)} do not say so", guess=True, flag=LABEL_FLAG),)
+    text = f"no labels: no column is named like labels, there is {_listed(others)}"
+    return (Note(text, guess=True, flag=LABEL_FLAG),)
 
 
 def _same_meaning(parts: Sequence[Part], label: str, known: list[str]) -> None:

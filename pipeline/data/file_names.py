@@ -20,7 +20,8 @@ _SHARE = 0.95  # of the images whose names are so
 def offered_by_names(keys: Sequence[str]) -> Note | None:
     """A note on what file names look like as labels, or None where they do not: a few words, each before numbers."""
     some = keys[:: 1 + len(keys) // _SOME]
-    if sum(_word(key) is not None for key in some) < len(some) / 2:  # not worth a look at all of them
+    seen = [word for key in some if (word := _word(key)) is not None]
+    if 2 * len(seen) < len(some) or len(set(seen)) < 2 or _SAYS_NOTHING & set(seen):  # not worth a look at all of them
         return None
     words = Counter(word for key in keys if (word := _word(key)) is not None)
     told = sum(words.values())

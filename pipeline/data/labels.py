@@ -24,8 +24,9 @@ _MISSING = frozenset((
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ))  # fmt: skip
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
+_FRACTION = re.compile(r"-?[0-9]*(\.[0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
-_ID_FROM = 100  # labelled images; of fewer, a class an image may be meant
+_FEW = 10  # classes; so many may have one image each
 
 
 class NoClassError(ValueError):
@@ -64,7 +65,7 @@ def number_labels(found: Sequence[str | None]) -> Labels:
     if len(whole) == len(known):  # 7.0: a program made fractions of whole numbers because one of them was missing
         found = [None if label is None else whole[label][1] for label in found]
     numbers, names = number_classes(list(found))
-    return Labels(numbers, names, doubts(names))
+    return Labels(numbers, names, (*doubts(names), *_fractions_note(names)))
 
 
 def doubts(names: Sequence[str]) -> tuple[Note, ...]:
@@ -76,6 +77,13 @@ def doubts(names: Sequence[str]) -> tuple[Note, ...]:
     )
 
 
+def _fractions_note(names: Sequence[str]) -> tuple[Note, ...]:
+    if not all(_FRACTION.fullmatch(name) for name in names) or not any("." in name for name in names):
+        return ()
+    example = next(name for name in names if "." in name)
+    return (Note(f"labels are fractions such as {example}: each value is taken for a class", guess=True, flag=LABELS),)
+
+
 def is_number(label: str) -> bool:
     """Whether a label is a whole number."""
     return _WHOLE.fullmatch(label) is not None
@@ -84,17 +92,25 @@ def is_number(label: str) -> bool:
 def looks_like_id(labels: NDArray[np.int64]) -> bool:
     """Whether labels (N,) tell images apart instead of putting them together: fewer than two images a class."""
     known = labels[labels >= 0]
-    return len(known) >= _ID_FROM and 2 * len(np.unique(known)) > len(known)
+    classes = len(np.unique(known))
+    return classes > _FEW and len(known) < 2 * classes
 
 
 def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
     """A note on values other than null and empty that were read as no label, with how many of each there are."""
-    spelt = Counter(_text(value) for value in values if value is not None and value == value)
+    spelt: Counter[str] = Counter()
+    for value, n in Counter(value for value in values if value is not None and value == value).items():
+        spelt[_text(value)] += n
     told = {text: n for text, n in spelt.items() if text and text in _MISSING}
     if not told:
         return ()
     listed = ", ".join(f"'{text}' ({n:,})" for text, n in sorted(told.items()))
     return (Note(f"{where}: {listed} read as no label", guess=True, flag=LABELS),)
+
+
+def notes_beside(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Notes without what was concluded of labels: a table says what they are."""
+    return tuple(note for note in notes if note.flag not in (LABELS, "--data.label-column"))
 
 
 LABELS = "--data.labels"

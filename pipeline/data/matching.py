@@ -4,13 +4,14 @@ import functools
 import posixpath
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from pipeline.data import formats
 from pipeline.data.reading import Note
 from pipeline.errors import UserError
 
+_PLAIN = re.compile(r"/?[^/\\.:][^/\\:]*(/[^/\\.:][^/\\:]*)*")  # nothing in it that could be written otherwise
 _SHOWN = 200  # characters of a path in a message
 
 
@@ -25,7 +26,8 @@ class Match:
 class _Names:
     """Images by the names they may be called by: one name may be of several."""
 
-    def __init__(self, keys: Iterable[str]) -> None:
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
         self._by_path = _positions(map(_form, keys))
 
     @functools.cached_property
@@ -41,28 +43,33 @@ class _Names:
         return found or ([] if _has_suffix(path) else self._by_stem.get(path, []))
 
 
+_Hits = list[list[int]]  # per path, the images that it may mean
+_Reading = Callable[[str, list[str], _Names], tuple[_Hits, tuple[Note, ...]]]
+
+
 def match_paths(table: str, paths: Sequence[str], keys: Sequence[str], root: str, base: str = "") -> Match:
     """The image of every path of a table, by the images' keys, which are relative to `root`.
 
     Slashes may be backslashes, "./" before a path and the folder of the data do not count, nor which Unicode form
-    letters with accents have. A path without suffix means the one image that has it with one. Where no path is that
-    of an image, they are taken to be relative to `base`, the folder of the table below the root; or folders that all
-    of them begin with are left out; or each is the end of the path of one image.
+    letters with accents have. A path without suffix means the one image that has it with one. Where few paths are those
+    of images, and more are if they are taken to be relative to `base`, the folder of the table below the root, or
+    without the folders that all of them begin with, or for the ends of the images' paths, they are taken so.
     Raises UserError where a path may mean two images, or none means one.
     """
     exact = {key: i for i, key in enumerate(keys)}
     if all(path in exact for path in paths):
         return Match([exact[path] for path in paths])
     names = _Names(keys)
-    relative = [_relative(path, root) for path in paths]
+    relative = _relative(paths, root)
     found = [[exact[path]] if path in exact else names.find(short) for path, short in zip(paths, relative)]
     notes: tuple[Note, ...] = ()
-    if base and not any(found):
-        found = [names.find(_form(f"{base}/{path}")) for path in relative]
-    if not any(found):
-        found, notes = _without_shared_folders(table, relative, names)
-    if not any(found):
-        found, notes = _by_ends(table, relative, keys)
+    for reading in (_in_folder(base), _without_shared_folders, _by_ends):
+        if 2 * sum(map(bool, found)) >= len(found):
+            break
+        others, about = reading(table, relative, names)
+        unsure = any(found) and any(len(hits) > 1 for hits in others)
+        if sum(map(bool, others)) > sum(map(bool, found)) and not unsure:
+            found, notes = others, about
     if not any(found):
         raise UserError(
             f"{table} names none of the {len(keys)} images: its paths look like '{_short(paths[0])}', "
@@ -71,22 +78,35 @@ def match_paths(table: str, paths: Sequence[str], keys: Sequence[str], root: str
     return Match([_only(table, path, hits, keys) for path, hits in zip(paths, found)], notes)
 
 
-def _relative(path: str, root: str) -> str:
-    """A path below the folder of the data, as its images are called."""
-    form = _form(path)
-    for start in dict.fromkeys((_form(root), _form(posixpath.realpath(root)))):
-        form = form.removeprefix(start.rstrip("/") + "/")
-    return form
+def _relative(paths: Sequence[str], root: str) -> list[str]:
+    """Paths below the folder of the data, as its images are called."""
+    starts = tuple(f"{_form(start).rstrip('/')}/" for start in dict.fromkeys((root, posixpath.realpath(root))))
+    forms = map(_form, paths)
+    return [_without(form, starts) if form.startswith(starts) else form for form in forms]
+
+
+def _without(form: str, starts: tuple[str, ...]) -> str:
+    return form[max(len(start) for start in starts if form.startswith(start)) :]
 
 
 def _form(path: str) -> str:
-    path = unicodedata.normalize("NFC", path.strip()).replace("\\", "/").removeprefix("file://")
+    path = path.strip() if path.isascii() else unicodedata.normalize("NFC", path.strip())
+    if _PLAIN.fullmatch(path):
+        return path
+    path = path.replace("\\", "/").removeprefix("file://")
     scheme = re.match(r"[a-z0-9+.-]+://", path)
     start = scheme[0] if scheme else ""
     return start + posixpath.normpath(path.removeprefix(start)) if path else ""
 
 
-def _without_shared_folders(table: str, paths: list[str], names: _Names) -> tuple[list[list[int]], tuple[Note, ...]]:
+def _in_folder(base: str) -> _Reading:
+    def reading(table: str, paths: list[str], names: _Names) -> tuple[_Hits, tuple[Note, ...]]:
+        return [names.find(_form(f"{base}/{path}")) if base else [] for path in paths], ()
+
+    return reading
+
+
+def _without_shared_folders(table: str, paths: list[str], names: _Names) -> tuple[_Hits, tuple[Note, ...]]:
     """The images of the paths without the folders that all begin with, as few of them as makes them those of images."""
     folders = [path.split("/")[:-1] for path in paths]
     shared = next((i for i, part in enumerate(zip(*folders)) if len(set(part)) > 1), min(map(len, folders)))
@@ -98,10 +118,10 @@ def _without_shared_folders(table: str, paths: list[str], names: _Names) -> tupl
     return [], ()
 
 
-def _by_ends(table: str, paths: list[str], keys: Sequence[str]) -> tuple[list[list[int]], tuple[Note, ...]]:
-    owners, ends = zip(*[(i, end) for i, key in enumerate(keys) for end in _ends(key)] or [(0, "\0")])
-    names = _Names(ends)
-    found = [[owners[place] for place in names.find(path)] for path in paths]
+def _by_ends(table: str, paths: list[str], names: _Names) -> tuple[_Hits, tuple[Note, ...]]:
+    owners, ends = zip(*[(i, end) for i, key in enumerate(names.keys) for end in _ends(key)])
+    by_end = _Names(ends)
+    found = [[owners[place] for place in by_end.find(path)] for path in paths]
     example = next((path for path, hits in zip(paths, found) if hits), "")
     return found, _guess(f"{table}: its paths are the ends of those of the images, e.g. '{_short(example)}'")
 
@@ -119,7 +139,7 @@ def _positions(names: Iterable[str]) -> dict[str, list[int]]:
 
 def _ends(key: str) -> Iterable[str]:
     parts = key.split("/")
-    return ("/".join(parts[i:]) for i in range(1, len(parts)))
+    return ("/".join(parts[i:]) for i in range(len(parts)))
 
 
 def _only(table: str, path: str, hits: list[int], keys: Sequence[str]) -> int | None:

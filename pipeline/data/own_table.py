@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.folder import ImageFiles
-from pipeline.data.labels import NoClassError, label_of, missing_note, number_labels
+from pipeline.data.labels import NoClassError, label_of, missing_note, notes_beside, number_labels
 from pipeline.data.listing import Listing
 from pipeline.data.matching import match_paths
 from pipeline.data.reading import Note
@@ -33,12 +33,12 @@ class _Given:
 def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) -> tuple[Listing, str]:
     """The listing with the labels of tables that lie in the folder, and a digest of these ("" where none is used).
 
-    They are looked for in the folder of the data and in those directly below. Raises UserError where the class folders
+    They are looked for in the folder of the data and in those with images. Raises UserError where the class folders
     say something else.
     """
     if not isinstance(listing.store, ImageFiles) or storage.is_url(root):
         return listing, ""
-    paths = _tables(root)
+    paths = _tables(root, listing.keys)
     try:
         tables = [read_table(path, (FILE_NAME,)) for path in paths]
     except UserError as error:
@@ -46,6 +46,9 @@ def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) ->
     tables = [table for table in tables if FILE_NAME in table.columns and table.rows]
     if not tables:
         return listing, ""
+    if "split" in tables[0].columns:
+        told = f"{tables[0].path} has a column 'split', which --data.splits {tables[0].path} uses"
+        listing = _noted(listing, Note(told, flag="--data.splits"))
     column = next((name for name in label_names if all(name in table.columns for table in tables)), None)
     if column is None:
         others = ", ".join(name for name in tables[0].columns if name != FILE_NAME) or "none"
@@ -58,12 +61,10 @@ def apply_own_tables(listing: Listing, root: str, label_names: Sequence[str]) ->
     return _decided(listing, tables, column, given)
 
 
-def _tables(root: str) -> list[str]:
-    """Their paths; of several in one folder the first of NAMES."""
-    folders = [root]
-    if os.path.isdir(root):
-        folders += sorted(entry.path for entry in os.scandir(root) if entry.is_dir() and entry.name[0] != ".")
-    found = [[f"{folder}/{name}" for name in NAMES if os.path.isfile(f"{folder}/{name}")] for folder in folders]
+def _tables(root: str, keys: Sequence[str]) -> list[str]:
+    """Their paths, beside images or at the root; of several in one folder the first of NAMES."""
+    folders = sorted({"", *(key.rpartition("/")[0] for key in keys)})
+    found = [[path for name in NAMES if os.path.isfile(path := os.path.join(root, folder, name))] for folder in folders]
     return [paths[0] for paths in found if paths]
 
 
@@ -91,7 +92,7 @@ def _decided(listing: Listing, tables: Sequence[Table], column: str, given: _Giv
     path = tables[0].path + (f" and {len(tables) - 1} more tables" if len(tables) > 1 else "")
     if listing.labels is None:
         note = Note(f"labels: column '{column}' of {path}", guess=True, flag=_FLAG)
-        notes = (*listing.notes, note, *given.notes, *numbered.notes)
+        notes = (*notes_beside(listing.notes), note, *given.notes, *numbered.notes)
         listing = replace(listing, labels=numbered.numbers, class_names=numbered.class_names, notes=notes)
         return listing, hashlib.sha256(b"".join(storage.read(table.path) for table in tables)).hexdigest()
     if not _alike(listing.labels, numbered.numbers):

@@ -27,6 +27,7 @@ from pipeline.data.listing import Listing, Store, digest
 from pipeline.data.named_labels import by_names
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.storage import Files
+from pipeline.data.told_splits import SPLIT, Splits, told_splits
 from pipeline.errors import UserError
 from pipeline.randomness import permutation
 
@@ -77,14 +78,17 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     parts = [open_part(storage.join(root, file.path), file.path) for file in files]
     image = choose_image(parts, reading.image_column)
     label, notes = choose_label(parts, image.name, reading)
-    contents = [_Content(part, image.name, label) for part in parts]
+    by_file, told = file_splits(root, [part.relative for part in parts], reading)
+    split = SPLIT if reading.splits in WORDS and all(part.holds_texts(SPLIT) for part in parts) else None
+    contents = [_Content(part, image.name, label, split) for part in parts]
     labels = _labels(parts, contents, label, reading)
-    split_of_part, about = file_splits(root, [part.relative for part in parts], reading)
+    of_files = [split for content, split in zip(contents, by_file) for _ in range(content.part.rows)]
+    splits = told_splits([value for content in contents for value in content.splits], of_files, reading)
     groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
     table = np.array(groups, dtype=np.int64).reshape(-1, 3)
     return Listing(
         keys=[f"{part.relative}/{key}" for part, content in zip(parts, contents) for key in content.keys],
-        splits=[split for split, part in zip(split_of_part, parts) for _ in range(part.rows)],
+        splits=splits.of_images,
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Rows(
@@ -94,9 +98,9 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
             group_of=table[:, 1],
             starts=np.concatenate([[0], np.cumsum(table[:, 2])]).astype(np.int64),
         ),
-        identity=_identity(files, parts, image.name, label),
+        identity=_identity(files, parts, image.name, label, splits),
         stamp=files.stamp(),
-        notes=(*about, *image.notes, *notes, *labels.notes),
+        notes=(*image.notes, *told, *splits.notes, *notes, *labels.notes),
         contents=Contents(root, files),
     )
 
@@ -104,18 +108,20 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
 class _Content:
     """What one file tells without reading its images."""
 
-    def __init__(self, part: Part, image: str, label: str | None) -> None:
+    def __init__(self, part: Part, image: str, label: str | None, split: str | None) -> None:
         label = label if label in part.names else None
         named = part.has_paths(image)
-        columns = [f"{image}.path"] * named + [label] * (label is not None)
+        columns = [f"{image}.path"] * named + [name for name in (label, split) if name is not None]
         n = part.rows
         paths: list[str | None] = []
         self.part, self.values = part, [None] * n
+        self.splits: list[str | None] = [None] * n
         if columns:
             with opened(part.path, part.footer) as file:
                 table = file.read(columns=columns, use_threads=False)
             paths = [row and row["path"] for row in table.column(image).to_pylist()] if named else []
             self.values = table.column(label).to_pylist() if label is not None else self.values
+            self.splits = table.column(split).to_pylist() if split is not None else self.splits
         # Without a name for every row, or with one given twice, the row's number has to do.
         self.keys = paths if len(set(paths)) == n and None not in paths else [str(row) for row in range(n)]
 
@@ -130,13 +136,15 @@ def _check_words(reading: Reading) -> None:
         raise UserError("--data.labels folder is for folders of images: parquet files have --data.label-column")
 
 
-def _identity(files: Files, parts: list[Part], image: str, label: str | None) -> str:
+def _identity(files: Files, parts: list[Part], image: str, label: str | None, splits: Splits) -> str:
     """Of names and sizes, and of the columns where these are not those that are taken by themselves."""
     identity = files.identity()
     if image != image_of_old(parts[0]):
         identity = digest([identity, "image column", image])
     if label is not None and label != label_of_old(parts[0], image):
         identity = digest([identity, "label column", label])
+    if splits.by_column:
+        identity = digest([identity, "split column"])
     return identity
 
 

@@ -15,6 +15,7 @@ from pipeline.data.listing import Listing, Store, digest
 from pipeline.data.reading import Key, Note, Reading
 from pipeline.data.shard_labels import LABEL_FILES, Said, Sample, read_labels, said_by, with_field
 from pipeline.data.storage import Files
+from pipeline.data.told_splits import SPLIT, Splits, told_splits
 from pipeline.errors import UserError
 
 SUFFIXES = (".tar",)
@@ -70,17 +71,19 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
         raise UserError(f"{shards[0].path} holds no image: key.jpg, key.png … are needed")
     taken = _one_per_key(shards)
     where = np.array([(i, image.start, image.size) for i, _, image in taken], dtype=np.int64)
-    labels, field = _labels(shards, taken, reading)
-    split_of_shard, about = file_splits(root, [shard.relative for shard in shards], reading)
+    said = [_said_of(shards[i], key, image) for i, key, image in taken]
+    labels, field = _labels([Sample(shards[i].path, own) for (i, _, _), own in zip(taken, said)], taken, reading)
+    by_shard, told = file_splits(root, [shard.relative for shard in shards], reading)
+    splits = told_splits([own.get(SPLIT) for own in said], [by_shard[i] for i, _, _ in taken], reading)
     return Listing(
         keys=[f"{shards[i].relative}/{image.name}" for i, _, image in taken],
-        splits=[split_of_shard[i] for i, _, _ in taken],
+        splits=splits.of_images,
         labels=labels.numbers,
         class_names=labels.class_names,
         store=Members([shard.path for shard in shards], where[:, 0], where[:, 1], where[:, 2]),
-        identity=with_field(_identity(files, reading), field),
+        identity=with_field(_identity(files, reading, splits), field),
         stamp=files.stamp(),
-        notes=(*about, *_sharing_note(shards, taken, reading.key), *labels.notes),
+        notes=(*told, *splits.notes, *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
         contents=Contents(root, files),
     )
@@ -150,14 +153,13 @@ def _one_per_key(shards: list[_Shard]) -> list[_Taken]:
     ]
 
 
-def _labels(shards: list[_Shard], taken: list[_Taken], reading: Reading) -> tuple[Labels, str]:
+def _labels(samples: list[Sample], taken: list[_Taken], reading: Reading) -> tuple[Labels, str]:
     """The labels, and the field they are from."""
     if reading.labels == "none":
         return Labels(None, None, (Note("no labels, as asked"),)), ""
     folders = _class_folders([key for _, key, _ in taken])
     if reading.labels == "folder":
         return number_labels(folders), "folder"
-    samples = [Sample(shards[i].path, _said_of(shards[i], key, image)) for i, key, image in taken]
     labels, field = read_labels(samples, reading)
     names = sorted({name for name in folders if name is not None})
     if labels.numbers is None and not labels.notes and len(names) >= 2:
@@ -179,10 +181,11 @@ def _class_folders(keys: list[str]) -> list[str | None]:
     return [names[shared] if len(names) > shared else None for names in folders]
 
 
-def _identity(files: Files, reading: Reading) -> str:
+def _identity(files: Files, reading: Reading, splits: Splits) -> str:
     """Of names and sizes, and of what decides which images there are."""
     said = [f"key {reading.key}"] * (reading.key != "first")
     said += [f"image column {reading.image_column}"] * (reading.image_column is not None)
+    said += ["split field"] * splits.by_column
     return digest([files.identity(), *said]) if said else files.identity()
 
 

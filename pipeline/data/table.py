@@ -14,6 +14,7 @@ from pipeline.data.labels import (
     label_of,
     looks_like_id,
     missing_note,
+    notes_beside,
     number_labels,
 )
 from pipeline.data.layout import split_words
@@ -28,6 +29,7 @@ PATHS = (
     "path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "image_name", "img",
     "img_path",
 )  # fmt: skip
+IDS = ("image_id", "id", "id_code")  # paths where there is no other column of them
 LABELS = ("label", "class", "category", "target", "y", "labels", "class_name")
 GROUP, SPLIT = "group", "split"
 _LIKE_GROUPS = ("patient", "patient_id", "subject", "subject_id", "group_id", "case_id")
@@ -81,13 +83,16 @@ def apply_table(
     columns = found.table.columns
     label, notes = _label_column(found.table, label_column)
     if label is None and GROUP not in columns:
-        raise UserError(f"{path} has the columns {', '.join(columns)}: path and label (and group) are needed")
+        raise UserError(
+            f"{path} has the columns {', '.join(columns)}: path and label (and group) are needed, "
+            f"or the name of one with {_LABEL_FLAG}"
+        )
     values = found.table.column(label) if label is not None else [None] * len(found.paths)
     labels = _labels_of(found.table, label, values)
     group_of = [_text(value) for value in found.table.column(GROUP)] if GROUP in columns else [""] * len(found.paths)
     found.check_once(listing, list(zip(labels, group_of)))
-    listing = replace(listing, notes=(*listing.notes, *found.notes, *notes, *_offers(found.table, path)))
     listing = _with_labels(listing, found, label, labels, values)
+    listing = replace(listing, notes=(*listing.notes, *found.notes, *notes, *_offers(found.table, path)))
     if GROUP not in columns:
         return listing, None, found.idle()
     # A NUL cannot be in a path: an image without a group cannot meet a named one.
@@ -124,12 +129,12 @@ def apply_splits(
 
 def _matched(listing: Listing, path: str, root: str, label_column: str | None) -> _Matched:
     table, notes = _with_header(read_table(path, _known(label_column)), listing, label_column)
-    if not table.rows:
-        raise UserError(f"{path} has no rows")
     below = _below(storage.normalise(path), root)
-    options = [name for name in PATHS if name in table.columns]
+    options = [name for name in PATHS if name in table.columns] or [name for name in IDS if name in table.columns]
     if not options:
         raise UserError(f"{path} has the columns {', '.join(table.columns)}: path and label are needed")
+    if not table.rows:
+        raise UserError(f"{path} has no rows")
     if PATHS[0] in options:
         options = options[:1]
     fitting: list[tuple[str, list[str], Match]] = []
@@ -140,13 +145,13 @@ def _matched(listing: Listing, path: str, root: str, label_column: str | None) -
         except UserError:
             if len(options) == 1 or (name == options[-1] and not fitting):
                 raise
-    if len(fitting) > 1 and fitting[0][2].positions != fitting[1][2].positions:
-        raise UserError(f"{path}: '{fitting[0][0]}' and '{fitting[1][0]}' both name images: call one of them 'path'")
+    if other := next((name for name, _, match in fitting if match.positions != fitting[0][2].positions), None):
+        raise UserError(f"{path}: '{fitting[0][0]}' and '{other}' both name images: call one of them 'path'")
     return _Matched(table, fitting[0][1], fitting[0][2], notes)
 
 
 def _known(label_column: str | None) -> tuple[str, ...]:
-    return (*PATHS, *LABELS, GROUP, SPLIT, *([label_column.lower()] if label_column else []))
+    return (*PATHS, *IDS, *LABELS, GROUP, SPLIT, *([label_column.lower()] if label_column else []))
 
 
 def _with_header(table: Table, listing: Listing, label_column: str | None) -> tuple[Table, tuple[Note, ...]]:
@@ -183,10 +188,14 @@ def _label_column(table: Table, asked: str | None) -> tuple[str | None, tuple[No
 
 
 def _labels_of(table: Table, label: str | None, values: Sequence[Any]) -> list[str | None]:
+    known: dict[str, str | None] = {}  # many rows, few classes
     found: list[str | None] = []
     for value, line in zip(values, table.lines):
         try:
-            found.append(label_of(value))
+            text = value if isinstance(value, str) else label_of(value) or ""
+            if text not in known:
+                known[text] = label_of(text)
+            found.append(known[text])
         except NoClassError as error:
             raise UserError(
                 f"{table.path}, line {line}: '{label}' holds {error}, whole numbers or texts are needed"
@@ -202,7 +211,9 @@ def _with_labels(
         return listing
     used = [value for value, position in zip(values, found.match.positions) if position is not None]
     notes = (*numbered.notes, *missing_note(used, found.table.path), *_id_note(numbered, found.table.path, column))
-    return replace(listing, labels=numbered.numbers, class_names=numbered.class_names, notes=(*listing.notes, *notes))
+    return replace(
+        listing, labels=numbered.numbers, class_names=numbered.class_names, notes=(*notes_beside(listing.notes), *notes)
+    )
 
 
 def _id_note(labels: Labels, path: str, column: str) -> tuple[Note, ...]:

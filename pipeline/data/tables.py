@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.data import storage
 from pipeline.data.file_names import offered_by_names
+from pipeline.data.folder import ImageFiles
 from pipeline.data.listing import Listing, digest
 from pipeline.data.own_table import apply_own_tables
 from pipeline.data.reading import AUTO, WORDS, Reading
@@ -26,7 +27,7 @@ class Tabled:
 
 def apply_tables(listing: Listing, path: str, reading: Reading) -> Tabled:
     """The listing with the labels, groups and splits of the tables; `path` is that of the data. Raises UserError."""
-    root = storage.fixed_part(path)
+    root = listing.store.root if isinstance(listing.store, ImageFiles) else storage.fixed_part(path)
     groups, idle, said = None, list[str](), ""
     if reading.labels not in WORDS:
         listing, groups, idle = apply_table(listing, reading.labels, root, reading.label_column)

@@ -81,12 +81,16 @@ def _decoded(path: str, data: bytes) -> str:
     else:
         encoding = "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{path} cannot be read as a CSV: line {line} is not in {error.encoding}, save it as UTF-8"
         ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{path} cannot be read as a CSV: it is no text (a NUL in line {line})")
+    return text
 
 
 def _csv(path: str, text: str, known: set[str]) -> Table:

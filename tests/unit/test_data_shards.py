@@ -179,3 +179,11 @@ def test_class_folders_in_a_shard_are_offered(tmp_path: Path) -> None:
     assert found.labels is None
     assert "no labels; the images lie in 2 folders (cat, dog): `folder` makes them classes" in told(found)
     assert list(labels_of(listed(tmp_path, labels="folder")).values()) == ["cat", "cat", "dog", "dog"]
+
+
+def test_splits_beside_the_images(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", shard(range(3), [{"split": "train"}, {"split": "test"}, {"split": "train"}]))
+    found = listed(tmp_path)
+    assert found.splits == ["train", "test", "train"]
+    assert "splits: 'split', test (1), train (2)" in told(found)
+    assert set(listed(tmp_path, splits="none").splits) == {""}
