@@ -26,7 +26,7 @@ class Duplicates:
     val: int
     test: int
     val_in_train: int  # images of val that are also in train
-    test_in_train: int
+    test_in_train: int  # or held out of it: kNN asks these as well
     test_in_val: int
     in_test: int  # images of test that are there twice
     repeated: int  # images that repeat an earlier one, in whatever split
@@ -63,7 +63,7 @@ def count_duplicates(train: Hashes, val: Hashes, test: Hashes) -> Duplicates:
         val=len(val),
         test=len(test),
         val_in_train=_shared(val, train),
-        test_in_train=_shared(test, train),
+        test_in_train=_shared(test, np.concatenate([train, val])),
         test_in_val=_shared(test, val),
         in_test=int((counts[where] > 1).sum()),
         repeated=len(every) - len(np.unique(every)),
