@@ -287,6 +287,7 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     """
     from pipeline.embeddings import name_in
     from pipeline.own import is_intact
+    from pipeline.places import is_gone
     from pipeline.prepare import open_other
     from pipeline.reporter import LocalReporter
     from pipeline.stages import embed_other_data, run_worker_stages
@@ -294,12 +295,14 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     reporter = LocalReporter(display)
     if other is None:
         return run_worker_stages(run, ["embed", "search"], reporter)
-    intact = is_intact(run)
-    if not intact and have_moved(run, other, display):
-        return run_worker_stages(run, ["embed", "search"], reporter)
     data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
+    if is_gone(data.path) and have_moved(run, other, display):
+        return run_worker_stages(run, ["embed", "search"], reporter)
     dataset = open_other(data, other, image_size=data.image_size, channels=data.channels, progress=_reading(display))
-    if intact and dataset.path == own["path"]:
+    own_place, same_images = dataset.path == own["path"], dataset.known_as(own["fingerprint"]) is not None
+    if own_place and is_intact(run):
+        return run_worker_stages(run, ["embed", "search"], reporter)
+    if not own_place and same_images and not is_intact(run) and have_moved(run, other, display):
         return run_worker_stages(run, ["embed", "search"], reporter)
     if (name := name_in(run, dataset.name, dataset.path)) != dataset.name:
         reporter.message(f"{run} knows other images as {dataset.name}: those at {dataset.path} are {name} there")

@@ -1,7 +1,9 @@
 """Images that are there twice: found by a hash of their decoded pixels, counted within and across splits."""
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,9 @@ from pipeline.data.shown import Pixels
 
 Hashes = NDArray[np.int64]
 
+_THREADS = 4
+_WAITING = 32  # images: they stay in memory until their turn
+
 
 @dataclass(frozen=True)
 class Duplicates:
@@ -21,7 +26,7 @@ class Duplicates:
     val: int
     test: int
     val_in_train: int  # images of val that are also in train
-    test_in_train: int
+    test_in_train: int  # or held out of it: kNN asks these as well
     test_in_val: int
     in_test: int  # images of test that are there twice
     repeated: int  # images that repeat an earlier one, in whatever split
@@ -37,11 +42,16 @@ def pixel_hash(image: Pixels | str) -> int:
 
 
 def hashing(images: Iterable[Pixels | str], found: list[int]) -> Iterator[Pixels | str]:
-    """The same images; the hash of every one that passes is put into `found`."""
+    """The same images; the hash of every one that passes is put into `found`, in threads while others are decoded."""
     found.clear()
-    for image in images:
-        found.append(pixel_hash(image))
-        yield image
+    waiting: deque[Future[int]] = deque()
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
+        for image in images:
+            waiting.append(pool.submit(pixel_hash, image))
+            yield image
+            if len(waiting) > _WAITING:
+                found.append(waiting.popleft().result())
+        found += [one.result() for one in waiting]
 
 
 def count_duplicates(train: Hashes, val: Hashes, test: Hashes) -> Duplicates:
@@ -53,7 +63,7 @@ def count_duplicates(train: Hashes, val: Hashes, test: Hashes) -> Duplicates:
         val=len(val),
         test=len(test),
         val_in_train=_shared(val, train),
-        test_in_train=_shared(test, train),
+        test_in_train=_shared(test, np.concatenate([train, val])),
         test_in_val=_shared(test, val),
         in_test=int((counts[where] > 1).sum()),
         repeated=len(every) - len(np.unique(every)),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipeline import config as configuration
 from pipeline.errors import UserError, nearest
-from pipeline.prepare import open_data
+from pipeline.own import open_own
 from pipeline.race.candidates import FROZEN
 from pipeline.race.finals import Final, compare, descriptors
 from pipeline.race.ledger import FAILED, load_ledger
@@ -95,7 +95,8 @@ def overrule(out: Path, name: str, shown: Shown) -> Race:
         raise UserError(
             f"--choose {name}{nearest(name, able)}: what can be chosen in {out}: {', '.join(able) or 'nothing yet'}"
         )
-    dataset = open_data(configuration.load(out / ledger.names[0] / "config.json"))
+    first = out / ledger.names[0]
+    dataset = open_own(first, configuration.load(first / "config.json"))
     ledger.winner, ledger.chosen_by = name, "hand"
     race = Race(out, [], ledger, dataset, time.monotonic(), shown)
     finish(race, stopped=not ledger.finished)
