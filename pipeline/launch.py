@@ -56,7 +56,8 @@ def start(plan: Plan, display: Display) -> None:
         check_resources(config)
     with taken_back(plan.folders):
         prepared = [
-            prepare_shown(config, run, plan.command, display) for config, run in zip(plan.configs, plan.folders)
+            prepare_shown(config, run, plan.command, display, plan.stages)
+            for config, run in zip(plan.configs, plan.folders)
         ]
         run_stages(prepared, plan, display)
 
@@ -183,11 +184,13 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
             run_report([p.run for p in prepared], plan.out)
 
 
-def prepare_shown(config: Config, run: Path, command: str, display: Display) -> Prepared:
+def prepare_shown(
+    config: Config, run: Path, command: str, display: Display, stages: tuple[str, ...] = ("pretrain",)
+) -> Prepared:
     """Prepare a run, say what it will do, and show how the images are read."""
     warn = _warn(display)
     prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
-    announce(prepared, lambda line: display({"message": line}))
+    announce(prepared, lambda line: display({"message": line}), stages)
     return prepared
 
 
@@ -245,7 +248,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
             todo = None  # stays so where rank 0 fails: it alone says why
             try:
                 if main:
-                    prepared.append(prepare_shown(config, run, plan.command, display))
+                    prepared.append(prepare_shown(config, run, plan.command, display, plan.stages))
                     todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
             finally:
                 todo = distributed.broadcast_object(todo)

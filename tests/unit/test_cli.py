@@ -343,13 +343,16 @@ def test_a_damaged_run(verb: str, file: str, damage: bytes, finished_copy: Path,
 def test_queries_that_cannot_be_answered(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
     image = str(images / "red" / "0.png")
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     cases = [
         ([image, "-k", "1000"], ["1000", "60"]),
         ([image, "-k", "0"], ["0"]),
         ([image, "-k", "ten"], ["ten"]),
         ([str(tmp_path / "text.png")], ["text.png"]),
         ([str(tmp_path / "none.png")], ["none.png", "does not exist"]),
-        ([str(tmp_path)], [f"{tmp_path} is a folder"]),
+        ([str(tmp_path / "empty")], ["empty holds no images"]),
+        ([image, "--data", "nosuch"], ["--data nosuch", "there is", images.name]),
+        ([image, "--save", str(tmp_path / "x.docx")], ["--save", "x.docx", ".png, .jpg"]),
     ]
     for words, says in cases:
         line = fails(["query", str(finished), *words], capsys)
