@@ -29,7 +29,7 @@ FLAGS = {
     "--encoder.name": ("NAME", "resnet-tiny, resnet18, cnn-small, any torchvision classifier, timm/NAME …"),
     "--encoder.weights": ("NAME|FILE", "start from pretrained weights: DEFAULT, a file, a package (rayssl weights)"),
     "--train.epochs": ("N", "passes over the images; raising it extends a finished run"),
-    "--train.minutes": ("M", "a time budget instead of epochs"),
+    "--train.minutes": ("M", "a time budget of training steps, instead of epochs; start and evaluation come on top"),
     "--train.batch-size": ("N", "images a step, of all workers together"),
     "--train.precision": ("auto|bf16|fp32|fp64", "of the computation"),
     "--train.seed": ("N", "all randomness follows from it"),

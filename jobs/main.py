@@ -2,6 +2,7 @@
 
 import atexit
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -72,10 +73,12 @@ def leave(code: int) -> NoReturn:
 
 def run_verb(verb: str, argv: Sequence[str]) -> int:
     """0: done; 2: the input is wrong (one line on stderr); 1: a fault of ours; 130, 143: stopped by a signal."""
+    write_anything()
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     # Threads that wait for each other asleep, not spinning: where a core is shared, spinning cost up to 30 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        check_surroundings(argv)
         if verb not in VERBS:
             raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
         code: int = importlib.import_module(f"jobs.{verb}").main(list(argv))
@@ -104,6 +107,24 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         traceback.print_exc()
         print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
         return 1
+
+
+def write_anything() -> None:
+    """A name that the terminal's encoding has no letters for is written with escapes, not refused."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def check_surroundings(argv: Sequence[str]) -> None:
+    """Raises UserError where no path could be told, or none with these letters in it."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder cannot be used ({error.strerror}): cd to one that exists") from None
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not "".join(argv).isascii():
+        raise UserError(f"paths are read as {encoding} here (PYTHONUTF8 is 0, or the locale says so): set PYTHONUTF8=1")
 
 
 def usage() -> str:

@@ -28,7 +28,9 @@ def main(argv: list[str]) -> int:
     display.console.print(f"encoder  {run / 'encoder.safetensors'}", soft_wrap=True)
     display.console.print(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}", soft_wrap=True)
     if parsed.values["json"]:
-        print(json.dumps({"run": str(run), "data": concluded(run)}))
+        from pipeline.learned import warnings_of
+
+        print(json.dumps({"run": str(run), "data": concluded(run), "warnings": warnings_of(run)}))
     return 0
 
 

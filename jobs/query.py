@@ -1,15 +1,23 @@
-"""rayssl query RUN IMAGE…: the most similar images of a run."""
+"""rayssl query RUN IMAGE…: the most similar images of a run.
+
+Exit codes: 0: every image was answered; 3: some could not be read, and are told; 2: none could, or other wrong input.
+"""
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.main import run_verb
 
-SUMMARY = "The most similar images of a run to some image files, with cosine scores."
+SUMMARY = (
+    "The most similar images of a run to some images, with cosine scores. IMAGE is a file, a folder or a URL. One that "
+    "cannot be read does not stop the others: exit code 3; 2 where none can be read."
+)
+SOME_UNREAD = 3
 
 
 def main(argv: list[str]) -> int:
@@ -19,25 +27,37 @@ def main(argv: list[str]) -> int:
         click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."),
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=10, help="neighbours an image [10]"),
         click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
-        click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours (PNG)"),
+        click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours, .png, .jpg, .pdf …"),
     ]
     parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
     run = run_folder(parsed)
-    from pipeline.query import query, save_run_gallery
+    save, data = parsed.values["save"], parsed.values["data"]
+    from pipeline.asked import images_of
+    from pipeline.query import answer, picture_format, reads_below_zero, save_run_gallery
 
-    results = query(run, list(parsed.values["images"]), parsed.values["k"], parsed.values["data"])
-    if parsed.values["save"]:
-        save_run_gallery(run, results, Path(parsed.values["save"]), parsed.values["data"])
-        print(f"gallery  {parsed.values['save']}", file=sys.stderr)
+    asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
+    if save:
+        picture_format(Path(save), len(asked))  # before anything is computed
+    results = answer(run, asked, parsed.values["k"], data)
+    if save:
+        save_run_gallery(run, results, Path(save), data, asked)
+        print(f"gallery  {save}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps(results))
-        return 0
+    else:
+        show(results)
+    return SOME_UNREAD if any("error" in result for result in results) else 0
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    """The neighbours of every image, or why there are none."""
     for result in results:
         print(result["query"])
+        if "error" in result:
+            print(f"  {result['error']}", file=sys.stderr)
         for found in result["neighbors"]:
             label = "" if found["label"] is None else f"  {found['label']}"
             print(f"  {found['rank']:>3}  {found['score']:.4f}  {found['path']}{label}")
-    return 0
 
 
 if __name__ == "__main__":

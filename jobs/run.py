@@ -34,8 +34,11 @@ def main(argv: list[str]) -> int:
         return 0
     show_results(plan, display.console)
     if parsed.values["json"]:
+        from pipeline.learned import warnings_of
+
         found = {"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}
-        print(json.dumps({**found, "data": concluded(plan.folders[0])}))
+        warnings = {str(run): warnings_of(run) for run in plan.folders}
+        print(json.dumps({**found, "data": concluded(plan.folders[0]), "warnings": warnings}))
     return 0
 
 

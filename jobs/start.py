@@ -62,22 +62,26 @@ def run_stage(
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
     from pipeline.evaluate import read_evaluation
     from pipeline.launch import proceed
+    from pipeline.learned import warnings_of
     from pipeline.progress import Display
 
     with Display() as display:
         proceed(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
     if quiet:
         return 0
+    for text in warnings_of(run):
+        display.console.print(f"warning: {text}", soft_wrap=True, markup=False)
     flat = {name: value for name, value in read_evaluation(run)["flat"].items() if shown(name)}
     for name, value in flat.items():
         display.console.print(f"{name:<45} {value:.4f}", soft_wrap=True)
     if parsed.values["json"]:
-        print(json.dumps({"run": str(run), "flat": flat}))
+        print(json.dumps({"run": str(run), "flat": flat, "warnings": warnings_of(run)}))
     return 0
 
 
 def show_results(plan: "Plan", console: "Console") -> None:
     """The table, and where to look."""
+    from pipeline.learned import warnings_of
     from pipeline.report import print_comparison
 
     print_comparison(plan.folders, console)
@@ -85,6 +89,9 @@ def show_results(plan: "Plan", console: "Console") -> None:
         if told := searched_by(run):
             console.print(f"search: {told}", soft_wrap=True, markup=False)
     console.print(f"\nreport   {plan.out / 'report.html'}", soft_wrap=True)
+    for run in plan.folders:
+        for text in warnings_of(run):
+            console.print(f"warning: {run}: {text}", soft_wrap=True, markup=False)
     example = plan.folders[0]
     console.print(f"search   rayssl query {quote(str(example))} IMAGE -k 10", soft_wrap=True)
 

@@ -216,13 +216,30 @@ def origins_of(name: str, start: Weights) -> tuple[dict[str, str], ...]:
 
 
 def describe(encoder: Encoder) -> dict[str, Any]:
-    """Size and cost: parameters of the backbone, FLOPs an image (a multiply-add counts two), dimension D."""
+    """Size and cost: parameters of the backbone, FLOPs an image (a multiply-add counts two), dimension D.
+
+    `depthwise`: numbers that depthwise convolutions give of an image, each times the side of its kernel. They have few
+    operations, but wait for memory.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
-        encoder.output_shape(encoder)
+    depthwise = 0
+
+    def count(module: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal depthwise
+        depthwise += output.numel() * int(module.kernel_size[0])  # type: ignore[index]
+
+    convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
+    hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            encoder.output_shape(encoder)
+    finally:
+        for hook in hooks:
+            hook.remove()
     parameters = sum(p.numel() for p in encoder.net.parameters())
-    return {"parameters": parameters, "flops": counter.get_total_flops(), "dim": encoder.dim}
+    flops = counter.get_total_flops()
+    return {"parameters": parameters, "flops": flops, "depthwise": depthwise, "dim": encoder.dim}
 
 
 def _check_name(name: str) -> None:

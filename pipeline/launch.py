@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data.concluded import lines
-from pipeline.errors import UserError
+from pipeline.errors import OutsideError, UserError
 from pipeline.prepare import Prepared, announce, prepare
 from pipeline.progress import Display
 from pipeline.runfolder import read_manifest, writer_lock
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
 HERE = ("index", "evaluate")
 ALL = (*WORKER, *HERE, "report")
+UNSTARTED = {".lock", "config.json", "manifest.json"}  # what a run folder holds before any stage
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,39 @@ def start(plan: Plan, display: Display) -> None:
         return start_under_torchrun(plan, display)
     for config in plan.configs:
         check_resources(config)
-    prepared = [prepare_shown(config, run, plan.command, display) for config, run in zip(plan.configs, plan.folders)]
-    run_stages(prepared, plan, display)
+    with taken_back(plan.folders):
+        prepared = [
+            prepare_shown(config, run, plan.command, display, plan.stages)
+            for config, run in zip(plan.configs, plan.folders)
+        ]
+        run_stages(prepared, plan, display)
+
+
+@contextmanager
+def taken_back(folders: list[Path]) -> Iterator[None]:
+    """Wrong input, and a cluster that is not there, leave no run folder behind that would refuse other settings.
+
+    Only what was not there before goes, and only while nothing has been computed.
+    """
+    new = [folder.absolute() for folder in folders if not folder.exists()]
+    above = {parent for folder in new for parent in folder.parents if not parent.exists()}
+    try:
+        yield
+    except (UserError, OutsideError):
+        for folder in new:
+            remove_unstarted(folder)
+        for parent in sorted(above, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # not empty, or never made
+                parent.rmdir()
+        raise
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Remove a run folder in which there is only what was to be done."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
 
 
 def run(config: Config, out: Path | str) -> Path:
@@ -124,9 +156,10 @@ def resources_of(config: Config) -> "Resources":
 
 def check_resources(config: Config) -> None:
     """Refuse more than this machine has, and a cluster that is not there, before anything is written."""
-    from pipeline.cluster.train import check_local, check_reachable, cluster_address
+    from pipeline.cluster.train import check_local, check_reachable, choose_ray_folder, cluster_address
 
     if cluster_address(config.cluster.address) is None:
+        choose_ray_folder()
         check_local(resources_of(config))
     else:
         check_reachable(config.cluster.address)
@@ -151,11 +184,13 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
             run_report([p.run for p in prepared], plan.out)
 
 
-def prepare_shown(config: Config, run: Path, command: str, display: Display) -> Prepared:
+def prepare_shown(
+    config: Config, run: Path, command: str, display: Display, stages: tuple[str, ...] = ("pretrain",)
+) -> Prepared:
     """Prepare a run, say what it will do, and show how the images are read."""
     warn = _warn(display)
     prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
-    announce(prepared, lambda line: display({"message": line}))
+    announce(prepared, lambda line: display({"message": line}), stages)
     return prepared
 
 
@@ -213,7 +248,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
             todo = None  # stays so where rank 0 fails: it alone says why
             try:
                 if main:
-                    prepared.append(prepare_shown(config, run, plan.command, display))
+                    prepared.append(prepare_shown(config, run, plan.command, display, plan.stages))
                     todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
             finally:
                 todo = distributed.broadcast_object(todo)
@@ -456,7 +491,7 @@ def new_folder(out: Path) -> Iterator[None]:
     there = out.exists()
     try:
         yield
-    except UserError:
+    except (UserError, OutsideError):
         if not there and out.is_dir() and {path.name for path in out.iterdir()} <= {".lock"}:
             (out / ".lock").unlink()
             out.rmdir()

@@ -5,6 +5,7 @@ docs/planning.md.
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -20,6 +21,9 @@ WARMUP = 0.05  # share of the steps
 # GPU's is a guess.
 CPU_FLOPS = 100e9  # a core, forward and backward
 GPU_FLOPS = 40e12
+# Of a core, forward and backward, a number that a depthwise convolution gives, times the side of its kernel: it waits
+# for memory. From efficientnet_lite0 at 96 pixels, which takes four times as long as its operations say.
+DEPTHWISE_SECONDS = 9e-9
 VIEW_SECONDS = 25e-6  # to augment a view of 32 × 32 pixels on one core
 
 
@@ -35,12 +39,13 @@ class Machine:
 @dataclass(frozen=True)
 class Sizes:
     """What an image costs: side in pixels, operations of the encoder forward, views of it in a step, passes of the
-    method over a view."""
+    method over a view, and what depthwise convolutions give (see `pipeline.encoders.describe`)."""
 
     image_size: int
     flops: float
     views: int = 2
     passes: int = 1
+    depthwise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,33 @@ def fitting_steps(seconds: float, per_epoch: int) -> int:
 
 def step_seconds(sizes: Sizes, machine: Machine, batch_size: int, small_views: float) -> float:
     """What a step takes, roughly: within a factor of about two on a CPU. Small views have a quarter of the pixels."""
-    rate = GPU_FLOPS * machine.workers if machine.device == "cuda" else CPU_FLOPS * machine.cores
     augment = VIEW_SECONDS * (sizes.image_size / 32) ** 1.5 / machine.cores
     pixels = 1 - 0.75 * small_views
-    image: float = 3 * sizes.passes * sizes.flops / rate + augment
-    return pixels * batch_size * sizes.views * image
+    view: float = sizes.passes * image_seconds(sizes, machine) + augment
+    return pixels * batch_size * sizes.views * view
+
+
+def image_seconds(sizes: Sizes, machine: Machine) -> float:
+    """What the encoder takes for a view, forward and backward."""
+    if machine.device == "cuda":
+        return 3 * sizes.flops / (GPU_FLOPS * machine.workers)
+    return (3 * sizes.flops / CPU_FLOPS + DEPTHWISE_SECONDS * sizes.depthwise) / machine.cores
+
+
+# What a stage takes beside training, on one core or however many: seconds of its own, and times that it sees every
+# image by the encoder, forward alone. Measured with a few hundred images, which are mostly the former.
+START_SECONDS = 20.0  # Ray, its workers, and the libraries in each
+STAGES = {
+    "probe": (6.0, 2.0), "finetune": (3.0, 8.0), "embed": (2.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
+    "evaluate": (6.0, 0.0), "report": (5.0, 0.0),
+}  # fmt: skip
+DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
+
+
+def other_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str]) -> float:
+    """What a command takes beside its training steps: the start, and the stages that follow, of so many images."""
+    seconds: float = START_SECONDS
+    for stage, (own, passes) in STAGES.items():
+        if stage in stages:
+            seconds += own + passes * images * image_seconds(sizes, machine) / 3
+    return seconds + ("evaluate" in stages) * (images * DESCRIBED_SECONDS / machine.cores)

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.places import at_places_of, check_there, moved, started_at
-from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, plan_for, step_seconds
+from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, other_seconds, plan_for, step_seconds
 from pipeline.progress import format_bytes, format_duration
 from pipeline.runfolder import as_recorded, describe_software, recorded, update_manifest, writer_lock
 
@@ -247,12 +247,13 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
     data = replace(config.data, image_size=dataset.image_size, channels=dataset.channels)
     encoder = new_encoder(replace(config, data=data), weights=False)
     views = len(method.views_for(config.method, traits_of(config, dataset)))
+    facts = describe(encoder)
     small_views = None if "train.small_views" in opened else train.small_views
     if small_views is None and not takes_small_views(name, config, dataset):
         small_views = 0.0
     return plan_for(
         len(dataset.train),
-        Sizes(dataset.image_size, describe(encoder)["flops"], views, method.passes),
+        Sizes(dataset.image_size, facts["flops"], views, method.passes, facts["depthwise"]),
         name,
         machine_of(config),
         batch_size=None if "train.batch_size" in opened else train.batch_size,
@@ -515,13 +516,12 @@ def count_steps(config: Config, images: int) -> tuple[int, int]:
     return per_epoch, config.train.steps or config.train.epochs * per_epoch
 
 
-def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
-    """What the run is about to do: images, encoder, steps, expected time and disk."""
+def announce(prepared: Prepared, say: Callable[[str], None], stages: Collection[str] = ("pretrain",)) -> None:
+    """What the run is about to do: images, encoder, steps, expected time of the stages that are asked for, and disk."""
     config, data = prepared.config, prepared.dataset
     sizes, needed, free = check_disk(config, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
-    seconds = expected_seconds(config, sizes["flops"], steps)
-    length = f"{config.train.minutes:g} min" if config.train.minutes else f"about {format_duration(seconds)}"
+    length = expected_length(config, sizes, data, steps, stages)
     say(f"{prepared.run}")
     for line in lines(data):
         say(line)
@@ -535,7 +535,7 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
     teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]
     if any(teacher):
         say(f"  teacher  {', '.join(filter(None, teacher))}")
-    say(f"  expected {length} of pre-training (a guess: the live line knows better), "
+    say(f"  expected {length} (a guess for an idle machine: the live line knows better); "
         f"{format_bytes(needed)} of {format_bytes(free)} free disk")  # fmt: skip
     if "train.steps" in prepared.planned:
         say(f"  planned  {steps:,} steps, about {MINUTES:g} min: --train.minutes or --train.epochs changes it")
@@ -544,14 +544,39 @@ def announce(prepared: Prepared, say: Callable[[str], None]) -> None:
         say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
 
 
-def expected_seconds(config: Config, flops: float, steps: int) -> float:
+def expected_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
     """A rough guess from the operations that a step needs; see `pipeline.plan.step_seconds`."""
+    sizes = sizes_of(config, flops, depthwise)
+    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+
+
+def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
+    """What an image costs the method and its encoder."""
     from pipeline.methods import load_method
 
     method = configuration.method_name(config)
     passes = load_method(method).passes if method else 0
-    sizes = Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes)
-    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+    return Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes, depthwise)
+
+
+def expected_length(
+    config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
+) -> str:
+    """What the training steps take, what comes before and after them, and both together, in words."""
+    training = expected_seconds(config, facts["flops"], steps, facts["depthwise"])
+    told = f"about {format_duration(training)}"
+    if config.train.minutes:
+        training, told = 60 * config.train.minutes, f"{config.train.minutes:g} min"
+    images = sum(len(split) for split in (data.train, data.val, data.test) if split is not None)
+    has_labels = bool(data.class_names) and not data.some_classes
+    named = [stage for stage in stages if has_labels or stage not in ("probe", "finetune")]
+    sizes = sizes_of(config, facts["flops"], facts["depthwise"])
+    others = other_seconds(sizes, machine_of(config), images, named)
+    after = " and what follows" if len(named) > 1 else ""
+    return (
+        f"{told} of training steps, about {format_duration(others)} more to start{after}: "
+        f"{format_duration(training + others)} in all"
+    )
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

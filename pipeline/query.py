@@ -1,8 +1,8 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
+import json
 import os
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,93 +10,156 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data import decode, sample_id, storage, to_square
-from pipeline.data.decode import load_size_of
+from pipeline.asked import Asked, images_of, squares_of
+from pipeline.data import sample_id, storage
 from pipeline.data.formats import OWN
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.embeddings import Embeddings, load_embeddings
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index, search
 from pipeline.runfolder import read_manifest, winner_of
-from pipeline.search.apply import files_as_squares, load_searcher
+from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
 from pipeline.weights import read_manifest as read_export
 
 BATCH = 64
+PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")  # formats of a gallery, by suffix
+MOST_ROWS = 300  # of a gallery: beyond that a picture has more pixels than formats and viewers take
+UNREAD = np.full((8, 8, 1), 224, dtype=np.uint8)  # in the place of an image that cannot be read
 CELL = 160  # side of a picture in the gallery, in pixels
 
 
-def query(run: Path | str, images: Sequence[str | Path], k: int, data: str | None = None) -> list[dict[str, Any]]:
-    """For each image file its k nearest in the run's index, best first, with cosine scores in −1 … 1:
+def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) -> list[dict[str, Any]]:
+    """For each image its k nearest in the run's index, best first, with cosine scores in −1 … 1:
 
-        [{"query": path, "neighbors": [{"rank": 1, "id": …, "path": …, "label": …, "score": …}]}]
+        [{"query": name, "neighbors": [{"rank": 1, "id": …, "id_str": …, "path": …, "label": …, "score": …}]}]
+
+    `images` may be one image or many, in any form (see pipeline.asked): a path, a folder, a URL, bytes, a PIL image, a
+    numpy array, a torch tensor. One that is missing or broken has `"error": why` and no neighbours; the others are
+    answered. `id_str` is the id as text, for readers to whom numbers above 2^53 are not exact.
 
     A label is the class's name where classes have names, else a number, or None. An image that is itself in the
     index does not find itself, by id; a copy of it under another path is found. `data` names the data set, the
-    run's own without it. Raises UserError for a file that is no image, a k above the number of vectors, and an
+    run's own without it. Raises UserError where no image can be read, for a k above the number of vectors, and for an
     index, embeddings or encoder that are missing, damaged or do not match.
     """
-    run, asked = winner_of(Path(run)), [str(image) for image in images]
-    if not asked:
-        raise UserError("no image to look for: give one or more")
+    run = winner_of(Path(run))
+    return answer(run, images_of(images, signed=reads_below_zero(run)), k, data)
+
+
+def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> list[dict[str, Any]]:
+    """What `query` gives, for images that are opened already."""
     name = data or read_manifest(run)["data"]["name"]
+    if data is not None:
+        check_data_name(run, data)
     index, manifest = load_index(run / "index" / name)
     chosen = search_hash(run)
     splits = _load_splits(run / "embeddings" / name / (FOLDER if chosen else ""), run)
     check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
+    refuse_unread(asked)
     shown = _shown(run)
-    vectors = _embed_files(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
-    place = _place_of(run, name, splits[0].data_path)
-    own = [_own_ids(image, place) for image in asked]
-    scores, ids = search(index, vectors, k, own)
-    while _add_same(own, asked, ids, splits, place):  # ways to the very file that the names do not tell of
-        scores, ids = search(index, vectors, k, own)
+    vectors = _embedded(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
+    refuse_unread(asked)
+    read = [row for row, one in enumerate(asked) if one.problem is None]
+    place, places = _place_of(run, name, splits[0].data_path), [asked[row].place for row in read]
+    own = [_own_ids(one, place) | _own_address(one, splits[0].data_path) for one in places]
+    scores, ids = search(index, vectors[read], k, own)
+    while _add_same(own, places, ids, splits, place):  # ways to the very file that the names do not tell of
+        scores, ids = search(index, vectors[read], k, own)
     known = _known(splits, set(ids.ravel().tolist()))
     if len(known) < len(set(ids.ravel().tolist())):
         raise UserError(f"{run}/index/{name} holds images that have no embedding: `rayssl index {run}` builds it anew")
+    found = {row: _neighbors(known, *pair) for row, pair in zip(read, zip(ids.tolist(), scores.tolist()), strict=True)}
     return [
-        {
-            "query": image,
-            "neighbors": [
-                {"rank": rank, "id": found, **known[found], "score": score}
-                for rank, (found, score) in enumerate(zip(its_ids, its_scores), start=1)
-            ],
-        }
-        for image, its_ids, its_scores in zip(asked, ids.tolist(), scores.tolist())
+        {"query": one.name, "neighbors": found[row]}
+        if row in found
+        else {"query": one.name, "error": one.problem, "neighbors": []}
+        for row, one in enumerate(asked)
     ]
+
+
+def _neighbors(known: dict[int, dict[str, Any]], ids: list[int], scores: list[float]) -> list[dict[str, Any]]:
+    return [
+        {"rank": rank, "id": found, "id_str": str(found), **known[found], "score": score}
+        for rank, (found, score) in enumerate(zip(ids, scores), start=1)
+    ]
+
+
+def refuse_unread(asked: list[Asked]) -> None:
+    """Raises UserError, with the first image's reason, where not one can be read."""
+    problems = [one.problem for one in asked if one.problem is not None]
+    if len(problems) == len(asked):
+        more = f" (and so for {len(problems) - 1} more: none can be read)" if len(problems) > 1 else ""
+        raise UserError(f"{problems[0]}{more}")
+
+
+def check_data_name(run: Path, name: str) -> None:
+    """Raises UserError, with the names that there are, where the run has no index of that name."""
+    there = sorted(path.parent.name for path in (run / "index").glob("*/manifest.json"))
+    if name not in there:
+        raise UserError(
+            f"--data {name}: {run} has no index of that name{nearest(name, there)}; there is "
+            f"{', '.join(there) or 'none'} (rayssl embed {run} --data.path DIR makes one)"
+        )
+
+
+def reads_below_zero(run: Path) -> bool:
+    """Whether the run reads values below zero as an image's, as of a scanner: --data.range says so."""
+    try:
+        text = str(json.loads((run / "config.json").read_text())["data"].get("range") or "")
+        return float(text.split(",")[0]) < 0
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
+
+
+def picture_format(path: Path, queries: int = 1) -> str:
+    """The format that a suffix names; raises UserError for one that pictures are not written in, and for too many."""
+    kind = path.suffix.lower().removeprefix(".") or "png"
+    if kind not in PICTURES:
+        raise UserError(f"--save {path}: pictures are written as {', '.join(f'.{one}' for one in PICTURES)}")
+    if queries > MOST_ROWS:
+        raise UserError(f"--save {path}: {queries} queries are too many for one picture: at most {MOST_ROWS}")
+    return kind
 
 
 def save_gallery(
     results: list[dict[str, Any]],
     images_lookup: Callable[[int], NDArray[np.uint8]],
     path: Path,
+    asked: list[Asked] | None = None,
     shown: Shown = BY_TYPE,
 ) -> None:
-    """Write a PNG with a row for each query: the image and its neighbours with their scores.
+    """Write a picture with a row for each query: the image and its neighbours with their scores.
 
-    `images_lookup` gives the image (H, W, C) of a sample id; the queries are read from their files.
+    `images_lookup` gives the image (H, W, C) of a sample id; without `asked` the queries are read from their files.
+    The suffix of `path` says in which format.
     """
     from matplotlib.figure import Figure
 
     from pipeline.files import replacing
 
+    kind = picture_format(path, len(results))
+    asked = asked if asked is not None else images_of([result["query"] for result in results])
     columns = 1 + max(len(result["neighbors"]) for result in results)
     figure = Figure(figsize=(columns * CELL / 100, len(results) * (CELL + 40) / 100), dpi=100, layout="constrained")
     axes = figure.subplots(len(results), columns, squeeze=False)
     for cell in axes.flat:
         cell.set_axis_off()
-    for row, result in zip(axes, results):
-        _show(row[0], decode(Path(result["query"]), None, CELL, shown), "query")
+    for row, result, one in zip(axes, results, asked, strict=True):
+        pixels = one.read(None, CELL, shown)
+        _show(row[0], UNREAD if pixels is None else pixels, "query" if pixels is not None else "cannot be read")
         for cell, neighbor in zip(row[1:], result["neighbors"]):
             caption = f"{neighbor['score']:.3f}" + ("" if neighbor["label"] is None else f"  {neighbor['label']}")
             _show(cell, images_lookup(neighbor["id"]), caption)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", metadata={"Software": OWN})
+        figure.savefig(temporary, format=kind, metadata={"Software": OWN} if kind == "png" else None)
 
 
-def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None) -> None:
+def save_run_gallery(
+    run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None, asked: list[Asked] | None = None
+) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
     from pipeline.own import open_own
@@ -117,7 +180,7 @@ def save_run_gallery(run: Path, results: list[dict[str, Any]], path: Path, data:
         images, row = places[found]
         return images[row]
 
-    save_gallery(results, look_up, path, Shown.of(config.data.range, config.data.background))
+    save_gallery(results, look_up, path, asked, Shown.of(config.data.range, config.data.background))
 
 
 def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:
@@ -145,31 +208,29 @@ def _shown(run: Path) -> Shown:
     return Shown.of(data.range, data.background)
 
 
-def _embed_files(encoder: Encoder, images: list[str], shown: Shown) -> NDArray[np.float32]:
-    """(Q, D) features of image files, read as the pipeline reads its data sets."""
-    load_size = load_size_of(encoder.image_size)
+def _embedded(encoder: Encoder, asked: list[Asked], shown: Shown) -> NDArray[np.float32]:
+    """(Q, D) features of the images, read as the pipeline reads its data sets."""
+    images = squares_of(asked, encoder.channels, shown)(encoder.image_size)
     parts = []
-    for start in range(0, len(images), BATCH):
-        read = [_read(Path(image), encoder.channels, load_size, shown) for image in images[start : start + BATCH]]
-        pixels = torch.from_numpy(np.stack([to_square(image, encoder.image_size) for image in read]))
+    for start in range(0, len(asked), BATCH):
+        rows = range(start, min(start + BATCH, len(asked)))
+        pixels = torch.from_numpy(images.square(rows, encoder.image_size))
         with torch.inference_mode():
             parts.append(encoder(pixels.permute(0, 3, 1, 2).float() / 255).numpy())
     return np.concatenate(parts)
 
 
-def _searched(run: Path, images: list[str], shown: Shown) -> NDArray[np.float32]:
-    """(Q, d) of image files by what the run is searched by."""
+def _searched(run: Path, asked: list[Asked], shown: Shown) -> NDArray[np.float32]:
+    """(Q, d) of the images by what the run is searched by."""
     channels = int(read_export(run)["channels"])
     searcher = load_searcher(run, channels, torch.device("cpu"), "fp32")
-    return searcher(files_as_squares(images, channels, partial(_read, shown=shown)))
+    return searcher(squares_of(asked, channels, shown))
 
 
-def _read(path: Path, channels: int, load_size: int, shown: Shown = BY_TYPE) -> NDArray[np.uint8]:
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the path of an image file")
-    if not path.is_file():
-        raise UserError(f"image {path} does not exist: give the path of an image file")
-    return decode(path, channels, load_size, shown)
+def _own_address(image: str, data_path: str) -> set[int]:
+    """The sample id of an image in the indexed store, by its URL."""
+    root = f"{data_path.rstrip('/')}/"
+    return {sample_id(image.removeprefix(root))} if storage.is_url(image) and image.startswith(root) else set()
 
 
 def _place_of(run: Path, name: str, data_path: str) -> Path:
@@ -180,6 +241,8 @@ def _place_of(run: Path, name: str, data_path: str) -> Path:
 
 def _own_ids(image: str, folder: Path) -> set[int]:
     """The sample ids that a file in the indexed folder may have, by its own name and by what links lead to."""
+    if not image or storage.is_url(image):  # bytes, pixels: nobody knows where they are from
+        return set()
     path = Path(os.path.abspath(image))
     places = {path, path.parent.resolve() / path.name, path.resolve()}
     return {

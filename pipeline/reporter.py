@@ -70,9 +70,16 @@ class Silent:
 
 @contextlib.contextmanager
 def handle_signals(on_first: Callable[[int], None]) -> Iterator[None]:
-    """Call `on_first` at the first Ctrl-C or SIGTERM; at the second, do what was done before."""
+    """Call `on_first` at the first Ctrl-C or SIGTERM; at the second, do what was done before.
+
+    In a thread it does nothing: Python hands signals to the main thread, whose handlers stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     kinds = (signal.SIGINT, signal.SIGTERM)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+    # None: set by something that is not Python, which alone could put it back.
+    before = {kind: signal.getsignal(kind) or signal.SIG_DFL for kind in kinds}
 
     def restore() -> None:
         for kind in kinds:

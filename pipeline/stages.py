@@ -49,6 +49,7 @@ from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.layers import without_adapters
+from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
@@ -134,9 +135,19 @@ def run_pretrain(work: Work) -> None:
                 save_decoder(method, work.run)
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=done, precision=work.precision, device=str(work.device))
+            tell_doubts(work, method, facts)
         distributed.barrier()
         if work.is_main and method.keeps_decoder:
             show_reconstructions(work, method)
+
+
+def tell_doubts(work: Work, method: Method[Any], facts: dict[str, Any]) -> None:
+    """Say and keep what at the end of pre-training says that nothing was learned."""
+    rows = [row for row in MetricsLog(work.run).rows() if row.get("stage") == "pretrain"]
+    doubts = doubts_of_training(rows, method.chance(work.config.train.batch_size))
+    facts.update(warnings=doubts)
+    for text in doubts:
+        work.reporter.message(f"{work.run}: warning: {text}")
 
 
 def run_probe(work: Work) -> None:
@@ -307,7 +318,8 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     records += search_records(run, name, settings)
     with writer_lock(run):
         write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
-        mark_stage(run, "evaluate", key, time.perf_counter() - began)
+        doubts = doubts_of_figures(read_evaluation(run)["flat"]) if config.method is not None else []
+        mark_stage(run, "evaluate", key, time.perf_counter() - began, warnings=doubts)
 
 
 def search_records(run: Path, name: str, settings: dict[str, Any]) -> list[Record]:

@@ -1,13 +1,20 @@
 """Weights & Biases, on rank 0 only. Whatever goes wrong there never touches the run."""
 
+import configparser
 import netrc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 PROJECT = "rayssl"
+# wandb's names of modes. What is shared is sent, too.
+KNOWN_MODES = {
+    "online": "online", "run": "online", "shared": "online", "offline": "offline", "dryrun": "offline",
+    "disabled": "disabled",
+}  # fmt: skip
 
 
 class Tracker:
@@ -43,13 +50,22 @@ class Tracker:
         self._run = None
 
 
+@dataclass(frozen=True)
+class Mode:
+    """What is sent where: online, offline (kept in the run folder) or disabled, and a line that says why."""
+
+    name: str
+    told: str | None = None
+
+
 def start_tracker(
     mode: str, *, folder: Path, name: str, run_id: str, config: dict[str, Any], warn: Callable[[str], None]
 ) -> Tracker:
-    """A tracker for mode auto | online | offline | disabled; `auto` is online with a key, else off."""
-    if mode == "auto":
-        mode = "online" if has_key() else "disabled"
-    if mode == "disabled" or os.environ.get("WANDB_MODE") == "disabled":
+    """A tracker for mode auto | online | offline | disabled; see `choose_mode`."""
+    chosen = choose_mode(mode)
+    if chosen.told:
+        warn(chosen.told)
+    if chosen.name == "disabled":
         return Tracker(None, warn)
     try:
         import wandb
@@ -59,7 +75,7 @@ def start_tracker(
             name=name,
             id=run_id,
             resume="allow",
-            mode="online" if mode == "online" else "offline",
+            mode="online" if chosen.name == "online" else "offline",
             dir=str(folder),
             config=config,
             settings=wandb.Settings(silent=True, init_timeout=30, console="off", x_disable_stats=True),
@@ -68,6 +84,65 @@ def start_tracker(
     except Exception as error:
         warn(f"wandb could not start, the run goes on without it: {type(error).__name__}: {_first_line(error)}")
         return Tracker(None, warn)
+
+
+def choose_mode(asked: str) -> Mode:
+    """What --wandb says, else what the user has told wandb itself, else online with a key; disabled without one."""
+    told = told_to_wandb()
+    if asked != "auto":
+        overruled = f"wandb: {asked}, as --wandb says, not {told.name} as {told.told}" if told else None
+        return Mode(asked, overruled if told and told.name != asked else None)
+    if told is not None:
+        return Mode(told.name, f"wandb: {told.name}, as {told.told} says; --wandb MODE overrules it")
+    if not has_key():
+        return Mode("disabled")
+    return Mode("online", "wandb: online, as there is a key; --wandb offline or disabled, or WANDB_MODE, changes it")
+
+
+def told_to_wandb() -> Mode | None:
+    """The mode by wandb's own variables, else by its settings files (`wandb offline` writes one); None: it is open.
+
+    What is no mode that wandb knows is taken as disabled: nothing is sent by mistake.
+    """
+    if (value := os.environ.get("WANDB_MODE", "").strip()) != "":
+        return Mode(KNOWN_MODES.get(value.lower(), "disabled"), f"WANDB_MODE={value}")
+    if (value := os.environ.get("WANDB_DISABLED", "").strip()).lower() not in ("", "0", "false", "no", "off"):
+        return Mode("disabled", f"WANDB_DISABLED={value}")
+    for path in _settings_files():
+        if (mode := _mode_in(path)) is not None:
+            return Mode(KNOWN_MODES.get(mode.lower(), "disabled"), str(path))
+    return None
+
+
+def variables() -> dict[str, str]:
+    """What workers elsewhere must know of the user's own settings: they have another environment."""
+    told = told_to_wandb()
+    return {} if told is None else {"WANDB_MODE": told.name}
+
+
+def obey(given: Mapping[str, str]) -> None:
+    """Take over `variables` of the process that started this one."""
+    os.environ.update(given)
+
+
+def _settings_files() -> list[Path]:
+    """Of this folder, then of this user: the nearer one counts."""
+    try:
+        user = Path(os.environ.get("WANDB_CONFIG_DIR") or Path.home() / ".config" / "wandb")
+        return [Path(os.environ.get("WANDB_DIR") or ".") / "wandb" / "settings", user.expanduser() / "settings"]
+    except RuntimeError:  # no home
+        return []
+
+
+def _mode_in(path: Path) -> str | None:
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(path, encoding="utf-8")
+        if parser.getboolean("default", "disabled", fallback=False):
+            return "disabled"
+        return parser.get("default", "mode", fallback=None)
+    except (configparser.Error, OSError, ValueError):
+        return None
 
 
 def has_key() -> bool:

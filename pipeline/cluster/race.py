@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pipeline import tracking
 from pipeline.cluster.room import alive_nodes, count_workers
 from pipeline.cluster.train import (
     FileReporter,
@@ -24,6 +25,7 @@ from pipeline.cluster.train import (
     control_folder,
     quiet_ray,
     run_beside,
+    threads_asked,
 )
 from pipeline.errors import UserError
 from pipeline.memory import give_back_memory
@@ -58,7 +60,7 @@ class Track:
         if threads is None:
             share = min(cores) / max(1.0, max(node.get("GPU", 0.0) for node in self.nodes))
             threads = threads_of(share, 1 if self.gpus else trained)
-            threads = int(self.resources.cpu_per_worker or threads)
+            threads = int(self.resources.cpu_per_worker or threads_asked() or threads)
         return Room(threads, max(1, count_workers(self.nodes, min(threads, max(cores)), self.gpus)))
 
     def run(self, tasks: Sequence[Task], threads: int, on_end: Callable[[Ended], None]) -> None:
@@ -93,7 +95,8 @@ class Track:
             num_cpus=min(threads, most), num_gpus=self.gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
         gpu = self.gpus > 0
-        waiting = {remote.remote(task, str(self.control), gpu): task for task in tasks}
+        told = tracking.variables()
+        waiting = {remote.remote(task, str(self.control), gpu, told): task for task in tasks}
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
             for reference in done:
@@ -124,12 +127,13 @@ def outcome_of(task: Task, reference: Any) -> Ended:
         return Ended(task.name, reason=f"{type(cause).__name__}: {str(cause).strip().splitlines()[-1][:300]}")
 
 
-def work_on(task: Task, control: str, gpu: bool) -> Ended:
+def work_on(task: Task, control: str, gpu: bool, told_to_wandb: dict[str, str]) -> Ended:
     """What a task runs."""
     from pipeline.race.trial import run_trial, time_step
     from pipeline.work import Stopped
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    tracking.obey(told_to_wandb)
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     reporter = StopOnly(Path(control)) if task.timed else FileReporter(Path(control), task.name)

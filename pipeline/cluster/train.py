@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline import tracking
 from pipeline.errors import OutsideError, UserError
 from pipeline.files import write_json
 from pipeline.reporter import Interrupted, Silent, handle_signals
@@ -26,6 +27,8 @@ from pipeline.reporter import Interrupted, Silent, handle_signals
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
 STARTING_SECONDS = 600  # a cluster may have to start machines first
+CLIENT_PORT = "10001"  # of Ray's own client
+HERE_INSTEAD = "--cluster.address local is this machine"
 CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
 
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # what Ray appends to its folder
@@ -104,15 +107,31 @@ def quiet_ray(address: str | None) -> None:
 def choose_ray_folder() -> None:
     """Ray's files go below RAY_TMPDIR or TMPDIR, but to /tmp where a batch system's TMPDIR is too long for sockets.
 
-    UserError where RAY_TMPDIR itself is too long.
+    UserError where RAY_TMPDIR itself is too long, or where Ray could not write.
     """
     asked = os.environ.get("RAY_TMPDIR")
     longest = LONGEST_SOCKET - len(SOCKET.format(pid=os.getpid()))
-    if len(os.fsencode(asked or os.environ.get("TMPDIR", ""))) <= longest:
-        return
-    if asked:
-        raise UserError(f"RAY_TMPDIR is {asked}: for Ray's sockets its path may have at most {longest} characters")
-    os.environ["RAY_TMPDIR"] = "/tmp"
+    if len(os.fsencode(asked or os.environ.get("TMPDIR", ""))) > longest:
+        if asked:
+            raise UserError(f"RAY_TMPDIR is {asked}: for Ray's sockets its path may have at most {longest} characters")
+        os.environ["RAY_TMPDIR"] = "/tmp"
+    check_ray_folder()
+
+
+def check_ray_folder() -> None:
+    """Raises UserError where Ray could not write to its folder: it is another user's, read-only, or no folder."""
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), None)
+    folder = Path(os.environ[name] if name else "/tmp") / "ray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".rayssl-", dir=folder) as inside:
+            (Path(inside) / "file").write_bytes(b"-")
+    except OSError as error:
+        where = f"{name} is {os.environ[name]}: " if name else ""
+        raise UserError(
+            f"{where}Ray cannot write to {folder} ({error.strerror}): set RAY_TMPDIR to a folder of yours with a short "
+            "path, e.g. RAY_TMPDIR=/tmp/$USER"
+        ) from None
 
 
 @contextmanager
@@ -128,24 +147,34 @@ def connected(resources: Resources) -> Iterator[bool]:
         check_reachable(resources.address)
     common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
     began_here = not ray.is_initialized()
-    try:
-        if address:
-            ray.init(address=address, **common)
-        else:
-            check_local(resources)
-            start_here(common)
-    except (ConnectionError, ValueError) as error:
-        if not address:
-            raise
-        raise UserError(
-            f"{describe_address(resources.address)}: something answers there, but no Ray cluster lets us in "
-            f"({str(error).splitlines()[0]}); one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
-        ) from None
+    if address:
+        join(address, describe_address(resources.address), common)
+    else:
+        check_local(resources)
+        start_here(common)
     try:
         yield began_here and not address
     finally:
         if began_here:
             ray.shutdown()
+
+
+def join(address: str, described: str, settings: dict[str, Any]) -> None:
+    """Connect to a cluster that is there; raises UserError where there is none, or none that lets us in."""
+    import ray
+
+    try:
+        ray.init(address=address, **settings)
+    except Exception as error:  # of any kind: Ray's own, gRPC's, those of a session that has ended
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if address == "auto":
+            told = f"no Ray cluster runs on this machine ({reason}): start one with `ray start --head`"
+        else:
+            told = (
+                f"a program answers there, but no Ray cluster lets us in ({reason}): start it anew if it has ended; "
+                "one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
+            )
+        raise UserError(f"{described}: {told}; {HERE_INSTEAD}") from None
 
 
 def start_here(settings: dict[str, Any], tries: int = 2) -> None:
@@ -175,24 +204,32 @@ def cluster_address(address: str | None) -> str | None:
 
 def describe_address(address: str | None) -> str:
     """Which cluster was meant, and by what."""
-    return f"--cluster.address {address}" if address else f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
+    if address:
+        overruled = os.environ.get("RAY_ADDRESS") not in (None, address)
+        return f"--cluster.address {address}" + (" (which overrules RAY_ADDRESS)" if overruled else "")
+    return f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS')}"
 
 
 def check_reachable(given: str | None) -> None:
     """Refuse an address at which nothing listens: Ray would try it for a quarter of an hour."""
     address = cluster_address(given) or ""
-    if address == "auto" or ("://" in address and not address.startswith("http")):  # Ray's own schemes
+    if address == "auto":  # a cluster on this machine, which Ray finds at once or not
         return
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"{describe_address(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379, no URL")
+    scheme, slashes, place = address.rpartition("://")
+    host, _, port = place.partition("/")[0].rpartition(":")
+    if scheme == "ray" and not host:
+        host, port = port, CLIENT_PORT
+    if (slashes and scheme != "ray") or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"{describe_address(given)}: give HOST:PORT of the head, such as 10.0.0.1:6379, or ray://HOST:{CLIENT_PORT}"
+        )
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"{describe_address(given)}: nothing answers there ({reason}): start the cluster, or name another; "
-            "--cluster.address local is this machine"
+            f"{HERE_INSTEAD}"
         ) from None
 
 
@@ -239,6 +276,14 @@ def scaling(resources: Resources) -> Any:
     cpus = resources.cpu_per_worker or max(1, int(have.get("CPU", 1) // resources.workers))
     asked = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
     return ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=asked)
+
+
+def threads_asked() -> int | None:
+    """OMP_NUM_THREADS, where the user has set it for this process; Ray sets it only for its workers."""
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+    except (KeyError, ValueError):
+        return None
 
 
 def fit_in_thread(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_cluster: bool, show: Show) -> None:
@@ -316,8 +361,9 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
         train_loop_config={
             "jobs": [(job.run, job.stages) for job in jobs],
             "control": str(control),
-            "threads": int(scale.resources_per_worker["CPU"]),
+            "threads": threads_asked() or int(scale.resources_per_worker["CPU"]),
             "gpu": scale.use_gpu,
+            "wandb": tracking.variables(),
         },
         scaling_config=scale,
         run_config=RunConfig(
@@ -362,6 +408,7 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     if not settings["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     torch.set_num_threads(max(1, settings["threads"]))
+    tracking.obey(settings["wandb"])
     control = Path(settings["control"])
     main = distributed.rank() == 0
     reporter = FileReporter(control) if main else StopOnly(control)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.learned import warnings_of
 from pipeline.report import table
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run
@@ -163,15 +164,16 @@ def _warnings(materials: Sequence[Material]) -> list[str]:
 
 
 def _run_warnings(material: Material) -> list[str]:
-    found = []
+    found = warnings_of(material.run.folder)
     spread = _spread(material)
     limit = min(COLLAPSED, material.run.flat.get("baseline/random-init/health/std", COLLAPSED))
     if spread is not None and spread < limit:
         found.append(f"the codes have collapsed (spread {spread:.2g}, healthy is about 1): its figures mean little.")
-    _, losses = material.curves.get("train/loss", ([], []))
-    tenth = max(len(losses) // 10, 1)
-    if len(losses) >= 10 and np.mean(losses[-tenth:]) >= np.mean(losses[:tenth]):
-        found.append("the loss did not fall: try another learning rate, or more epochs.")
+    if "warnings" not in material.run.manifest.get("stages", {}).get("pretrain", {}):  # of an older version
+        _, losses = material.curves.get("train/loss", ([], []))
+        tenth = max(len(losses) // 10, 1)
+        if len(losses) >= 10 and np.mean(losses[-tenth:]) >= np.mean(losses[:tenth]):
+            found.append("the loss did not fall: try another learning rate, or more epochs.")
     _, waits = material.curves.get("perf/data_wait", ([], []))
     if waits and np.mean(waits) > WAITING:
         found.append(f"training waited for data {100 * np.mean(waits):.0f} % of the time.")

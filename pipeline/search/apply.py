@@ -4,7 +4,7 @@ Shapes: N images of S × S pixels and C channels, d numbers in a vector.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data import Images, to_square
-from pipeline.data.decode import load_size_of
+from pipeline.data import Images
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
@@ -155,28 +154,3 @@ def inside(run: Path, place: str) -> Path:
     if not folder.is_relative_to(run.resolve()):
         raise UserError(f"{run}/search.json names an encoder outside the run ({place!r}): `rayssl index {run}`")
     return run / place
-
-
-def files_as_squares(
-    paths: Sequence[str], channels: int, read: Callable[[Path, int, int], NDArray[np.uint8]]
-) -> Callable[[int], Squares]:
-    """Image files, read for the number of pixels a side that is asked for: by `read(path, channels, load size)`."""
-    return lambda size: Files(paths, channels, load_size_of(size), read)
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files by position."""
-
-    paths: Sequence[str]
-    channels: int
-    load_size: int
-    read: Callable[[Path, int, int], NDArray[np.uint8]]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def square(self, indices: Any, size: int) -> NDArray[np.uint8]:
-        """(B, size, size, C)."""
-        images = [self.read(Path(self.paths[int(i)]), self.channels, self.load_size) for i in indices]
-        return np.stack([to_square(image, size) for image in images])

@@ -22,7 +22,7 @@ from pipeline.prepare import Prepared, open_data
 from pipeline.query import query
 from pipeline.reporter import Silent
 from pipeline.runfolder import read_manifest
-from pipeline.search.apply import files_as_squares, load_searcher
+from pipeline.search.apply import load_searcher
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from pipeline.stages import run_evaluate, run_index, run_worker_stages, searched_splits
 from pipeline.verify import verify
@@ -75,9 +75,9 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     test = splits["test"]
     paths = [str(Path(test.data_path) / path) for path in test.paths[:4]]
     searcher = load_searcher(finished, 3, torch.device("cpu"), "fp32")
-    from pipeline.query import _read
+    from pipeline.asked import images_of, squares_of
 
-    found = searcher(files_as_squares(paths, 3, _read))
+    found = searcher(squares_of(images_of(paths), 3))
     np.testing.assert_allclose(found, test.vectors[:4], atol=1e-4)
     (answer,) = query(finished, [paths[0]], k=3)
     every = np.concatenate([split.vectors for split in splits.values()])

@@ -343,13 +343,16 @@ def test_a_damaged_run(verb: str, file: str, damage: bytes, finished_copy: Path,
 def test_queries_that_cannot_be_answered(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
     image = str(images / "red" / "0.png")
     (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty").mkdir()
     cases = [
         ([image, "-k", "1000"], ["1000", "60"]),
         ([image, "-k", "0"], ["0"]),
         ([image, "-k", "ten"], ["ten"]),
         ([str(tmp_path / "text.png")], ["text.png"]),
         ([str(tmp_path / "none.png")], ["none.png", "does not exist"]),
-        ([str(tmp_path)], [f"{tmp_path} is a folder"]),
+        ([str(tmp_path / "empty")], ["empty holds no images"]),
+        ([image, "--data", "nosuch"], ["--data nosuch", "there is", images.name]),
+        ([image, "--save", str(tmp_path / "x.docx")], ["--save", "x.docx", ".png, .jpg"]),
     ]
     for words, says in cases:
         line = fails(["query", str(finished), *words], capsys)
@@ -387,11 +390,24 @@ def test_a_query_as_json_and_as_text(finished: Path, images: Path, capsys: Captu
     assert result["query"] == image
     neighbors = result["neighbors"]
     assert [found["rank"] for found in neighbors] == [1, 2, 3]
-    assert set(neighbors[0]) == {"rank", "id", "path", "label", "score"}
+    assert set(neighbors[0]) == {"rank", "id", "id_str", "path", "label", "score"}
     assert neighbors[0]["label"] in ("blue", "green", "red")
     assert [found["score"] for found in neighbors] == sorted((found["score"] for found in neighbors), reverse=True)
     text = succeeds(["query", str(finished), image, "-k", "3"], capsys)
     assert all(found["path"] in text for found in neighbors)
+
+
+def test_a_query_of_which_a_part_is_answered(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:
+    image, save = str(images / "red" / "0.png"), str(tmp_path / "x.jpg")
+    words = ["query", str(finished), "none.png", image, "-k", "2"]
+    assert main([*words, "--json", "--save", save]) == 3
+    missing, found = json.loads(capsys.readouterr().out)
+    assert "none.png does not exist" in missing["error"]
+    assert len(found["neighbors"]) == 2
+    with Image.open(save) as picture:
+        assert picture.format == "JPEG"
+    assert main(words) == 3
+    assert "none.png does not exist" in capsys.readouterr().err
 
 
 def test_a_gallery(finished: Path, images: Path, tmp_path: Path, capsys: Capture) -> None:

@@ -44,6 +44,7 @@ def test_other_failures_are_not_tried_again(monkeypatch):
 
 
 def test_a_temporary_folder_too_long_for_sockets_is_not_rays(monkeypatch):
+    monkeypatch.setattr(train, "check_ray_folder", lambda: None)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     longest = 107 - len(f"/ray/session_2026-11-27_17-38-39_674536_{os.getpid()}/sockets/plasma_store")
@@ -54,6 +55,44 @@ def test_a_temporary_folder_too_long_for_sockets_is_not_rays(monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", "/" + longest * "x")
     with pytest.raises(UserError, match=f"at most {longest} characters"):
         train.choose_ray_folder()
+
+
+@pytest.fixture
+def any_length(monkeypatch):
+    """pytest's folders have names too long for sockets."""
+    monkeypatch.setattr(train, "LONGEST_SOCKET", 1000)
+
+
+@pytest.mark.usefixtures("any_length")
+@pytest.mark.parametrize("name", ["RAY_TMPDIR", "TMPDIR"])
+def test_a_folder_that_ray_cannot_write_to_is_told_with_its_variable(name, monkeypatch, tmp_path):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    train.choose_ray_folder()
+    assert list((tmp_path / "ray").iterdir()) == []
+    (tmp_path / "ray").rmdir()
+    (tmp_path / "ray").write_text("another's")
+    with pytest.raises(UserError, match=rf"^{name} is .*Ray cannot write to .*/ray \(.*\): set RAY_TMPDIR to a folder"):
+        train.choose_ray_folder()
+
+
+@pytest.mark.usefixtures("any_length")
+def test_a_folder_that_belongs_to_somebody_else(monkeypatch, tmp_path):
+    def refuse(**named):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)  # as root nothing is forbidden
+    with pytest.raises(UserError, match=r"Permission denied\): set RAY_TMPDIR"):
+        train.choose_ray_folder()
+
+
+@pytest.mark.parametrize(("value", "threads"), [("3", 3), ("4,2", 4), ("", None), ("many", None), (None, None)])
+def test_threads_that_the_user_asks_for(value, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if value is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", value)
+    assert train.threads_asked() == threads
 
 
 @pytest.mark.parametrize("own_cluster", [True, False])
@@ -79,7 +118,12 @@ def test_a_cluster_that_is_not_there_is_found_out_at_once(monkeypatch):
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         with pytest.raises(UserError, match=rf"^RAY_ADDRESS 127\.0\.0\.1:{port}: nothing answers there"):
             train.check_reachable(None)
+        monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")
+        with pytest.raises(UserError, match=rf"^RAY_ADDRESS ray://127\.0\.0\.1:{port}: nothing answers there"):
+            train.check_reachable(None)
         free.listen()
+        train.check_reachable(None)
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         train.check_reachable(None)
     with pytest.raises(UserError, match="nothing answers there"):
         train.check_reachable("a..b:6379")
@@ -92,6 +136,19 @@ def test_no_cluster_is_this_machine(nowhere, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
     assert train.cluster_address("local") is None
     assert train.cluster_address(None) == "head:6379"
+
+
+def test_no_cluster_on_this_machine_is_told_as_that(monkeypatch):
+    def init(**settings):
+        raise ConnectionError("Could not find any running Ray instance.\nsecond line")
+
+    monkeypatch.setattr("ray.init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with (
+        pytest.raises(UserError, match=r"^RAY_ADDRESS auto: no Ray cluster runs on this machine \(Could not find"),
+        train.connected(train.Resources(1, None, None, None, 0)),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "foo", "foo:bar", ":6379", "foo:70000"])

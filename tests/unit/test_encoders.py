@@ -142,8 +142,12 @@ def test_describe_counts_by_hand() -> None:
     assert found == {
         "parameters": sum(i * o + o for i, o in sizes),
         "flops": sum(2 * i * o for i, o in sizes),
+        "depthwise": 0,
         "dim": 256,
     }
+    # mobilenet_v3_small: 11 blocks of 3 × 3 and 5 × 5 kernels, and what one of them gives of an image of 8 × 8
+    small = describe(build_encoder("mobilenet_v3_small", channels=3, image_size=64))
+    assert 0 < small["depthwise"] < small["flops"] / 10
     # the paper's 1.8e9 multiply-adds (He et al., CVPR 2016, table 1)
     assert describe(build("resnet18", 3, 224))["flops"] == pytest.approx(2 * 1.8e9, rel=0.02)
 

@@ -12,9 +12,11 @@ from small_run import encoder_digest, losses, prepare_run, pretrain_here
 
 from pipeline import checkpoint, launch, train
 from pipeline.checkpoint import list_checkpoints
-from pipeline.errors import UserError
+from pipeline.config import override
+from pipeline.errors import OutsideError, UserError
 from pipeline.launch import Plan
 from pipeline.prepare import open_data
+from pipeline.recipes import build_recipe
 from pipeline.reporter import Silent
 from pipeline.stages import pending, run_worker_stages
 
@@ -158,3 +160,38 @@ def test_torchrun_is_told_by_its_environment(monkeypatch):
     assert not launch.under_torchrun()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert launch.under_torchrun()
+
+
+def prepared_but(error: Exception, monkeypatch: pytest.MonkeyPatch, *folders: Path, writes: str = "") -> None:
+    def run_on_ray(prepared: list[Any], *rest: Any) -> None:
+        if writes:
+            (prepared[0].run / writes).write_text("")
+        raise error
+
+    monkeypatch.setattr(launch, "check_resources", lambda config: None)
+    monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
+    config = override(build_recipe("simclr-digits"), {"data.limit": 40, "train.batch_size": 8})
+    with pytest.raises(type(error)):
+        launch.start(Plan([config] * len(folders), list(folders), ("pretrain",), folders[0].parent, ""), shown)
+
+
+def shown(row: dict[str, Any]) -> None:
+    """Nothing."""
+
+
+@pytest.mark.parametrize("error", [UserError("no cluster"), OutsideError("too busy")])
+def test_a_cluster_that_is_not_there_leaves_no_folder_behind(error, tmp_path, monkeypatch):
+    prepared_but(error, monkeypatch, tmp_path / "runs" / "a", tmp_path / "runs" / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_stays_where_it_was_there_before_or_something_was_computed(tmp_path, monkeypatch):
+    prepared_but(UserError("no"), monkeypatch, tmp_path / "a", tmp_path / "b", writes="metrics.jsonl")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == [
+        ".lock", "config.json", "manifest.json", "metrics.jsonl",
+    ]  # fmt: skip
+    assert not (tmp_path / "b").exists()
+    prepared_but(UserError("no"), monkeypatch, tmp_path / "a")
+    assert (tmp_path / "a" / "config.json").exists()
+    prepared_but(KeyboardInterrupt(), monkeypatch, tmp_path / "c")
+    assert (tmp_path / "c" / "config.json").exists()

@@ -17,7 +17,21 @@ from pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, Random
 from pipeline.config import Config, override
 from pipeline.data import Dataset
 from pipeline.errors import UserError
-from pipeline.plan import FEWEST, LONGEST, MINUTES, TABLE, WARMUP, Machine, Plan, Sizes, plan_for, step_seconds
+from pipeline.plan import (
+    FEWEST,
+    LONGEST,
+    MINUTES,
+    STAGES,
+    START_SECONDS,
+    TABLE,
+    WARMUP,
+    Machine,
+    Plan,
+    Sizes,
+    other_seconds,
+    plan_for,
+    step_seconds,
+)
 from pipeline.recipes import CONTRASTIVE, build_recipe
 from pipeline.tune.search import Search, TuneSettings, plan_search, write_search
 
@@ -265,3 +279,31 @@ def test_strength_one_is_simclrs(size: int) -> None:
     assert rotnet_views(image_size=size, channels=3, mirror=False, crop=0.3)[0].operations == (
         RandomResizedCrop(scale=(0.3, 1.0)),
     )
+
+
+EFFICIENTNET = Sizes(96, 141e6, 2, 1, depthwise=1_587_168)  # what describe says of timm/efficientnet_lite0 at 96 pixels
+
+
+def test_depthwise_networks_are_planned_for_what_they_take() -> None:
+    """1,100 steps of efficientnet_lite0 take about 40 minutes on two cores, not 10."""
+    seconds = 1100 * step_seconds(EFFICIENTNET, CPU, 128, 0.0)
+    assert 40 / 1.33 < seconds / 60 < 40 * 1.33
+    steps = plan_for(10_000, EFFICIENTNET, "distill", CPU, weights=True).steps
+    assert 1100 / 4.5 < steps < 1100 / 3
+
+
+def test_plans_of_networks_without_depthwise_convolutions_are_as_they_were() -> None:
+    resnet_tiny = Sizes(96, 75_939_840)
+    assert step_seconds(resnet_tiny, CPU, 128, 0.5) == pytest.approx(
+        0.625 * 256 * (3 * 75_939_840 / 2e11 + 6.495e-5), rel=1e-3
+    )
+    assert plan_for(2_000, resnet_tiny, "simclr", CPU).steps == 3100
+
+
+def test_what_a_command_takes_beside_its_steps() -> None:
+    alone = other_seconds(PHOTOS, CPU, 500, ("pretrain",))
+    whole = other_seconds(PHOTOS, CPU, 500, ("pretrain", *STAGES))
+    more = other_seconds(PHOTOS, CPU, 50_000, ("pretrain", *STAGES))
+    assert alone == START_SECONDS
+    assert whole > alone + sum(own for own, _ in STAGES.values())
+    assert more > 2 * whole

@@ -13,16 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.data import Dataset, Images, open_dataset
+from pipeline.asked import images_of
+from pipeline.data import Dataset, Images, open_dataset, sample_id
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
-from pipeline.query import query, save_gallery
+from pipeline.query import _own_address, _own_ids, answer, picture_format, query, save_gallery
 from pipeline.runfolder import update_manifest
 
 SIZE = 16
+COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,8 @@ def test_answer_has_the_documented_form(built: Case) -> None:
     scores = [neighbor["score"] for neighbor in result["neighbors"]]
     assert scores == sorted(scores, reverse=True)
     for neighbor in result["neighbors"]:
-        assert list(neighbor) == ["rank", "id", "path", "label", "score"]
+        assert list(neighbor) == ["rank", "id", "id_str", "path", "label", "score"]
+        assert int(neighbor["id_str"]) == neighbor["id"]
         assert neighbor["label"] == neighbor["path"].split("/")[0]
 
 
@@ -169,14 +172,72 @@ def test_bad_queries(built: Case, tmp_path: Path) -> None:
         query(built.run, [], 3)
     (tmp_path / "text.png").write_text("no image")
     good = str(built.folder / "cat" / "1.png")
+    missing, text = str(tmp_path / "missing.png"), str(tmp_path / "text.png")
     with pytest.raises(UserError, match=r"missing.png does not exist"):
-        query(built.run, [good, str(tmp_path / "missing.png")], 3)
-    with pytest.raises(UserError, match=r"text.png"):
-        query(built.run, [good, str(tmp_path / "text.png")], 3)
+        query(built.run, missing, 3)
+    with pytest.raises(UserError, match=r"text.png cannot be read.* \(and so for 1 more: none can be read\)"):
+        query(built.run, [text, missing], 3)
     with pytest.raises(UserError, match="k is 25: the index holds 24 vectors"):
         query(built.run, [good], 25)
     with pytest.raises(UserError, match="k is 24: the index holds only 23 vectors besides the image itself"):
         query(built.run, [good], 24)
+
+
+def test_one_broken_image_does_not_reject_the_others(built: Case, tmp_path: Path) -> None:
+    good, missing = str(built.folder / "cat" / "1.png"), str(tmp_path / "missing.png")
+    (tmp_path / "text.png").write_text("no image")
+    asked = [missing, good, str(tmp_path / "text.png")]
+    results = query(built.run, asked, 3)
+    assert [result["query"] for result in results] == asked
+    assert ["error" in result for result in results] == [True, False, True]
+    assert "missing.png does not exist" in results[0]["error"]
+    assert results[0]["neighbors"] == results[2]["neighbors"] == []
+    [alone] = query(built.run, good, 3)
+    assert paths_of(results[1]) == paths_of(alone)
+    scores = [[neighbor["score"] for neighbor in one["neighbors"]] for one in (results[1], alone)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+def test_one_image_in_any_form(built: Case) -> None:
+    path = built.folder / "dog" / "20.png"
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture)
+        named = [path, str(path), path.as_uri(), picture]
+        assert all("dog/20.png" not in paths_of(query(built.run, one)[0]) for one in named)
+        forms = [path.read_bytes(), pixels, torch.from_numpy(pixels.copy()).permute(2, 0, 1)]
+        for form in forms:
+            (result,) = query(built.run, form, 3)
+            assert paths_of(result)[0] == "dog/20.png"  # it is not known to be in the index
+            assert result["neighbors"][0]["score"] == pytest.approx(1, abs=1e-5)
+            assert result["query"] == "image 1"
+    assert len(query(built.run, built.folder / "dog", 3)) == 12
+
+
+@pytest.mark.parametrize("name", ["nosuch", "../pets", "pet"])
+def test_another_data_set_that_is_not_there_names_what_is(name: str, built: Case) -> None:
+    with pytest.raises(UserError, match=r"--data .*: .* has no index of that name.*; there is pets \(rayssl embed"):
+        query(built.run, built.folder / "cat" / "1.png", 3, name)
+    assert query(built.run, built.folder / "cat" / "1.png", 3, "pets")
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP"), ("", "PNG")])
+def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str, built: Case, tmp_path: Path) -> None:
+    path = tmp_path / f"gallery{suffix}"
+    asked = images_of([COLOUR, b"broken"])
+    results = answer(built.run, asked, 2)
+    save_gallery(results, lambda wanted: COLOUR, path, asked)
+    with Image.open(path) as picture:
+        assert picture.format == kind
+    with pytest.raises(UserError, match=r"--save .*x\.exe: pictures are written as \.png, \.jpg"):
+        save_gallery(results, lambda wanted: COLOUR, tmp_path / "x.exe", asked)
+    with pytest.raises(UserError, match="301 queries are too many"):
+        picture_format(path, 301)
+
+
+def test_an_image_of_a_store_does_not_find_itself() -> None:
+    assert _own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
+    assert _own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
+    assert _own_ids("", Path("/photos")) == set()
 
 
 def test_pieces_that_are_missing_or_do_not_match(case: Case) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from typing import Any
 
 import pytest
@@ -55,6 +56,21 @@ def test_the_number_of_the_signal_is_told() -> None:
     with handle_signals(numbers.append):
         os.kill(os.getpid(), signal.SIGTERM)
     assert numbers == [signal.SIGTERM]
+
+
+def test_in_a_thread_there_are_no_handlers() -> None:
+    before = [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)]
+    ended: list[str] = []
+
+    def work() -> None:
+        with handle_signals(lambda number: None):
+            ended.append("worked")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert ended == ["worked"]
+    assert [signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_silent_never_stops() -> None:

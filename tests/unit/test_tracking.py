@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pipeline import tracking
 from pipeline.tracking import Tracker, has_key, start_tracker
 
 ROWS = [{"stage": "pretrain", "step": step, "train/loss": 1.0 / (step + 1)} for step in range(2)]
@@ -50,8 +51,10 @@ class FakeWandb(types.ModuleType):
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT"):
+    for name in ("WANDB_MODE", "WANDB_DISABLED", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_DIR"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "no-settings"))
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
@@ -113,6 +116,16 @@ def test_rows_arrive_with_their_step(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         ("auto", {}, None),
         ("auto", {"WANDB_API_KEY": "x"}, "online"),
         ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "disabled"}, None),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "offline"}, "offline"),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "dryrun"}, "offline"),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "OFFLINE"}, "offline"),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_MODE": "no such mode"}, None),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_DISABLED": "true"}, None),
+        ("auto", {"WANDB_API_KEY": "x", "WANDB_DISABLED": "false"}, "online"),
+        ("auto", {"WANDB_MODE": "offline"}, "offline"),
+        ("online", {"WANDB_MODE": "offline"}, "online"),
+        ("offline", {"WANDB_MODE": "online"}, "offline"),
+        ("offline", {"WANDB_DISABLED": "1"}, "offline"),
         ("disabled", {"WANDB_API_KEY": "x"}, None),
         ("offline", {}, "offline"),
         ("online", {}, "online"),
@@ -126,6 +139,56 @@ def test_modes(
         monkeypatch.setenv(name, value)
     start(mode, tmp_path, [])
     assert fake.asked.get("mode") == expected
+
+
+@pytest.mark.parametrize(
+    ("mode", "environment", "told"),
+    [
+        ("auto", {"WANDB_API_KEY": "x"}, "wandb: online, as there is a key; --wandb offline"),
+        ("auto", {"WANDB_MODE": "offline"}, "wandb: offline, as WANDB_MODE=offline says; --wandb MODE overrules it"),
+        ("online", {"WANDB_MODE": "offline"}, "wandb: online, as --wandb says, not offline as WANDB_MODE=offline"),
+        ("auto", {}, None),
+        ("offline", {"WANDB_MODE": "dryrun"}, None),  # both say the same
+    ],
+)
+def test_which_setting_won_is_told(
+    mode: str, environment: dict[str, str], told: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put_in_place(monkeypatch)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    lines: list[str] = []
+    start(mode, tmp_path, lines)
+    assert [line[: len(told or "")] for line in lines] == ([] if told is None else [told])
+
+
+@pytest.mark.parametrize("where", ["folder", "user"])
+@pytest.mark.parametrize(("line", "expected"), [("mode = offline", "offline"), ("disabled = true", None)])
+def test_what_wandb_offline_has_written_is_obeyed(
+    where: str, line: str, expected: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = put_in_place(monkeypatch)
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "user"))
+    path = tmp_path / ("wandb" if where == "folder" else "user") / "settings"
+    path.parent.mkdir()
+    path.write_text(f"[default]\n{line}\n")
+    start("auto", tmp_path, [])
+    assert fake.asked.get("mode") == expected
+    path.write_bytes(b"\xff[no settings")
+    start("auto", tmp_path, [])
+    assert fake.asked["mode"] == "online"
+
+
+def test_workers_of_another_machine_are_told_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tracking.variables() == {}
+    monkeypatch.setenv("WANDB_DISABLED", "true")
+    given = tracking.variables()
+    monkeypatch.delenv("WANDB_DISABLED")
+    monkeypatch.setenv("WANDB_API_KEY", "the worker's")
+    monkeypatch.setenv("WANDB_MODE", "")  # put back after the test
+    tracking.obey(given)
+    assert tracking.choose_mode("auto").name == "disabled"
 
 
 def test_a_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
