@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")])
 # They put the parts together, so they read the config; all others take plain arguments.
 BUILDERS = {"config", "recipes", "recipes_autoencoder", "prepare", "stages", "launch", "verify", "query", "trained"}
-BUILDERS |= {"choices", "choose", "search", "trial", "tune", "work", "candidates", "end"}
+BUILDERS |= {"choices", "choose", "search", "trial", "tune", "work", "candidates", "end", "own", "places"}
 
 
 def imports(path: Path) -> Iterator[str]:
