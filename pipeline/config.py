@@ -99,7 +99,7 @@ class TrainConfig:
 
     __pydantic_config__ = _STRICT
     epochs: Positive = 100
-    minutes: PositiveFloat | None = None  # of training steps, whose number is made of it once; start and evaluation come on top
+    minutes: PositiveFloat | None = None  # of training steps alone: start and evaluation come on top
     batch_size: Positive = 256  # of all workers together
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"
     compile: Literal["auto", "yes", "no"] = "auto"  # the network; on one GPU the step is recorded as a CUDA graph, too
