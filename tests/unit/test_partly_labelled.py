@@ -121,7 +121,7 @@ def test_unlabelled_images_are_found_without_a_label(run: Path, images: Path) ->
 def test_what_is_said_of_the_labels(run: Path, tiny_config: Make, tmp_path: Path) -> None:
     lines: list[str] = []
     announce(prepare_with(tiny_config, tmp_path, 10), lines.append)
-    assert "3 classes, 30 of 60 images labelled" in "\n".join(lines)
+    assert "3: blue, green, red, 30 of 60 images labelled" in "\n".join(lines)
     assert "3, 30 of 60 images labelled" in (run / "report.html").read_text()
     lines.clear()
     announce(prepare_quietly(tiny_config(), tmp_path / "all"), lines.append)
@@ -134,7 +134,7 @@ def test_rows_of_no_image_are_counted(tiny_config: Make, tmp_path: Path) -> None
     lines: list[str] = []
     config = tiny_config(changes={"data.labels": str(labels)})
     prepare(config, tmp_path / "run", command="rayssl run", warn=lines.append, progress=lambda done, total: None)
-    assert lines == [f"paths in {labels} that are no image's: 2, e.g. 'red/98.png'"]
+    assert lines == [f"paths in {labels} that are no image's: 3, e.g. './red/98.png'"]
 
 
 def test_too_few_labels(tiny_config: Make, tmp_path: Path) -> None:
