@@ -43,7 +43,7 @@ class Server:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=300,
         )
 
 
@@ -100,7 +100,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 def _wait_for_answer(url: str, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and head.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=5)

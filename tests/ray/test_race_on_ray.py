@@ -107,12 +107,12 @@ def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
     driver = subprocess.Popen(command(images, one), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for(lambda: driver.poll() is not None or trained(one), "a trial that has ended", seconds=300)
     os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=240)
     before = trained(one)
     assert before == {"simclr": 1}
     results, ended = load_ledger(one).results["simclr"], ends_of_training(one / "simclr")
 
-    again = subprocess.run(command(images, one), capture_output=True, text=True, timeout=300)
+    again = subprocess.run(command(images, one), capture_output=True, text=True, timeout=600)
     assert again.returncode == 0, again.stderr
     alone = load_ledger(one)
     assert alone.results["simclr"][:1] == results
@@ -125,7 +125,7 @@ def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
     assert told["winner"] == alone.winner == told["candidates"][0]["name"]
 
     both = subprocess.run(
-        command(images, two, **{"cluster.address": cluster.address}), capture_output=True, text=True, timeout=300
+        command(images, two, **{"cluster.address": cluster.address}), capture_output=True, text=True, timeout=600
     )
     assert both.returncode == 0, both.stderr
     together = load_ledger(two)

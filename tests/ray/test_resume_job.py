@@ -26,10 +26,10 @@ def stop_in_the_middle(server: Server, run: Path, epochs: int) -> tuple[str, int
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(lambda: follower.poll() is not None or losses(run), "a step of training", seconds=180)
+    wait_for(lambda: follower.poll() is not None or losses(run), "a step of training", seconds=400)
     follower.send_signal(signal.SIGINT)
     os.write(terminal, b"y\n")
-    _, told = follower.communicate(timeout=90)
+    _, told = follower.communicate(timeout=240)
     return told, follower.returncode
 
 

@@ -97,7 +97,7 @@ def test_stop_and_submit_again_goes_on(server: Server, tmp_path: Path) -> None:
 
     follower.send_signal(signal.SIGINT)
     os.write(terminal, b"y\n")
-    _, rest = follower.communicate(timeout=60)
+    _, rest = follower.communicate(timeout=240)
     assert "stop the job too? [y/N]" in rest
     assert rest.splitlines()[-1] == "rayssl-my-run-1: stopped"
     assert follower.returncode == 1

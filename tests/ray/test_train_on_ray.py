@@ -102,7 +102,7 @@ def interrupt(run: Path, number: int, epochs: int) -> tuple[int, str, int]:
         wait_for(lambda: process.poll() is not None or len(losses(run)) > before, "a new step")
         # A terminal sends Ctrl-C to every process of the command, Ray's own among them.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=240)
     finally:
         process.kill()
     steps = [int(path.name.removeprefix("step-")) for path in list_checkpoints(run / "checkpoints")]

@@ -27,7 +27,7 @@ def command(out: Path, **settings: Any) -> list[str]:
 
 
 def tune(out: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, **settings), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(out, **settings), capture_output=True, text=True, timeout=600)
 
 
 def ended(out: Path) -> dict[int, Trial]:
@@ -55,15 +55,15 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
     settings["train__steps"] = 160
     driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: driver.poll() is not None or trial_processes(driver.pid), "a trial", seconds=120)
+    wait_for(lambda: driver.poll() is not None or trial_processes(driver.pid), "a trial", seconds=300)
     [victim, *_] = trial_processes(driver.pid)
     os.kill(victim, signal.SIGKILL)
-    wait_for(lambda: driver.poll() is not None or len(ended(out)) >= 2, "two trials that have ended", seconds=200)
+    wait_for(lambda: driver.poll() is not None or len(ended(out)) >= 2, "two trials that have ended", seconds=400)
     before = ended(out)
     assert driver.poll() is None, driver.communicate()
     assert len(before) < 4
     os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=240)
 
     [died] = [trial for trial in before.values() if trial.state == FAILED]
     assert died.reason == "the trial's process died: it was killed, or out of memory"
@@ -114,9 +114,9 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(
     settings = {"space": "crop,rotation", "parameters": "train.learning-rate=0.0001..1", "images": 200, "share": 0.4}
     settings |= {"search": "random", "scheduler": "pbt", "trials": 4}
     driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: driver.poll() is not None or [*out.glob("population/*/rows.json")], "a report", seconds=120)
+    wait_for(lambda: driver.poll() is not None or [*out.glob("population/*/rows.json")], "a report", seconds=300)
     os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=60)
+    driver.communicate(timeout=240)
     kept = {int(path.parent.name): json.loads(path.read_text()) for path in out.glob("population/*/rows.json")}
     assert kept
     for number, rows in kept.items():  # what an earlier session wrote down is told from what is done again
@@ -145,9 +145,9 @@ def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color", "search": "random", "trials": 40, "share": 0.5, "images": 200, "concurrent": 1}
     driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: driver.poll() is not None or ended(out), "a trial that has ended", seconds=200)
+    wait_for(lambda: driver.poll() is not None or ended(out), "a trial that has ended", seconds=400)
     driver.send_signal(signal.SIGINT)
-    _, told = driver.communicate(timeout=120)
+    _, told = driver.communicate(timeout=240)
     assert driver.returncode == 130, told
     assert told.splitlines()[-1] == "rayssl: stopped; the same command goes on with the trials that are left"
     trials = ended(out)
