@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.asked import Asked, images_of, squares_of
 from pipeline.data import sample_id, storage
-from pipeline.data.formats import OWN
+from pipeline.data.formats import marks
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.embeddings import Embeddings, load_embeddings
 from pipeline.encoders import Encoder
@@ -154,7 +154,10 @@ def save_gallery(
             caption = f"{neighbor['score']:.3f}" + ("" if neighbor["label"] is None else f"  {neighbor['label']}")
             _show(cell, images_lookup(neighbor["id"]), caption)
     with replacing(path) as temporary:
-        figure.savefig(temporary, format=kind, metadata={"Software": OWN} if kind == "png" else None)
+        drawn: dict[str, Any] = (
+            {"pil_kwargs": marks(kind.upper())} if kind not in ("pdf", "svg") else {}
+        )  # so that it is no data later
+        figure.savefig(temporary, format=kind, **drawn)
 
 
 def save_run_gallery(

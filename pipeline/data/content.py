@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pipeline.data import storage
 from pipeline.data.cache import cache_dir
 from pipeline.data.dataset import sample_ids
+from pipeline.data.formats import written_here
 from pipeline.data.listing import digest
 from pipeline.data.room import touch
 from pipeline.data.storage import ETAG, Files
@@ -44,6 +45,7 @@ _FORMAT = 1  # of the table; another number leaves the old ones unused
 _WIDTH = 16  # bytes of a digest
 _SETTLED = 2_000_000_000  # ns after which a change shows in a file's times on every file system
 _OTHERS = 1_000_000  # files that the table keeps besides those of the set, e.g. of another pattern
+_OWN = hashlib.sha256(b"a picture that this project wrote").digest()[:_WIDTH]  # whatever it shows
 _THREADS = 16
 _CHUNK = 64  # files a task
 
@@ -57,10 +59,21 @@ class Contents:
 
     root: str
     files: Files
+    known: Digests | None = None  # (N, 16), where they were asked for already
 
     def digest(self) -> str:
         """Hex digest of their bytes, in the order of their names."""
-        return hashlib.sha256(file_digests(self.root, self.files).tobytes()).hexdigest()
+        digests = file_digests(self.root, self.files) if self.known is None else self.known
+        return hashlib.sha256(digests.tobytes()).hexdigest()
+
+
+def without_own(root: str, files: Files) -> tuple[Contents, int]:
+    """The files without pictures that this project wrote among them, and how many these are."""
+    digests = file_digests(root, files)
+    others = np.flatnonzero((digests != np.frombuffer(_OWN, np.uint8)).any(axis=1))
+    if len(others) == len(files):
+        return Contents(root, files, digests), 0
+    return Contents(root, files.take(others.tolist()), digests[others]), len(files) - len(others)
 
 
 def file_digests(root: str, files: Files) -> Digests:
@@ -178,7 +191,10 @@ def _local(root: str, files: Files) -> Callable[[int], bytes]:
             handle = os.open(storage.join(root, path), os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not wait
             try:
                 for start, length in blocks_of(path, int(files.sizes[row])):
-                    total.update(os.pread(handle, length, start))
+                    block = os.pread(handle, length, start)
+                    if start == 0 and written_here(block):
+                        return _OWN
+                    total.update(block)
             finally:
                 os.close(handle)
         except OSError as error:  # whoever decodes it says so

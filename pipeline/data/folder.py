@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.data import storage
-from pipeline.data.content import Contents
+from pipeline.data.content import without_own
 from pipeline.data.layout import read_layout
 from pipeline.data.listing import Listing, Store, number_classes
 from pipeline.data.reading import Reading
@@ -38,6 +38,8 @@ class ImageFiles(Store):
 
 def list_folder(root: str, files: Files, reading: Reading) -> Listing:
     """Image files below `root`; what their folders mean is told by `pipeline.data.layout`."""
+    contents, own = without_own(root, files)
+    files = contents.files
     keys = files.paths
     folders = [key.rpartition("/")[0] for key in keys]
     layout = read_layout(root, Counter(folders), reading)
@@ -52,7 +54,8 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
         store=ImageFiles(root, keys),
         identity=files.identity(),
         stamp=files.stamp(),
-        contents=Contents(root, files),
+        contents=contents,
         kind="a folder of images",
         notes=layout.notes,
+        passed_over=(("pictures that rayssl wrote", own),) if own else (),
     )

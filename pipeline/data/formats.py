@@ -41,6 +41,13 @@ def looks_like_image(head: bytes) -> bool:
     )
 
 
+def written_here(head: bytes) -> bool:
+    """Whether a file that starts so is a PNG or JPEG that this project wrote, to be looked at."""
+    if head.startswith(b"\x89PNG"):
+        return b"tEXtSoftware\0" + OWN.encode() in head[:4096]
+    return head.startswith(b"\xff\xd8\xff") and b"Exif" in head[:64] and OWN.encode() + b"\0" in head[:1024]
+
+
 def is_heif(head: bytes) -> bool:
     """Whether a file's first bytes are those of HEIC or HEIF."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS

@@ -96,11 +96,17 @@ def test_pictures_that_were_made_to_be_looked_at_are_left_out(tmp_path: Path) ->
     for number in range(12):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
-    Image.new("RGB", (500, 300), "red").save(folder / "found.png", **marks("PNG"))
+    before = open_dataset(folder)
+    for kind in ("PNG", "JPEG"):
+        Image.new("RGB", (500, 300), "red").save(folder / f"found.{kind.lower()}", kind, **marks(kind))
     dataset = open_dataset(folder)
-    assert (dataset.channels, dataset.image_size) == (1, 32)
-    assert dict(dataset.unreadable) == {"found.png": "a picture that rayssl wrote"}
-    assert "found.png" not in dataset.train.join(dataset.val, dataset.test).paths
+    assert (dataset.channels, dataset.image_size, dataset.fingerprint) == (1, 32, before.fingerprint)
+    assert dataset.passed_over == (("pictures that rayssl wrote", 2),)
+    assert dataset.train.paths == before.train.paths
+    Image.new("RGB", (500, 300), "red").save(folder / "found.webp", "WEBP", **marks("WEBP"))
+    dataset = open_dataset(folder)
+    assert dict(dataset.unreadable) == {"found.webp": "a picture that rayssl wrote"}
+    assert "found.webp" not in dataset.train.join(dataset.val, dataset.test).paths
 
 
 def test_an_image_that_cannot_be_what_the_others_are_is_set_aside(tmp_path: Path) -> None:

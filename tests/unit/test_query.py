@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline.asked import images_of
 from pipeline.data import Dataset, Images, open_dataset, sample_id
+from pipeline.data.decode import read_header
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
@@ -228,6 +229,7 @@ def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str
     save_gallery(results, lambda wanted: COLOUR, path, asked)
     with Image.open(path) as picture:
         assert picture.format == kind
+    assert read_header(path).own
     with pytest.raises(UserError, match=r"--save .*x\.exe: pictures are written as \.png, \.jpg"):
         save_gallery(results, lambda wanted: COLOUR, tmp_path / "x.exe", asked)
     with pytest.raises(UserError, match="301 queries are too many"):
