@@ -17,6 +17,7 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Under xdist a file's tests stay together, and those that start a cluster, which mostly wait, in one process."""
     if not config.pluginmanager.hasplugin("xdist"):

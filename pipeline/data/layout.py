@@ -13,7 +13,7 @@ from pipeline.data.reading import AUTO, WORDS, Note, Reading
 from pipeline.errors import UserError
 
 SPLIT_TOKENS = {
-    **dict.fromkeys(("train", "training", "trn"), TRAIN),
+    **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "dev"), VAL),
     **dict.fromkeys(("test", "testing", "tst", "eval", "evaluation", "holdout"), TEST),
 }
@@ -33,7 +33,7 @@ DATES = re.compile(
 )
 PILES = re.compile(
     r"\d{3}[A-Z_]{3,5}\d*"  # a camera's own: 100CANON, 101_PANA
-    r"|(batch|part|chunk|shard|folder|new folder|dir|session|upload|export|import|day|week|roll|dump|disk|disc|cd)"
+    r"|(batch|part|fold|split|subset|chunk|shard|folder|new folder|dir|session|upload|export|import|day|week|roll|dump|disk|disc|cd)"
     r"[-_ (]*\d+\)?",
     re.IGNORECASE,
 )
@@ -327,13 +327,26 @@ def _parts_of_classes(root: str, top: Node) -> tuple[list[Part], list[Note]]:
 
 
 def _inner_wrappers(parts: list[Part]) -> list[Part]:
-    """train/images/cat and test/images/cat: the folder that every split has alone is no class."""
+    """train/images/cat and test/images/cat, train/train/cat and test/test/cat: a folder that wraps a split is no class."""
+    if any(part.name is not None for part in parts):
+        return parts
     while len(parts) > 1 and all(not part.node.own and len(part.node.below) == 1 for part in parts):
-        names = {next(iter(part.node.below)) for part in parts}
-        if len(names) > 1 or any(part.name is not None for part in parts):
+        if len({next(iter(part.node.below)) for part in parts}) > 1:
             break
         parts = [Part(next(iter(part.node.below.values())), part.split) for part in parts]
-    return parts
+    return [_unwrapped(part, parts) for part in parts]
+
+
+def _unwrapped(part: Part, parts: Sequence[Part]) -> Part:
+    """Without a folder that all images of this split are in, and that is called like the split, or just "images"."""
+    while part.split != NONE and not part.node.own and len(part.node.below) == 1:
+        ((name, inner),) = part.node.below.items()
+        says_nothing = bool(_words(name)) and set(_words(name)) <= NEUTRAL
+        a_class = any(name in other.node.below for other in parts if other.node.path != part.node.path)
+        if split_words([name]).get(name) != part.split and (a_class or not says_nothing):
+            break
+        part = Part(inner, part.split)
+    return part
 
 
 def _validation_serves(splits: Iterable[str]) -> list[Note]:
