@@ -250,7 +250,7 @@ def _parts(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Not
     if reading.splits == "folder":
         return _named_parts(root, top, words)
     if not words:
-        return _parts_of_classes(root, top)
+        return _parts_of_classes(root, top, reading)
     if len(words) == len(top.below):
         return _all_parts(root, top, words)
     return _some_parts(root, top, words)
@@ -304,14 +304,22 @@ def _some_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[Pa
     )
 
 
-def _parts_of_classes(root: str, top: Node) -> tuple[list[Part], list[Note]]:
+def _parts_of_classes(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Note]]:
     """No folder is named like a split; every class may have its own: cat/train, cat/test, dog/train, dog/test."""
     inner = {name: split_words(list(node.below)) for name, node in top.below.items()}
     whole = [
         name for name, node in top.below.items()
         if not node.own and node.below and len(inner[name]) == len(node.below) and TRAIN in inner[name].values()
     ]  # fmt: skip
+    some = [name for name, words in inner.items() if {TRAIN, TEST} <= set(words.values()) and name not in whole]
     kinds = {split for words in inner.values() for split in words.values()}
+    if some:
+        beside = [name for name in top.below[some[0]].below if name not in inner[some[0]]] or ["images in no folder"]
+        raise UserError(
+            f"{_at(root, top)}: '{some[0]}' holds {_listed(inner[some[0]])} beside {_listed(beside)}: give one folder "
+            f"alone, e.g. --data.path '{_at(root, top.below[some[0]])}', --data.splits none to pool all, or a CSV with "
+            "the columns path and split"
+        )
     if not whole or len(kinds) < 2:
         return [Part(top, NONE)], []
     if len(whole) < len(top.below):
@@ -319,6 +327,13 @@ def _parts_of_classes(root: str, top: Node) -> tuple[list[Part], list[Note]]:
         raise UserError(
             f"{_at(root, top)}: '{whole[0]}' holds {_listed(top.below[whole[0]].below)} and '{lacking}' does not: give "
             "--data.splits none to pool them, or a CSV with the columns path and split"
+        )
+    shared = set.intersection(*(set(part.below) for name in whole for part in top.below[name].below.values()))
+    if len(shared) > 1 and reading.labels == AUTO:
+        raise UserError(
+            f"{_at(root, top)}: each of {_listed(whole)} has its own {_listed(inner[whole[0]])} with {_listed(sorted(shared))} "
+            f"in it: give one of them, e.g. --data.path '{_at(root, top.below[whole[0]])}', or --data.labels folder "
+            f"where {_listed(whole)} are the classes"
         )
     parts = [
         Part(top.below[name].below[word], split, name) for name, words in inner.items() for word, split in words.items()
