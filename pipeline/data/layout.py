@@ -33,7 +33,8 @@ DATES = re.compile(
 )
 PILES = re.compile(
     r"\d{3}[A-Z_]{3,5}\d*"  # a camera's own: 100CANON, 101_PANA
-    r"|(batch|part|fold|split|subset|chunk|shard|folder|new folder|dir|session|upload|export|import|day|week|roll|dump|disk|disc|cd)"
+    r"|(batch|part|fold|split|subset|chunk|shard|folder|new folder|dir|session|upload|export|import|day|week|roll|dump"
+    r"|disk|disc|cd)"
     r"[-_ (]*\d+\)?",
     re.IGNORECASE,
 )
@@ -330,10 +331,10 @@ def _parts_of_classes(root: str, top: Node, reading: Reading) -> tuple[list[Part
         )
     shared = set.intersection(*(set(part.below) for name in whole for part in top.below[name].below.values()))
     if len(shared) > 1 and reading.labels == AUTO:
+        own, with_them, first = _listed(inner[whole[0]]), _listed(sorted(shared)), _at(root, top.below[whole[0]])
         raise UserError(
-            f"{_at(root, top)}: each of {_listed(whole)} has its own {_listed(inner[whole[0]])} with {_listed(sorted(shared))} "
-            f"in it: give one of them, e.g. --data.path '{_at(root, top.below[whole[0]])}', or --data.labels folder "
-            f"where {_listed(whole)} are the classes"
+            f"{_at(root, top)}: each of {_listed(whole)} has its own {own} with {with_them} in it: give one of them, "
+            f"e.g. --data.path '{first}', or --data.labels folder where {_listed(whole)} are the classes"
         )
     parts = [
         Part(top.below[name].below[word], split, name) for name, words in inner.items() for word, split in words.items()
@@ -342,7 +343,7 @@ def _parts_of_classes(root: str, top: Node, reading: Reading) -> tuple[list[Part
 
 
 def _inner_wrappers(parts: list[Part]) -> list[Part]:
-    """train/images/cat and test/images/cat, train/train/cat and test/test/cat: a folder that wraps a split is no class."""
+    """A folder that holds all of a split is no class: train/images/cat beside test/images/cat, train/train/cat."""
     if any(part.name is not None for part in parts):
         return parts
     while len(parts) > 1 and all(not part.node.own and len(part.node.below) == 1 for part in parts):
@@ -358,7 +359,8 @@ def _unwrapped(part: Part, parts: Sequence[Part]) -> Part:
         ((name, inner),) = part.node.below.items()
         says_nothing = bool(_words(name)) and set(_words(name)) <= NEUTRAL
         a_class = any(name in other.node.below for other in parts if other.node.path != part.node.path)
-        if split_words([name]).get(name) != part.split and (a_class or not says_nothing):
+        again = name.casefold() == part.node.path.rpartition("/")[2].casefold()
+        if not again and split_words([name]).get(name) != part.split and (a_class or not says_nothing):
             break
         part = Part(inner, part.split)
     return part

@@ -131,9 +131,13 @@ def test_one_unicode_form() -> None:
         (["train", "test", "bus"], ["train, test", "beside bus", "--data.splits folder", "--data.splits none"]),
         (["train/a", "train/b", "extras"], ["train", "beside extras", "--data.splits folder", "--data.splits none"]),
         (["cat/train", "cat/test", "dog"], ["'cat' holds train, test", "'dog' does not", "--data.splits none"]),
+        (["cat/train/a", "cat/test/a", "cat/ground_truth/a", "dog/train/a", "dog/test/a"],
+         ["'cat' holds train, test beside ground_truth", "--data.path '/data/cat'", "--data.splits none"]),
+        (["x/train/a", "x/train/b", "x/test/a", "x/test/b", "y/train/a", "y/train/b", "y/test/a", "y/test/b"],
+         ["x, y has its own", "with a, b in it", "--data.path '/data/x'", "--data.labels folder"]),
         (["images", "masks"], ["pictures and their masks", "--data.path '/data/**/images/*'", "--data.labels folder"]),
     ],
-)
+)  # fmt: skip
 def test_two_sensible_readings_are_refused(folders: list[str], words: list[str]) -> None:
     with pytest.raises(UserError) as raised:
         read(*folders)
