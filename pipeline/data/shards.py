@@ -72,9 +72,9 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
     taken = _one_per_key(shards)
     where = np.array([(i, image.start, image.size) for i, _, image in taken], dtype=np.int64)
     said = [_said_of(shards[i], key, image) for i, key, image in taken]
-    labels, field = _labels([Sample(shards[i].path, own) for (i, _, _), own in zip(taken, said)], taken, reading)
     by_shard, told = file_splits(root, [shard.relative for shard in shards], reading)
-    splits = told_splits([own.get(SPLIT) for own in said], [by_shard[i] for i, _, _ in taken], reading)
+    splits, keys = _splits(said, taken, [by_shard[i] for i, _, _ in taken], reading)
+    labels, field = _labels([Sample(shards[i].path, own) for (i, _, _), own in zip(taken, said)], keys, reading)
     return Listing(
         keys=[f"{shards[i].relative}/{image.name}" for i, _, image in taken],
         splits=splits.of_images,
@@ -106,6 +106,8 @@ def _scan(path: str, relative: str, key: Key) -> _Shard:
             for member in tar:
                 if member.isfile():
                     _add(shard, tar, member, key)
+                elif member.islnk() or member.issym():
+                    shard.others["links"] += 1
     except tarfile.TarError as error:
         raise UserError(f"{path} cannot be read as a tar file: {error}") from None
     return shard
@@ -153,11 +155,29 @@ def _one_per_key(shards: list[_Shard]) -> list[_Taken]:
     ]
 
 
-def _labels(samples: list[Sample], taken: list[_Taken], reading: Reading) -> tuple[Labels, str]:
+def _splits(said: list[Said], taken: list[_Taken], of_shards: list[str], reading: Reading) -> tuple[Splits, list[str]]:
+    """The splits, and the keys without the folders that tell them: train/cat/1 beside test/cat/2 in one shard."""
+    keys = [key for _, key, _ in taken]
+    splits = told_splits([own.get(SPLIT) for own in said], of_shards, reading)
+    folders = _class_folders(keys)
+    by_folder = told_splits(folders, of_shards, reading, "folders in the shards")
+    if splits.by_column or not by_folder.notes:
+        return splits, keys
+    return by_folder, [_less(key, folder) for key, folder in zip(keys, folders)]
+
+
+def _less(key: str, folder: str | None) -> str:
+    names = key.split("/")
+    if folder is not None:
+        names.remove(folder)
+    return "/".join(names)
+
+
+def _labels(samples: list[Sample], keys: list[str], reading: Reading) -> tuple[Labels, str]:
     """The labels, and the field they are from."""
     if reading.labels == "none":
         return Labels(None, None, (Note("no labels, as asked"),)), ""
-    folders = _class_folders([key for _, key, _ in taken])
+    folders = _class_folders(keys)
     if reading.labels == "folder":
         return number_labels(folders), "folder"
     labels, field = read_labels(samples, reading)

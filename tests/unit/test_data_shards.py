@@ -1,6 +1,7 @@
 """Tar shards: one image per key, and what the files beside it say."""
 
 import json
+import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,28 @@ def test_splits_beside_the_images(tmp_path: Path) -> None:
     assert found.splits == ["train", "test", "train"]
     assert "splits: 'split', test (1), train (2)" in told(found)
     assert set(listed(tmp_path, splits="none").splits) == {""}
+
+
+def test_folders_of_splits_in_a_shard(tmp_path: Path) -> None:
+    names = [f"train/train/{name}/{i}.png" for name in ("cat", "dog") for i in range(2)]
+    write_tar(tmp_path / "a.tar", {name: png(i) for i, name in enumerate([*names, "train/test/cat/0.png"])})
+    found = listed(tmp_path)
+    assert found.splits == ["train"] * 4 + ["test"]
+    assert "splits: folders in the shards, test (1), train (4)" in told(found)
+    assert "folders (cat, dog): `folder` makes them classes" in told(found)
+    assert listed(tmp_path, labels="folder").class_names == ("cat", "dog")
+    pooled = listed(tmp_path, splits="none")
+    assert set(pooled.splits) == {""}
+    assert pooled.identity != found.identity
+
+
+def test_links_in_a_shard_are_counted(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"0.png": png(0)})
+    with tarfile.open(tmp_path / "a.tar", "a") as tar:
+        for name, kind in (("1.png", tarfile.LNKTYPE), ("2.png", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "0.png"
+            tar.addfile(link)
+    found = listed(tmp_path)
+    assert len(found.keys) == 1
+    assert dict(found.passed_over) == {"members of tar shards: links": 2}
