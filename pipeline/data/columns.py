@@ -1,6 +1,7 @@
 """Which column of parquet files holds the images and which the labels: by names, types and the first bytes."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 IMAGE_FLAG, LABEL_FLAG = "--data.image-column", "--data.label-column"
 
+_LIKE_LABELS = re.compile(r"(label|class|category)(s|_?names?)?$", re.IGNORECASE)
 _ROWS = 8  # whose bytes are looked at
 
 
@@ -134,7 +136,8 @@ def choose_label(parts: Sequence[Part], image: str, reading: Reading) -> tuple[s
     if not fit:
         return None, _no_label_note(parts, image, known)
     _same_meaning(parts, fit[0], known)
-    others = [name for name in known if name != fit[0] and any(part.may_be_label(name) for part in parts)]
+    like = [name for part in parts for name in part.names if name != image and _LIKE_LABELS.search(name)]
+    others = [name for name in dict.fromkeys([*known, *like]) if name != fit[0] and _may_be_one(parts, name)]
     note = Note(f"labels: column '{fit[0]}'; there are {_listed(others)} as well", guess=True, flag=LABEL_FLAG)
     return fit[0], ((note,) if others else ()) + _lacking_note(parts, fit[0])
 
@@ -230,8 +233,14 @@ def _asked_label(parts: Sequence[Part], asked: str) -> tuple[str, tuple[Note, ..
 
 def _label_names(parts: Sequence[Part], image: str) -> list[str]:
     """Columns whose names, or the metadata, say that they hold labels, the likeliest first."""
-    named = [*LABEL_COLUMNS, *(name for part in parts for name in part.named_columns())]
+    spelt = dict.fromkeys(name for part in parts for name in part.names)
+    written = [name for wanted in LABEL_COLUMNS for name in (wanted, *spelt) if name.lower() == wanted]
+    named = [*written, *(name for part in parts for name in part.named_columns())]
     return [name for name in dict.fromkeys(named) if name != image and any(name in part.names for part in parts)]
+
+
+def _may_be_one(parts: Sequence[Part], name: str) -> bool:
+    return any(part.may_be_label(name) for part in parts)
 
 
 def _fits(part: Part, name: str) -> bool:

@@ -237,3 +237,13 @@ def test_a_column_of_splits(tmp_path: Path) -> None:
         write_parquet(tmp_path / f"{name}.parquet", columns)
     assert listed(tmp_path).splits == ["test"] * 6 + ["train"] * 6
     assert "'split' (Validation (2), test (2), train (6)) is not used" in told(listed(tmp_path))
+
+
+def test_columns_of_labels_in_capitals_and_others_like_them(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": images(range(6)), "Label": ["a", "b"] * 3})
+    assert listed(tmp_path).class_names == ("a", "b")
+    both = {"image": images(range(6)), "coarse_label": [0, 1] * 3, "fine_label": [0, 1, 2] * 2}
+    write_parquet(tmp_path / "a.parquet", both)
+    found = listed(tmp_path)
+    assert found.class_names == ("0", "1", "2")
+    assert "labels: column 'fine_label'; there are 'coarse_label' as well" in told(found)
