@@ -24,7 +24,8 @@ _MISSING = frozenset((
     "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null",
 ))  # fmt: skip
 _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
-_FRACTION = re.compile(r"-?[0-9]*(\.[0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
+_FRACTION = re.compile(r"-?[0-9]*([.,][0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
+_LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
 _FEW = 10  # classes; so many may have one image each
 
@@ -65,7 +66,7 @@ def number_labels(found: Sequence[str | None]) -> Labels:
     if len(whole) == len(known):  # 7.0: a program made fractions of whole numbers because one of them was missing
         found = [None if label is None else whole[label][1] for label in found]
     numbers, names = number_classes(list(found))
-    return Labels(numbers, names, (*doubts(names), *_fractions_note(names)))
+    return Labels(numbers, names, (*doubts(names), *_fractions_note(names), *_several_note(names)))
 
 
 def doubts(names: Sequence[str]) -> tuple[Note, ...]:
@@ -78,10 +79,28 @@ def doubts(names: Sequence[str]) -> tuple[Note, ...]:
 
 
 def _fractions_note(names: Sequence[str]) -> tuple[Note, ...]:
-    if not all(_FRACTION.fullmatch(name) for name in names) or not any("." in name for name in names):
+    if not all(_FRACTION.fullmatch(name) for name in names) or not any(_is_split_number(name) for name in names):
         return ()
-    example = next(name for name in names if "." in name)
+    example = next(name for name in names if _is_split_number(name))
     return (Note(f"labels are fractions such as {example}: each value is taken for a class", guess=True, flag=LABELS),)
+
+
+def _is_split_number(name: str) -> bool:
+    return "." in name or "," in name
+
+
+def _is_list(name: str) -> bool:
+    """Whether it is like a|b or a;b."""
+    parts = re.split("[|;]", name)
+    return len(parts) > 1 and all(part.strip() for part in parts)
+
+
+def _several_note(names: Sequence[str]) -> tuple[Note, ...]:
+    several = [name for name in names if _LIST.fullmatch(name) or _is_list(name)]
+    if not several:
+        return ()
+    text = f"labels such as '{several[0][:50]}' may name several classes: each such text is taken for one class"
+    return (Note(text, guess=True, flag=LABELS),)
 
 
 def is_number(label: str) -> bool:

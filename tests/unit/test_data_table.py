@@ -329,3 +329,17 @@ def test_labels_in_file_names_are_offered(tmp_path: Path) -> None:
     write_images(tmp_path, names)
     assert "file names look like labels" in told(read(tmp_path))
     assert read(tmp_path).labels is None
+
+
+@pytest.mark.parametrize(
+    ("labels", "word"),
+    [
+        (["0,5", "1,5"], "labels are fractions such as 0,5"),
+        (["a", "a|b"], "labels such as 'a|b' may name several classes"),
+        (["['a', 'b']", "['a']"], "may name several classes"),
+    ],
+)
+def test_labels_that_are_hardly_one_class_are_told(flat: Path, tmp_path: Path, labels: list[str], word: str) -> None:
+    rows = "".join(f'{key};"{labels[i % 2]}"\n' for i, key in enumerate(read(flat).keys))
+    found = read(flat, written(tmp_path, f"path;label\n{rows}"))
+    assert word in "\n".join(note.text for note in found.notes)
