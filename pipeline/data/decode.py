@@ -22,6 +22,7 @@ _SQUARED_FROM = 8  # the same before an image is enlarged to a square
 _ORIENTATION = 0x0112  # EXIF tag
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 339  # TIFF tags
 _UNSIGNED, _SIGNED = 1, 2  # of _SAMPLES
+_SMALLEST_SIDE = 16  # pixels: what is at least so long behind a side of 1, 3 or 4 is height and width
 _HEAD = 1 << 12  # bytes that hold the header of many images
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
 _PNG, _PNG_BANDS = b"\x89PNG\r\n\x1a\n", {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by type of colour
@@ -433,6 +434,8 @@ def _npy_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     height, width, bands = (*shape, 1)[:3]
     if 0 in shape:
         raise ValueError(f"array of shape {shape} holds nothing")
+    if height in (1, 3, 4) and min(width, bands) >= _SMALLEST_SIDE:
+        raise ValueError(f"array of shape {shape}, channels first: height × width × channels is read")
     return height, width, bands
 
 

@@ -224,3 +224,10 @@ def test_pictures_of_this_project_are_known_by_their_mark(kind: str) -> None:
     other = Image.Exif()
     other[0x0131] = f"not {OWN}"
     assert not read_header(encoded(image, kind, exif=other)).own
+
+
+@pytest.mark.parametrize("bands", [1, 3, 4])
+def test_arrays_with_channels_first_are_refused_as_such(bands: int) -> None:
+    with pytest.raises(UserError, match="channels first"):
+        decode(npy(np.zeros((bands, 24, 24), np.uint8)), 3, None)
+    assert decode(npy(np.zeros((3, 24, 3), np.uint8)), 3, None).shape == (3, 24, 3)
