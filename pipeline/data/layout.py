@@ -102,6 +102,10 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
         beside = top.images - data.images
         text = f"{data.path}/ is taken for the data, {beside:,} images beside it are left out"
         top, notes = data, [*notes, Note(text, guess=True, flag="--data.path")]
+    top, copy = _without_copy(top) if reading.labels == AUTO else (top, None)
+    if copy is not None:
+        text = f"{copy.path}/ holds the folders beside it once more: its {copy.images:,} images are left out"
+        notes = [*notes, Note(text, guess=True, flag="--data.labels")]
     top, plain = _without_unlabelled(top)
     parts, told = _parts(root, top, reading)
     parts = _inner_wrappers(parts)
@@ -112,7 +116,9 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     split_of, class_of = dict.fromkeys(folders, left), dict[str, str | None].fromkeys(folders)
     for folder in folders:
         part = next((part for part in parts if _inside(folder, part.node.path)), None)
-        if part is not None:
+        if copy is not None and _inside(folder, copy.path):
+            split_of[folder] = OUTSIDE
+        elif part is not None:
             split_of[folder], class_of[folder] = part.split, part.class_of(folder)
     if serving := _validation_serves(split_of.values()):
         split_of = {folder: TEST if part == VAL else part for folder, part in split_of.items()}
@@ -127,6 +133,12 @@ def split_words(names: Sequence[str]) -> dict[str, str]:
     Beside the split word a name has nothing, numbers and neutral words (training_set, val2017), or what the other
     splits have as well (cats-train, cats-test). test_tube is no split, nor is train_station beside it.
     """
+    found, shared = _named_like_splits(names)
+    return found | (shared[0] if len(shared) == 1 else {})
+
+
+def _named_like_splits(names: Sequence[str]) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Name → split: of names with nothing else in them, and per other words that names of several splits have."""
     found: dict[str, str] = {}
     others: dict[tuple[str, ...], dict[str, str]] = {}
     for name in names:
@@ -139,8 +151,7 @@ def split_words(names: Sequence[str]) -> dict[str, str]:
             others.setdefault(rest, {})[name] = next(iter(splits))
         else:
             found[name] = next(iter(splits))
-    shared = [kin for kin in others.values() if len(set(kin.values())) > 1]
-    return found | (shared[0] if len(shared) == 1 else {})
+    return found, [kin for kin in others.values() if len(set(kin.values())) > 1]
 
 
 def file_splits(root: str, paths: Sequence[str], reading: Reading) -> tuple[list[str], list[Note]]:
@@ -187,8 +198,8 @@ def _of_one_kind(
 
 def _stem(path: str) -> str:
     """The name of a shard without numbers and hashes: train-00000-of-00002-0a1b2c3d.parquet is train."""
-    name = path.rpartition("/")[2].partition(".")[0]
-    pieces = re.split(r"[-_]", name)
+    name = path.rpartition("/")[2].rpartition(".")[0]
+    pieces = re.split(r"[-_.]", name)
     return "-".join(piece for piece in pieces if not re.fullmatch(r"[0-9]+|[0-9a-f]{6,}|of", piece)) or name
 
 
@@ -234,6 +245,18 @@ def _named_data(top: Node) -> Node | None:
     return named[0] if alone else None
 
 
+def _without_copy(top: Node) -> tuple[Node, Node | None]:
+    """Without a folder that has all the folders beside it in it once more: x/a, x/b, x/x/a, x/x/b."""
+    copies = [
+        node for name, node in top.below.items()
+        if len(top.below) > 2 and not node.own and set(node.below) == set(top.below) - {name}
+    ]  # fmt: skip
+    if len(copies) != 1:
+        return top, None
+    rest = {name: node for name, node in top.below.items() if node is not copies[0]}
+    return Node(top.path, top.own, rest), copies[0]
+
+
 def _without_unlabelled(top: Node) -> tuple[Node, list[Node]]:
     """The folders beside one that is called unlabeled or the like, and that one."""
     plain = [node for name, node in top.below.items() if UNLABELLED & set(_words(name)) and not split_words([name])]
@@ -251,10 +274,22 @@ def _parts(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Not
     if reading.splits == "folder":
         return _named_parts(root, top, words)
     if not words:
+        _check_kin(root, top)
         return _parts_of_classes(root, top, reading)
     if len(words) == len(top.below):
         return _all_parts(root, top, words)
     return _some_parts(root, top, words)
+
+
+def _check_kin(root: str, top: Node) -> None:
+    """Refuse real_train, real_test, fake_train, fake_test: splits and classes in one name."""
+    _, shared = _named_like_splits(list(top.below))
+    kin = [name for names in shared for name in names if TRAIN in names.values()]
+    if len(shared) > 1 and len(kin) == len(top.below):
+        raise UserError(
+            f"{_at(root, top)} has folders named {_listed(kin)}: give a CSV with the columns path and split, or "
+            "--data.splits none where all are classes"
+        )
 
 
 def _pooled(top: Node, words: Mapping[str, str], reading: Reading) -> list[Part]:
