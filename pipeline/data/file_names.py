@@ -1,9 +1,11 @@
-"""Labels that file names seem to tell, cat.0.jpg or dog_001.jpg: offered, never assumed."""
+"""What file names seem to tell, labels (cat.0.jpg), splits (train_1.png) or masks (1_mask.png): told, not assumed."""
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 
+from pipeline.data.layout import SPLIT_TOKENS
+from pipeline.data.listing import TRAIN
 from pipeline.data.reading import Note
 
 _NAMED = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ ._-]*\(?\d+\)?")  # letters, then a number
@@ -12,6 +14,8 @@ _SAYS_NOTHING = frozenset(
     """img image images dsc dscn dscf dcim pic picture photo scan screenshot frame file sample gopr gp pxl mvi vid mov p
     page fig figure crop tile patch slice test train val whatsapp untitled unnamed output result render""".split()  # noqa: SIM905
 )
+_SPLIT = re.compile(rf"({'|'.join(sorted(SPLIT_TOKENS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
+_MASK = re.compile(r"(.+)[ ._-](?:mask|seg|segmentation|gt|label|annotation)(?:[ ._-]?\d+)?", re.IGNORECASE)
 _FEWEST = 5  # images per class, on average
 _SOME = 1000  # names that are looked at first
 _SHARE = 0.95  # of the images whose names are so
@@ -36,6 +40,31 @@ def offered_by_names(keys: Sequence[str]) -> Note | None:
         "write a CSV with the columns path and label where they are"
     )
     return Note(text, guess=True, flag="--data.labels")
+
+
+def splits_in_names(keys: Sequence[str]) -> Note | None:
+    """A note on images that are all named like splits, train_1.png and test_1.png."""
+    words: Counter[str] = Counter()
+    for key in keys:
+        found = _SPLIT.match(key.rpartition("/")[2])
+        if found is None:
+            return None
+        words[found[1].lower()] += 1
+    if not {SPLIT_TOKENS[word] for word in words} > {TRAIN}:
+        return None
+    named = ", ".join(f"{word} ({n:,})" for word, n in sorted(words.items()))
+    text = f"file names look like splits: {named}; they are not used: write a CSV with the columns path and split"
+    return Note(text, guess=True, flag="--data.splits")
+
+
+def masks_in_names(keys: Sequence[str]) -> Note | None:
+    """A note on images that are named like the masks of others, 1_mask.png beside 1.png."""
+    stems = {key.rpartition(".")[0] for key in keys}
+    masks = [key for key in keys if (found := _MASK.fullmatch(key.rpartition(".")[0])) and found[1] in stems]
+    if not masks:
+        return None
+    text = f"{len(masks):,} images are named like masks of others, e.g. {masks[0]}: they are read like all images"
+    return Note(text, guess=True, flag="--data.path")
 
 
 def _word(key: str) -> str | None:

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import storage
-from pipeline.data.file_names import offered_by_names
+from pipeline.data.file_names import masks_in_names, offered_by_names, splits_in_names
 from pipeline.data.folder import ImageFiles
-from pipeline.data.listing import Listing, digest
+from pipeline.data.listing import NONE, Listing, digest
 from pipeline.data.own_table import apply_own_tables
 from pipeline.data.reading import AUTO, WORDS, Reading
 from pipeline.data.table import LABELS, apply_splits, apply_table
@@ -37,6 +37,8 @@ def apply_tables(listing: Listing, path: str, reading: Reading) -> Tabled:
     elif reading.labels == AUTO:
         listing, said = apply_own_tables(listing, root, LABELS)
         listing = _with_offer(listing)
+    if isinstance(listing.store, ImageFiles):
+        listing = _with_names_told(listing)
     if reading.splits not in WORDS:
         listing, more = apply_splits(listing, reading.splits, root, groups)
         idle = sorted({*idle, *more})
@@ -47,6 +49,12 @@ def apply_tables(listing: Listing, path: str, reading: Reading) -> Tabled:
 def _with_offer(listing: Listing) -> Listing:
     offer = offered_by_names(listing.keys) if listing.labels is None else None
     return listing if offer is None else replace(listing, notes=(*listing.notes, offer))
+
+
+def _with_names_told(listing: Listing) -> Listing:
+    """What file names seem to tell of splits, where there are none, and of masks."""
+    found = [masks_in_names(listing.keys), None if set(listing.splits) - {NONE} else splits_in_names(listing.keys)]
+    return replace(listing, notes=(*listing.notes, *(note for note in found if note is not None)))
 
 
 def _digest(table: str) -> str:

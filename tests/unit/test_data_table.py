@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import labels_of, told, write_images, write_parquet
+from data_files import labels_of, png, told, write_images, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -343,3 +343,22 @@ def test_labels_that_are_hardly_one_class_are_told(flat: Path, tmp_path: Path, l
     rows = "".join(f'{key};"{labels[i % 2]}"\n' for i, key in enumerate(read(flat).keys))
     found = read(flat, written(tmp_path, f"path;label\n{rows}"))
     assert word in "\n".join(note.text for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("names", "word"),
+    [
+        (["train_1.png", "train_2.png", "TEST-1.png"], "file names look like splits: test (1), train (2)"),
+        (["a/1.png", "a/1_mask.png", "a/1_mask_1.png"], "2 images are named like masks of others, e.g. a/1_mask.png"),
+        (["trainee_1.png", "test_1.png"], ""),
+        (["test_1.png", "test_2.png"], ""),
+        (["a_mask.png", "b_mask.png"], ""),
+    ],
+)
+def test_splits_and_masks_in_file_names_are_told(tmp_path: Path, names: list[str], word: str) -> None:
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(png(i))
+    said = told(read(tmp_path))
+    assert word in said
+    assert bool(word) == ("file names look like splits" in said or "named like masks" in said)
