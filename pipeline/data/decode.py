@@ -147,11 +147,16 @@ def _opened_for_header(source: bytes | Path) -> Iterator[BinaryIO]:
 def _npy_header(head: bytes) -> Header:
     """Of an array, from the first bytes of its file."""
     file = io.BytesIO(head)
+    shape, kind = _npy_says(file)
+    height, width, bands = _npy_shape(shape)
+    return Header(height, width, bands, bands == 1, wide=kind not in (np.uint8, np.bool_))
+
+
+def _npy_says(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, kind = read(file)
-    height, width, bands = _npy_shape(shape)
-    return Header(height, width, bands, bands == 1, wide=kind not in (np.uint8, np.bool_))
+    return shape, kind
 
 
 def _png_header(file: BinaryIO) -> Header:
@@ -423,6 +428,10 @@ def _on_background(image: Image.Image, shown: Shown) -> Image.Image:
 
 
 def _load_npy(data: bytes) -> NDArray[Any]:
+    file = io.BytesIO(data)
+    shape, kind = _npy_says(file)
+    if math.prod(shape) * kind.itemsize > len(data) - file.tell() and not kind.hasobject:
+        raise ValueError(f"array of shape {shape} is cut off")  # numpy would ask for the memory first
     values: NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
     return values.reshape(_npy_shape(values.shape))
 

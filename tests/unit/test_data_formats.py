@@ -231,3 +231,12 @@ def test_arrays_with_channels_first_are_refused_as_such(bands: int) -> None:
     with pytest.raises(UserError, match="channels first"):
         decode(npy(np.zeros((bands, 24, 24), np.uint8)), 3, None)
     assert decode(npy(np.zeros((3, 24, 3), np.uint8)), 3, None).shape == (3, 24, 3)
+
+
+def test_an_array_that_is_cut_off_takes_no_memory() -> None:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (10**6, 10**6)})
+    with pytest.raises(UserError, match="is cut off"):
+        decode(file.getvalue(), None, None)
+    with pytest.raises(UserError, match="is cut off"):
+        decode(npy(np.zeros((24, 24), np.uint8))[:-1], None, None)
