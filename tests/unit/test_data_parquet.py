@@ -232,6 +232,7 @@ def test_a_column_of_splits(tmp_path: Path) -> None:
     assert pooled.identity != found.identity
     write_parquet(tmp_path / "a.parquet", columns | {"split": ["train", "test", "fold 3"] * 2})
     assert set(listed(tmp_path).splits) == {""}
+    assert "'split' (fold 3 (2), test (2), train (2)) is not used" in told(listed(tmp_path))
     (tmp_path / "a.parquet").unlink()
     for name in ("train", "test"):
         write_parquet(tmp_path / f"{name}.parquet", columns)
