@@ -162,9 +162,9 @@ def image_seconds(sizes: Sizes, machine: Machine) -> float:
 
 # What a stage takes beside training, on one core or however many: seconds of its own, and times that it sees every
 # image by the encoder, forward alone. Measured with a few hundred images, which are mostly the former.
-START_SECONDS = 20.0  # Ray, its workers, and the libraries in each
+START_SECONDS = 45.0  # Ray, its workers, and the libraries in each
 STAGES = {
-    "probe": (6.0, 2.0), "finetune": (3.0, 8.0), "embed": (2.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
+    "probe": (10.0, 2.0), "finetune": (8.0, 8.0), "embed": (15.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
     "evaluate": (6.0, 0.0), "report": (5.0, 0.0),
 }  # fmt: skip
 DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
