@@ -96,6 +96,7 @@ ADDED: dict[str, Any] = {
     "augment.crop": None, "augment.color": None, "plan": [], "data.splits": "auto", "data.key": "first",
     "data.image_column": None, "data.label_column": None, "data.range": "auto", "data.background": "auto",
 }  # fmt: skip
+READ_BEFORE = {"data.range": "type", "data.background": "white"}
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
 
@@ -547,6 +548,9 @@ def identity(config: Config) -> dict[str, Any]:
             del flat[path]
     if flat["data.labels"] == "auto":  # what was None
         flat["data.labels"] = None
+    for path, before in READ_BEFORE.items():  # how all runs read until it could be said; the fingerprint tells the rest
+        if flat.get(path) == before:
+            del flat[path]
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
 
 

@@ -20,7 +20,7 @@ from pipeline.data.loader import RawBatch
 from pipeline.errors import UserError
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.optim import learning_rate_at, set_learning_rate
-from pipeline.prepare import Prepared
+from pipeline.prepare import FREE, Prepared
 from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import identity, run_pretrain
@@ -497,6 +497,20 @@ def test_the_width_that_is_asked_for_is_the_networks(prepared: Prepare) -> None:
     # Runs that were made before there was a width are still known.
     assert {**identity(plain.config), "encoder.width": 2} == identity(wide.config)
     assert "encoder.width" not in identity(plain.config)
+
+
+def test_a_run_that_does_not_say_how_images_are_read_is_still_known(
+    tiny_config: Callable[..., Config],
+) -> None:
+    now = identity(tiny_config())
+    before = configuration.to_dict(tiny_config())
+    for name in ("splits", "key", "image_column", "label_column", "range", "background"):
+        del before["data"][name]
+    before["data"]["labels"] = None
+    found = identity(configuration.from_dict(before))
+    assert found == now
+    assert {key for key in found if key.startswith("data.")} == {f"data.{name}" for name in before["data"]} - FREE
+    assert found["data.labels"] is None
 
 
 def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> None:
