@@ -41,15 +41,22 @@ class Asked:
     source: Path | bytes = b""
     place: str = ""  # path or URL by which an index may know it
     problem: str | None = None
+    numbers: NDArray[Any] | None = None  # as they were given, where `source` takes them for 0 … 1 or 0 … 255
 
     def read(self, channels: int | None, load_size: int, shown: Shown = BY_TYPE) -> Pixels | None:
         """(H, W, C) as the pipeline reads it; None where that fails, and from then on."""
         if self.problem is None:
             try:
-                return decode(self.source, channels, load_size, shown)
+                return decode(self._source_for(shown), channels, load_size, shown)
             except UserError as error:
                 self.problem = str(error) if isinstance(self.source, Path) else f"{self.name}: {error}"
         return None
+
+    def _source_for(self, shown: Shown) -> Path | bytes:
+        """A run with a range reads numbers by it, as in a file; not those up to 1 where the range goes farther."""
+        if self.numbers is None or shown.range is None or self.numbers.max() <= 1 < shown.range[1]:
+            return self.source
+        return _kept(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -119,8 +126,8 @@ def _each(given: Any, signed: bool) -> Iterator[Asked]:
 
 
 def _of_text(text: str) -> Iterator[Asked]:
-    if not is_url(text) or Path(text).exists():
-        yield from _of_path(Path(text).expanduser())
+    if not is_url(text) or os.path.exists(text):
+        yield from _of_path(Path(os.path.expanduser(text)))
         return
     scheme = urlsplit(text).scheme.lower()
     if scheme == "file":
@@ -139,12 +146,12 @@ def _of_text(text: str) -> Iterator[Asked]:
 
 
 def _of_path(path: Path, name: str | None = None) -> Iterator[Asked]:
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike pathlib's it does not mind a name that no file can have
         yield from _of_folder(path)
-    elif path.is_file():
+    elif os.path.isfile(path):
         yield Asked(name or str(path), path, place=str(path))
     else:
-        what = "is no file" if path.exists() else "does not exist"
+        what = "is no file" if os.path.exists(path) else "does not exist"
         yield Asked(name or str(path), problem=f"image {path} {what}: give the path of an image file")
 
 
@@ -237,7 +244,11 @@ def _of_array(values: NDArray[Any], signed: bool) -> Asked:
             problem=f"the array holds values from {low:.4g} to {high:.4g}: give them as they were before they were "
             "normalised, 0 to 1 or 0 to 255",
         )
-    return _encoded(_as_bytes(values, signed))
+    taken = _as_bytes(values, signed)
+    asked = _encoded(taken)
+    if taken is not values and values.dtype != np.bool_:
+        asked.numbers = values
+    return asked
 
 
 def _as_bytes(values: NDArray[Any], signed: bool) -> NDArray[Any]:
@@ -257,9 +268,14 @@ def _encoded(values: NDArray[Any]) -> Asked:
         return _of_picture(Image.fromarray(np.ascontiguousarray(flat)))
     if values.dtype == np.uint16 and values.ndim == 2:
         return _of_picture(Image.fromarray(np.ascontiguousarray(values)))
+    return Asked("", _kept(values))
+
+
+def _kept(values: NDArray[Any]) -> bytes:
+    """As a .npy file has them."""
     kept = io.BytesIO()
     np.save(kept, np.ascontiguousarray(values), allow_pickle=False)
-    return Asked("", kept.getvalue())
+    return kept.getvalue()
 
 
 def _first_line(error: object) -> str:

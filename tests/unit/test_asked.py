@@ -17,6 +17,7 @@ from PIL import Image
 
 from pipeline.asked import images_of, squares_of
 from pipeline.data import decode
+from pipeline.data.shown import Shown
 from pipeline.errors import UserError
 
 Pixels = np.ndarray[Any, Any]
@@ -168,6 +169,8 @@ def test_a_folder_is_its_images(file: Path) -> None:
     ("form", "told"),
     [
         ("none.png", "image none.png does not exist"),
+        (f"data:image/png;base64,{'A' * 9000}", "AAA does not exist"),
+        ("~nobody-of-this-name/a.png", "image ~nobody-of-this-name/a.png does not exist"),
         ("s3x://bucket/a.png", "s3x://bucket/a.png cannot be opened"),
         ("file:///none/a.png", "/none/a.png does not exist"),
         (b"no image", "image 1: image cannot be read"),
@@ -210,6 +213,28 @@ def test_values_below_zero_where_the_run_reads_them() -> None:
     (one,) = images_of(np.array([[-1000.0, 500.0]]), signed=True)
     assert isinstance(one.source, bytes)
     assert np.load(io.BytesIO(one.source)).min() == -1000
+
+
+@pytest.mark.parametrize(
+    ("values", "range_"),
+    [
+        (np.linspace(0, 200, 16), (0, 1000)),
+        (np.linspace(0, 200, 16).astype(np.int32), (0, 4095)),
+        (np.linspace(0, 0.2, 16), (0.01, 0.2)),
+        (np.linspace(0, 200, 16).astype(np.uint8), (0, 4095)),
+    ],
+)
+def test_numbers_are_read_by_the_range_of_the_run_as_in_a_file(values: Pixels, range_: tuple[float, float]) -> None:
+    shown, kept = Shown(range_), io.BytesIO()
+    values = values.reshape(4, 4)
+    np.save(kept, values)
+    (one,) = images_of(values)
+    np.testing.assert_array_equal(one.read(1, 64, shown), decode(kept.getvalue(), 1, 64, shown))
+
+
+def test_numbers_up_to_1_are_a_picture_where_the_range_of_the_run_goes_farther() -> None:
+    (one,) = images_of(GREY / 255)
+    np.testing.assert_array_equal(one.read(1, 64, Shown((0, 4095))), GREY[:, :, None])
 
 
 def test_a_broken_image_among_others_is_black_and_told(file: Path) -> None:
