@@ -15,7 +15,8 @@ _SAYS_NOTHING = frozenset(
     page fig figure crop tile patch slice test train val whatsapp untitled unnamed output result render""".split()  # noqa: SIM905
 )
 _SPLIT = re.compile(rf"({'|'.join(sorted(SPLIT_TOKENS, key=len, reverse=True))})(?![a-z])", re.IGNORECASE)
-_MASK = re.compile(r"(.+)[ ._-](?:mask|seg|segmentation|gt|label|annotation)(?:[ ._-]?\d+)?", re.IGNORECASE)
+_MASKS = ("mask", "seg", "segmentation", "gt", "label", "annotation")
+_MASK = re.compile(rf"(.+)[ ._-](?:{'|'.join(_MASKS)})(?:[ ._-]?\d+)?", re.IGNORECASE)
 _FEWEST = 5  # images per class, on average
 _SOME = 1000  # names that are looked at first
 _SHARE = 0.95  # of the images whose names are so
@@ -59,8 +60,10 @@ def splits_in_names(keys: Sequence[str]) -> Note | None:
 
 def masks_in_names(keys: Sequence[str]) -> Note | None:
     """A note on images that are named like the masks of others, 1_mask.png beside 1.png."""
-    stems = {key.rpartition(".")[0] for key in keys}
-    masks = [key for key in keys if (found := _MASK.fullmatch(key.rpartition(".")[0])) and found[1] in stems]
+    stems = [key.rpartition(".")[0] for key in keys]
+    told = [i for i, stem in enumerate(stems) if stem.rstrip("0123456789 ._-").lower().endswith(_MASKS)]
+    known = set(stems) if told else set()
+    masks = [keys[i] for i in told if (found := _MASK.fullmatch(stems[i])) and found[1] in known]
     if not masks:
         return None
     text = f"{len(masks):,} images are named like masks of others, e.g. {masks[0]}: they are read like all images"

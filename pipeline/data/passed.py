@@ -31,10 +31,13 @@ NO_IMAGES = frozenset(
 def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
     """The files without those in folders that this tool, or a file manager, wrote; and what is to be said of it."""
     folders = _marked(root, files.paths)
-    junk = {folder for path in files.paths for folder in _above(path) if folder.rpartition("/")[2] in OTHERS_JUNK}
+    holding = [path.rpartition("/")[0] for path in files.paths]
+    above = {folder: _upwards(folder) for folder in set(holding)}  # few folders, many files
+    junk = {one for up in above.values() for one in up if one.rpartition("/")[2] in OTHERS_JUNK}
     if not folders and not junk:
         return files, []
-    kept = [i for i, path in enumerate(files.paths) if not (folders | junk) & set(_above(path))]
+    out = {folder for folder, up in above.items() if any(one in folders or one in junk for one in up)}
+    kept = [i for i, folder in enumerate(holding) if folder not in out]
     notes = [Note(f"{folder}/ was written by this tool: left out") for folder in sorted(folders)[:5]]
     if len(folders) > 5:
         notes.append(Note(f"{len(folders) - 5} more folders that this tool wrote are left out"))
@@ -49,8 +52,10 @@ def looked_at(root: str, files: Files, suffixes: tuple[str, ...]) -> Files:
     rows = []
     for i, path in enumerate(files.paths):
         lower = path.lower()
-        if lower.endswith(suffixes) or (not _is_no_image(lower) and _starts_like_one(root, path, looks_like_image)):
+        if lower.endswith(suffixes):
             rows.append(i)
+        elif not _is_no_image(lower) and files.sizes[i] > 0:  # nothing is in a pipe either, and it would make us wait
+            rows += [i] * _starts_like_one(root, path, looks_like_image)
     return files if len(rows) == len(files) else files.take(rows)
 
 
@@ -76,9 +81,9 @@ def _is_ours(root: str, folder: str, names: set[str]) -> bool:
     return isinstance(values, dict) and {"schema", "recipe", "encoder"} <= values.keys()
 
 
-def _above(path: str) -> list[str]:
-    """Every folder that a path lies in."""
-    return [path[: found.start()] for found in re.finditer("/", path)]
+def _upwards(folder: str) -> list[str]:
+    """A folder and every one that it lies in, below the root."""
+    return [*(folder[: found.start()] for found in re.finditer("/", folder)), *([folder] if folder else [])]
 
 
 def _is_no_image(path: str) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,21 @@ def test_what_is_passed_over_is_counted_by_suffix(tmp_path: Path) -> None:
     assert dict(dataset.passed_over) == {".txt": 3, ".mp4": 1, "files without a suffix": 1}
     assert facts(dataset)["left_out"] == {".txt": 3, ".mp4": 1, "files without a suffix": 1}
     assert "3 .txt" in said(dataset)
+
+
+def test_a_pipe_that_a_pattern_fits_does_not_hang(tmp_path: Path) -> None:
+    draw(tmp_path, 8)
+    os.mkfifo(tmp_path / "pipe")
+    assert count(open_dataset(f"{tmp_path}/*")) == 8
+
+
+def test_system_folders_at_any_depth_are_left_out(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        draw(tmp_path / name, 6, start=ord(name))
+        draw(tmp_path / name / "@eaDir" / "0.png", 2, start=50)
+    dataset = open_dataset(tmp_path)
+    assert (count(dataset), dataset.class_names) == (12, ("a", "b"))
+    assert "b/@eaDir/ holds a system's or another tool's files" in said(dataset)
 
 
 def test_images_without_a_known_suffix_are_read(tmp_path: Path) -> None:
