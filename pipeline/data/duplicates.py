@@ -74,22 +74,25 @@ def _shared(some: Hashes, others: Hashes) -> int:
     return int(np.isin(some, others).sum())
 
 
+APART = "a CSV for --data.labels with a column group keeps copies together"
+
+
 def duplicate_notes(found: Duplicates | None) -> tuple[Note, ...]:
     """What is to be told of them before training."""
     if found is None or not found.repeated:
         return ()
     notes = []
     if found.test_in_train:
-        notes.append(f"{flattering_test(found)}: accuracies on test images are flattered")
+        notes.append(f"{flattering_test(found)}: accuracies on test images are flattered; {APART}")
     if found.val_in_train:
         notes.append(
             f"{found.val_in_train:,} of {found.val:,} held-out images are also in training, pixel by pixel: what is "
-            "chosen by them is chosen by images that were learned from"
+            f"chosen by them is chosen by images that were learned from; {APART}"
         )
     if not notes:
         images = found.train + found.val + found.test
         notes.append(f"{found.repeated:,} of {images:,} images repeat another one, pixel by pixel")
-    return tuple(Note(text, flag="--data.labels") for text in notes)
+    return tuple(map(Note, notes))
 
 
 def flattering_test(found: Duplicates) -> str:

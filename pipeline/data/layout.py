@@ -109,6 +109,7 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     top, plain = _without_unlabelled(top)
     parts, told = _parts(root, top, reading)
     parts = _inner_wrappers(parts)
+    parts, within = _within_groups(root, parts, reading)
     split = any(part.split != NONE for part in parts)
     parts = [*(Part(node, TRAIN if split else NONE, plain=True) for node in plain), *parts]
     told += [Note(f"{node.path}/ holds {node.images:,} images for training, without labels") for node in plain]
@@ -123,7 +124,7 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     if serving := _validation_serves(split_of.values()):
         split_of = {folder: TEST if part == VAL else part for folder, part in split_of.items()}
     labelled, about = _labelled(root, parts, class_of, folders, reading)
-    notes = [*notes, *told, *serving, *about]
+    notes = [*notes, *told, *serving, *within, *about]
     return Layout(split_of, class_of if labelled else dict.fromkeys(folders), tuple(notes))
 
 
@@ -375,6 +376,29 @@ def _parts_of_classes(root: str, top: Node, reading: Reading) -> tuple[list[Part
         Part(top.below[name].below[word], split, name) for name, words in inner.items() for word, split in words.items()
     ]
     return parts, [Note(f"every class has its own {_listed(inner[whole[0]])}", flag="--data.splits")]
+
+
+def _within_groups(root: str, parts: list[Part], reading: Reading) -> tuple[list[Part], list[Note]]:
+    """2023/{cat,dog}, 2024/{cat,dog}: the same folders in every one of several.
+
+    They are the classes where the outer ones look like dates or batches; else it may be either.
+    """
+    outer = {name: child for part in parts for name, child in part.node.below.items()}
+    inner = {frozenset(child.below) for part in parts for child in part.node.below.values()}
+    plain = all(part.name is None for part in parts)
+    same = plain and len(outer) > 1 and len(inner) == 1 and len(next(iter(inner))) > 1
+    if not same or reading.labels != AUTO:
+        return parts, []
+    names = sorted(next(iter(inner)))
+    why = _no_classes({name: child.images for name, child in outer.items()})
+    if why is None:
+        raise UserError(
+            f"{root}: each of {_listed(outer)} holds {_listed(names)}: give --data.labels folder where the former are "
+            "the classes, a CSV with the columns path and label where the latter are, or --data.labels none"
+        )
+    told = f"the {len(outer):,} folders ({_listed(outer)}) {why}: the folders that each of them holds are the classes"
+    found = [Part(child, part.split) for part in parts for child in part.node.below.values()]
+    return found, [Note(told, guess=True, flag="--data.labels")]
 
 
 def _inner_wrappers(parts: list[Part]) -> list[Part]:

@@ -74,7 +74,7 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
     ("months", ["January", "February 2022"], {"January": (NONE, None)}),
     ("a camera's folders", ["100CANON", "101CANON"], {"100CANON": (NONE, None)}),
     ("batches", ["batch_1", "batch_2"], {"batch_1": (NONE, None)}),
-    ("folds", ["fold_0/a", "fold_0/b", "fold_1/a", "fold_1/b"], {"fold_0/a": (NONE, None)}),
+    ("folds", ["fold_0/a", "fold_0/b", "fold_1/a", "fold_1/b"], {"fold_0/a": (NONE, "a")}),
     ("all folders once more", ["x/a", "x/b", "x/x/a", "x/x/b"], {"x/a": (NONE, "a"), "x/x/a": (OUTSIDE, None)}),
     ("digits", [*"0123456789"], {"7": (NONE, "7")}),
     ("hashes", ["0a", "1b", "c3", "d4", "e5", "f6", "77", "88"], {"0a": (NONE, None)}),
@@ -86,6 +86,10 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
      {"unlabeled/x": (TRAIN, None), "test/b": (TEST, "b")}),
     ("labelled and unlabelled", ["labeled/a", "labeled/b", "unlabeled"],
      {"labeled/a": (NONE, "a"), "unlabeled": (NONE, None)}),
+    ("classes within years", ["2023/cat", "2023/dog", "2024/cat", "2024/dog"],
+     {"2023/cat": (NONE, "cat"), "2024/dog": (NONE, "dog")}),
+    ("classes within batches of splits", [f"{s}/batch_{b}/{c}" for s in ("train", "test") for b in "12" for c in "xy"],
+     {"train/batch_1/x": (TRAIN, "x"), "test/batch_2/y": (TEST, "y")}),
     ("unseen in training", ["train/good", "test/good", "test/broken"], {"test/broken": (TEST, "broken")}),
 ]  # fmt: skip
 
@@ -139,6 +143,8 @@ def test_one_unicode_form() -> None:
         (["x/train/a", "x/train/b", "x/test/a", "x/test/b", "y/train/a", "y/train/b", "y/test/a", "y/test/b"],
          ["x, y has its own", "with a, b in it", "--data.path '/data/x'", "--data.labels folder"]),
         (["real_train", "real_test", "fake_train", "fake_test"], ["path and split", "--data.splits none"]),
+        (["plate_A/x", "plate_A/y", "plate_B/x", "plate_B/y"],
+         ["each of plate_A, plate_B holds x, y", "--data.labels folder", "a CSV"]),
         (["images", "masks"], ["pictures and their masks", "--data.path '/data/**/images/*'", "--data.labels folder"]),
     ],
 )  # fmt: skip
