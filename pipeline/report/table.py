@@ -333,10 +333,16 @@ def _baselines_that_win(rows: Sequence[Row], columns: Sequence[Column]) -> list[
     return found
 
 
+def _searches_whitened(run: Run) -> bool:
+    """Whether what the run searches by is whitened already."""
+    vectors = run.manifest.get("stages", {}).get("search", {}).get("vectors")
+    return "whitened" in str(vectors)
+
+
 def _whitening_helps(runs: Sequence[Run]) -> list[str]:
     """Where neighbours are clearly better among whitened embeddings."""
     found = []
-    searched = {run.label for run in runs if run.config.get("index", {}).get("whiten")}
+    searched = {run.label for run in runs if run.config.get("index", {}).get("whiten") or _searches_whitened(run)}
     for row in rows_of(runs, [KNN, WHITENED]):
         if row.baseline or len(row.estimates) < 2 or row.label in searched:
             continue
@@ -344,7 +350,7 @@ def _whitening_helps(runs: Sequence[Run]) -> list[str]:
         if whitened.value > plain.value and not _indistinguishable(plain, whitened):
             found.append(
                 f"{row.label}: kNN of whitened embeddings is {_percent(row, WHITENED)} %; `rayssl index RUN "
-                "--index.whiten true` searches them."
+                "--search.whiten true` searches them."
             )
     return found
 

@@ -509,8 +509,12 @@ def test_a_wide_network_is_called_so(width: int | None, name: str, tmp_path: Pat
 def test_nobody_is_told_to_whiten_what_is_whitened(tmp_path: Path) -> None:
     records = [record("knn/top1", 0.9), record("knn-whitened/top1", 0.97)]
     (run,) = load_runs([make_run(tmp_path / "a", records=records)])
+    assert any("--search.whiten true" in remark for remark in table.remarks([run]))
+    run.manifest["stages"] = {"search": {"vectors": "simclr:last whitened"}}
+    assert not any("--search.whiten" in remark for remark in table.remarks([run]))
+    run.manifest["stages"] = {}
     run.config["index"] = {"whiten": True}
-    assert not any("--index.whiten" in remark for remark in table.remarks([run]))
+    assert not any("--search.whiten" in remark for remark in table.remarks([run]))
 
 
 def test_the_test_split_is_called_small_with_its_size(tmp_path: Path) -> None:
