@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from pipeline.data import Dataset, Images
+from pipeline.data import Dataset, Images, Reading
 from pipeline.data.listing import Listing
+from pipeline.data.sources import find_source
+from pipeline.errors import UserError
 
 
 def png(number: int) -> bytes:
@@ -48,6 +51,19 @@ def write_tar(path: Path, members: dict[str, bytes | str]) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(raw)
             tar.addfile(info, io.BytesIO(raw))
+
+
+def listed(path: Path, **said: Any) -> Listing:
+    """What a folder holds, read as is `said`."""
+    return find_source(str(path), Reading(**said)).listing
+
+
+def refused(path: Path, **said: Any) -> str:
+    """Why it is not read."""
+    with pytest.raises(UserError) as error:
+        listed(path, **said)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
 def labels_of(found: Dataset | Listing) -> dict[str, str | None]:

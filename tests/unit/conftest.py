@@ -44,6 +44,13 @@ def no_pretrained_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.choose.available", list)
 
 
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 images of 3 classes: 43 train, 5 held out, 12 test."""

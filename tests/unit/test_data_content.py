@@ -17,11 +17,7 @@ from pipeline.data import Dataset, content, open_dataset, storage
 from pipeline.data.content import Contents, blocks_of, file_digests
 from pipeline.data.storage import Files
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def picture(value: int) -> bytes:

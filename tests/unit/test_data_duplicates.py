@@ -16,11 +16,7 @@ from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
 from pipeline.runfolder import update_manifest
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_files import labels_of, png, told, write_parquet
+from data_files import labels_of, listed, png, refused, told, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import open_dataset
-from pipeline.data.listing import Listing
-from pipeline.data.reading import Reading
-from pipeline.data.sources import find_source
-from pipeline.errors import UserError
 
 Labelled = list[tuple[int, str | None]]  # number of the image, class
 
@@ -25,17 +21,6 @@ def images(numbers: range | list[int]) -> list[bytes]:
 
 def structs(numbers: range | list[int]) -> list[dict[str, Any]]:
     return [{"bytes": png(number), "path": f"{number}.png"} for number in numbers]
-
-
-def listed(path: Path, **said: Any) -> Listing:
-    return find_source(str(path), Reading(**said)).listing
-
-
-def refused(path: Path, **said: Any) -> str:
-    with pytest.raises(UserError) as error:
-        listed(path, **said)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 @settings(max_examples=25)

@@ -17,10 +17,7 @@ from pipeline.data.formats import marks
 from pipeline.data.listing import Store
 from pipeline.data.scan import is_flat, look
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def png(image: Image.Image) -> bytes:

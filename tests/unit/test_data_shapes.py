@@ -22,10 +22,7 @@ SHAPES = [
 ]  # fmt: skip
 BOUND = 64e6  # bytes, for some of the shapes above at once; a square of the longest would need 700 MB
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -6,28 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-from data_files import labels_of, png, told, write_tar
+from data_files import labels_of, listed, png, refused, told, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.listing import Listing
-from pipeline.data.reading import Reading
 from pipeline.data.shards import split_name
-from pipeline.data.sources import find_source
-from pipeline.errors import UserError
-
-
-def listed(path: Path, **said: Any) -> Listing:
-    return find_source(str(path), Reading(**said)).listing
-
-
-def refused(path: Path, **said: Any) -> str:
-    with pytest.raises(UserError) as error:
-        listed(path, **said)
-    assert "\n" not in str(error.value)
-    return str(error.value)
-
 
 STEMS = st.lists(st.text("ab.-7", min_size=1, max_size=6).filter(lambda s: s[0] != "." and s[-1] != "."), max_size=8)
 

@@ -23,10 +23,7 @@ from pipeline.recipes import build_recipe
 N = 20
 Save = Callable[[Path, NDArray[Any]], None]
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def as_npy(path: Path, values: NDArray[Any]) -> None:
