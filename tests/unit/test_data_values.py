@@ -245,6 +245,16 @@ def test_16_bits_by_type_are_divided_by_257() -> None:
         assert np.array_equal(to_bytes(np.tile(values.astype(kind), (3, 1)), None), np.tile(right, (3, 1)))
 
 
+@pytest.mark.parametrize("loader", ["resident", "stream"])
+def test_every_loader_reads_by_range_and_background(loader: str, tmp_path: Path) -> None:
+    images = ramps(0, 4095, np.uint16)
+    found = pixels_of(opened(tmp_path / "images", images, as_png, loader=loader))
+    for number, image in enumerate(images):
+        np.testing.assert_array_equal(found[number][:, :, 0], to_bytes(image, (0, 4095)))
+    drawn = pixels_of(drawings(tmp_path / "drawings", WHITE, loader=loader))
+    assert all((image.min(axis=(0, 1)) == BLACK).all() for image in drawn.values())
+
+
 # Backgrounds
 
 

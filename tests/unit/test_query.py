@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import config as configuration
 from pipeline.asked import images_of
 from pipeline.data import Dataset, Images, open_dataset, sample_id
 from pipeline.data.decode import read_header
@@ -22,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
 from pipeline.query import _own_address, _own_ids, answer, picture_format, query, save_gallery
+from pipeline.recipes import build_recipe
 from pipeline.runfolder import update_manifest
 
 SIZE = 16
@@ -212,6 +214,15 @@ def test_one_image_in_any_form(built: Case) -> None:
             assert result["neighbors"][0]["score"] == pytest.approx(1, abs=1e-5)
             assert result["query"] == "image 1"
     assert len(query(built.run, built.folder / "dog", 3)) == 12
+
+
+def test_values_are_read_by_the_range_of_the_run(case: Case) -> None:
+    config = configuration.override(build_recipe("simclr-folder"), {"data.range": "-1000,1000"})
+    configuration.save(config, case.run / "config.json")
+    pixels = np.asarray(Image.open(case.folder / "cat" / "0.png"))
+    bytes_, values = query(case.run, [pixels, pixels * (2000 / 255) - 1000], 5)
+    assert values["neighbors"] == bytes_["neighbors"]
+    assert values["neighbors"][0]["score"] > 0.999  # it is in the index
 
 
 @pytest.mark.parametrize("name", ["nosuch", "../pets", "pet"])
