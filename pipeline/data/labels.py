@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipeline.data.listing import number_classes
 from pipeline.data.reading import Note
 
+LABELS, LABEL_COLUMN = "--data.labels", "--data.label-column"
 LONGEST = 1000  # characters of a label; more than that is a text about an image
 
 # What pandas reads as missing in a CSV, and the −1 of data sets that hide some labels. "none", "na" and "unknown" in
@@ -108,11 +109,18 @@ def is_number(label: str) -> bool:
     return _WHOLE.fullmatch(label) is not None
 
 
-def looks_like_id(labels: NDArray[np.int64]) -> bool:
-    """Whether labels (N,) tell images apart instead of putting them together: fewer than two images a class."""
-    known = labels[labels >= 0]
+def like_ids(labels: Labels, what: str) -> str | None:
+    """In words that labels tell images apart instead of putting them together: fewer than two images a class."""
+    if labels.numbers is None:
+        return None
+    known = labels.numbers[labels.numbers >= 0]
     classes = len(np.unique(known))
-    return classes > _FEW and len(known) < 2 * classes
+    return f"{what} has {classes:,} values on {len(known):,} images" if classes > max(_FEW, len(known) / 2) else None
+
+
+def without_labels(why: str) -> Labels:
+    """No labels, though there is a column or field that is named so."""
+    return Labels(None, None, (Note(f"no labels: {why}", guess=True, flag=LABEL_COLUMN),))
 
 
 def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
@@ -129,10 +137,7 @@ def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
 
 def notes_beside(notes: Sequence[Note]) -> tuple[Note, ...]:
     """Notes without what was concluded of labels: a table says what they are."""
-    return tuple(note for note in notes if note.flag not in (LABELS, "--data.label-column"))
-
-
-LABELS = "--data.labels"
+    return tuple(note for note in notes if note.flag not in (LABELS, LABEL_COLUMN))
 
 
 def _text(value: object) -> str:

@@ -21,7 +21,7 @@ from pipeline.data.columns import (
     opened,
 )
 from pipeline.data.content import Contents
-from pipeline.data.labels import Labels, NoClassError, label_of, looks_like_id, missing_note
+from pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
 from pipeline.data.layout import file_splits
 from pipeline.data.listing import Listing, Store, digest
 from pipeline.data.named_labels import by_names
@@ -168,17 +168,15 @@ def _labels(parts: list[Part], contents: list[_Content], label: str | None, read
             raise UserError(
                 f"{LABEL_FLAG} {label}: the column holds {error}, whole numbers or texts are needed"
             ) from None
-        return _without(f"column '{label}' holds {error}")
+        return without_labels(f"column '{label}' holds {error}")
     missing = missing_note(
         [value for content in contents for value in content.values if _odd(value)], f"column '{label}'"
     )
     labels = by_names(parts, found, label)
     named = any(part.class_names(label) for part in parts)
-    if labels.numbers is not None and not named and looks_like_id(labels.numbers):
-        known = labels.numbers[labels.numbers >= 0]
-        told = f"column '{label}' has {len(np.unique(known)):,} values on {len(known):,} images"
+    if not named and (told := like_ids(labels, f"column '{label}'")) is not None:
         if not asked:
-            return _without(f"{told}, like an id")
+            return without_labels(f"{told}, like an id")
         labels = replace(labels, notes=(*labels.notes, Note(f"{told}: they may be ids", flag=LABEL_FLAG)))
     return replace(labels, notes=(*labels.notes, *missing))
 
@@ -186,10 +184,6 @@ def _labels(parts: list[Part], contents: list[_Content], label: str | None, read
 def _odd(value: object) -> bool:
     """Whether a value may stand for no label by the look of it; null and NaN go without saying."""
     return isinstance(value, str) or value == -1
-
-
-def _without(why: str) -> Labels:
-    return Labels(None, None, (Note(f"no labels: {why}", guess=True, flag=LABEL_FLAG),))
 
 
 @functools.lru_cache(maxsize=4)

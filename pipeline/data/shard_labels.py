@@ -5,9 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-import numpy as np
-
-from pipeline.data.labels import Labels, NoClassError, is_number, label_of, looks_like_id, missing_note, number_labels
+from pipeline.data.labels import (
+    Labels,
+    NoClassError,
+    is_number,
+    label_of,
+    like_ids,
+    missing_note,
+    number_labels,
+    without_labels,
+)
 from pipeline.data.listing import digest
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.errors import UserError
@@ -55,17 +62,15 @@ def read_labels(samples: Sequence[Sample], reading: Reading) -> tuple[Labels, st
     except NoClassError as error:
         if asked is not None:
             raise UserError(f"{FLAG} {asked}: it holds {error}, whole numbers or texts are needed") from None
-        return _without(f"{_said(order[0])} holds {error}"), ""
+        return without_labels(f"{_said(order[0])} holds {error}"), ""
     _check_alike(samples, picked, found)
     labels = number_labels(found)
-    if labels.numbers is not None and looks_like_id(labels.numbers):
-        known = labels.numbers[labels.numbers >= 0]
-        told = f"{_said(order[0])} has {len(np.unique(known)):,} values on {len(known):,} images"
+    if (told := like_ids(labels, _said(order[0]))) is not None:
         if asked is None:
-            return _without(f"{told}, like an id"), ""
+            return without_labels(f"{told}, like an id"), ""
         labels = replace(labels, notes=(*labels.notes, Note(f"{told}: they may be ids", flag=FLAG)))
     odd = missing_note([value for _, value in picked], _said(order[0]))
-    return replace(labels, notes=(*labels.notes, *odd, *_choice_note(samples, order, asked))), order[0]
+    return replace(labels, notes=(*labels.notes, *odd, *_choice_note(order, asked))), order[0]
 
 
 def with_field(identity: str, field: str) -> str:
@@ -115,15 +120,11 @@ def _check_alike(samples: Sequence[Sample], picked: Sequence[tuple[str, Any]], f
         )
 
 
-def _choice_note(samples: Iterable[Sample], order: list[str], asked: str | None) -> tuple[Note, ...]:
+def _choice_note(order: list[str], asked: str | None) -> tuple[Note, ...]:
     if asked is not None or len(order) < 2:
         return ()
     others = ", ".join(map(_said, order[1:]))
     return (Note(f"labels: {_said(order[0])}; there is {others} as well", guess=True, flag=FLAG),)
-
-
-def _without(why: str) -> Labels:
-    return Labels(None, None, (Note(f"no labels: {why}", guess=True, flag=FLAG),))
 
 
 def _said(field: str) -> str:

@@ -12,7 +12,7 @@ from pipeline.data.labels import (
     Labels,
     NoClassError,
     label_of,
-    looks_like_id,
+    like_ids,
     missing_note,
     notes_beside,
     number_labels,
@@ -217,11 +217,8 @@ def _with_labels(
 
 
 def _id_note(labels: Labels, path: str, column: str) -> tuple[Note, ...]:
-    if labels.numbers is None or not looks_like_id(labels.numbers):
-        return ()
-    known = labels.numbers[labels.numbers >= 0]
-    text = f"{path}: '{column}' has {len(np.unique(known)):,} values on {len(known):,} images: they may be ids"
-    return (Note(text, guess=True, flag=_LABEL_FLAG),)
+    told = like_ids(labels, f"{path}: '{column}'")
+    return () if told is None else (Note(f"{told}: they may be ids", guess=True, flag=_LABEL_FLAG),)
 
 
 def _offers(table: Table, path: str) -> tuple[Note, ...]:
