@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pipeline.errors import UserError
-from pipeline.files import sha256
+from pipeline.files import sha256, writing
 
 SCHEMA = 1
 EXTRA = "extra.safetensors"
+WRITING = ".writing-"
 
 
 def save_checkpoint(
@@ -37,24 +38,31 @@ def save_checkpoint(
     `facts` is any JSON value, `extra` are more tensors: see `load_extra`.
     """
     final = folder / f"step-{step:09d}"
-    temporary = folder / f".writing-{step:09d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    tensors, numbers = _flatten_optimizer(optimizer)
-    save_file(_contiguous(model.state_dict()), temporary / "model.safetensors")
-    save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
-    if extra:
-        save_file(_contiguous(extra), temporary / EXTRA)
-    (temporary / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, "facts": facts}))
-    _write_manifest(temporary, step)
-    if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
-        shutil.rmtree(temporary)
-    else:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-    _sync(folder)
-    _prune(folder, keep, step)
+    with writing(final):
+        _remove_unfinished(folder)
+        temporary = folder / f"{WRITING}{step:09d}"
+        temporary.mkdir(parents=True)
+        tensors, numbers = _flatten_optimizer(optimizer)
+        save_file(_contiguous(model.state_dict()), temporary / "model.safetensors")
+        save_file(_contiguous(tensors), temporary / "optimizer.safetensors")
+        if extra:
+            save_file(_contiguous(extra), temporary / EXTRA)
+        (temporary / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, "facts": facts}))
+        _write_manifest(temporary, step)
+        if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
+            shutil.rmtree(temporary)
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+        _sync(folder)
+        _prune(folder, keep, step)
     return final
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """What a killed writer has left: there is one writer at a time."""
+    for left in folder.glob(f"{WRITING}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:

@@ -3,9 +3,21 @@
 import difflib
 import errno
 import os
+import re
 from collections.abc import Iterable
+from pathlib import Path
 
-_DISK = {errno.ENOSPC: "free some", errno.EDQUOT: "free some", errno.EROFS: "make it writable, or use another place"}
+# What the system says of a disk, and what helps.
+_DISK = {
+    errno.ENOSPC: "free some",
+    errno.EDQUOT: "free some",
+    errno.EROFS: "make it writable, or use another place",
+    errno.EIO: "look after the disk or the network behind it",
+    errno.ESTALE: "look after the network behind it",
+    errno.EFBIG: "use a place that takes larger files",
+    errno.EMFILE: "raise the limit (ulimit -n)",
+    errno.ENFILE: "close some programs",
+}
 
 
 class UserError(Exception):
@@ -27,10 +39,30 @@ def outside_fault(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OutsideError):
             return str(error)
-        for number, advice in _DISK.items():
-            reason = os.strerror(number)
-            if getattr(error, "errno", None) == number or reason in str(error):
-                place = getattr(error, "filename", None)
-                return f"{reason}{f': {place}' if place else ''}: {advice}, and the same command goes on"
+        found = disk_error(error)
+        if found is not None and found.errno is not None:
+            place = f": {os.fsdecode(found.filename)}" if found.filename is not None else ""
+            advice = _DISK[found.errno]
+            return f"{found.strerror}{place}: what is finished is kept; {advice}, and the same command goes on"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
+
+
+def disk_error(error: BaseException, path: Path | None = None) -> OSError | None:
+    """The system's error that this is, or that a library has put into a text; None where it is no disk's.
+
+    It names `path`, or else the file that it names itself.
+    """
+    for number in _DISK:
+        reason = os.strerror(number)
+        if getattr(error, "errno", None) == number or reason in str(error):
+            return OSError(number, reason, str(path) if path is not None else _named(error, reason))
+    return None
+
+
+def _named(error: BaseException, reason: str) -> str | None:
+    """The file that an error names, also where it is told in the words of another process."""
+    if (filename := getattr(error, "filename", None)) is not None:
+        return os.fsdecode(filename)
+    told = re.search(rf"{re.escape(reason)}: '([^'\n]+)'", str(error))
+    return told[1] if told else None

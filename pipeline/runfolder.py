@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
+from pipeline.files import replacing, write_json, writing
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
@@ -165,7 +165,7 @@ class MetricsLog:
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append rows and hand them to the operating system: they survive the death of this process."""
         if rows:
-            with self.path.open("a") as file:
+            with writing(self.path), self.path.open("a") as file:
                 file.write("".join(json.dumps(row) + "\n" for row in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:

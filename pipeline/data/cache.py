@@ -47,7 +47,8 @@ def remembered(key: str, compute: Callable[[], Any]) -> Any:
         return value
     except (OSError, ValueError):
         value = compute()
-        write_json(path, value)
+        with contextlib.suppress(OSError):  # a full disk: it is found out again
+            write_json(path, value)
         return value
 
 
@@ -63,8 +64,8 @@ def remembered_array(key: str, n: int, compute: Callable[[], NDArray[np.int64]])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         pass
     values = compute()
-    with replacing(path) as temporary:
-        np.savez(temporary, values=values)
+    with contextlib.suppress(OSError), replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, values=values)
     return values
 
 
@@ -82,8 +83,8 @@ def kept_floats(key: str, n: int) -> NDArray[np.float32] | None:
 
 
 def keep_floats(key: str, values: NDArray[np.float32]) -> None:
-    """Keep (n, D) numbers that are slow to find out."""
-    with replacing(_floats(key)) as temporary, temporary.open("wb") as file:
+    """Keep (n, D) numbers that are slow to find out, where there is room for them."""
+    with contextlib.suppress(OSError), replacing(_floats(key)) as temporary, temporary.open("wb") as file:
         np.save(file, np.ascontiguousarray(values, dtype=np.float32))
 
 

@@ -129,9 +129,9 @@ class _Table:
         if not (self.marks >= 0).any():
             return
         try:
-            with replacing(path) as temporary:
+            with replacing(path) as temporary, temporary.open("wb") as file:
                 np.savez(
-                    temporary,
+                    file,
                     names=np.array(self.names),
                     count=np.array(self.count),
                     ids=self.ids,

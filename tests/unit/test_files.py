@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import outside_fault
-from pipeline.files import replacing, sha256, write_json, write_text
+from pipeline.errors import UserError, outside_fault
+from pipeline.files import UNFINISHED, replacing, sha256, write_json, write_text
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:
@@ -43,8 +43,64 @@ def test_the_file_appears_only_at_the_end(tmp_path: Path) -> None:
         temporary.write_text("x")
         assert not path.exists()
         assert temporary.parent == path.parent  # a rename across file systems would not be atomic
-        assert temporary.suffix == ".json"  # numpy and matplotlib go by it
+        assert temporary.suffix not in ("", ".json")  # no reader of what a folder holds takes it for data
     assert path.read_text() == "x"
+
+
+def test_what_a_killed_writer_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    path = tmp_path / "a[1].json"
+    with replacing(path) as living:
+        living.write_text("half")
+        left = path.with_name(f"{living.name[: -len(UNFINISHED)]}x{UNFINISHED}")
+        left.write_text("of one that was killed")
+        others = tmp_path / f".a1.json.abc{UNFINISHED}"
+        others.write_text("of another file")
+        write_text(path, "of a second writer")
+        assert living.exists()
+        assert not left.exists()
+        assert others.exists()
+    assert path.read_text() == "half"
+    assert sorted(tmp_path.iterdir()) == sorted([path, others])
+
+
+class AnyBugError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (RuntimeError("Error in void faiss::write_index: write error in /t/.x: No space left on device"), OSError),
+        (AnyBugError("a bug"), AnyBugError),
+        (OSError(errno.ENOENT, "No such file or directory", "/elsewhere"), FileNotFoundError),
+    ],
+)
+def test_what_the_disk_does_names_the_file_that_was_meant(tmp_path: Path, raised: Exception, told: type) -> None:
+    path = tmp_path / "file.bin"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with replacing(path):
+            raise raised
+
+    with pytest.raises(told) as caught:
+        fail()
+    if told is OSError:
+        line = outside_fault(caught.value)
+        assert line is not None
+        assert f": {path}: what is finished is kept; " in line
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_place_that_cannot_be_written_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(UserError, match=r"file/deep/x\.json cannot be written: .*: choose another place"):
+        write_json(tmp_path / "file/deep/x.json", 1)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(UserError, match=r"folder\.json cannot be written: Is a directory"):
+        write_json(tmp_path / "folder.json", 1)
 
 
 def test_a_failed_rename_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
