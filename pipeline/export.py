@@ -97,13 +97,13 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
     encoder.json is written last: until then its sha256 tells that the weights are not the ones it describes.
     Of weights that come from others: a line that says how the file does in timm or torchvision.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, module = folder / "encoder.safetensors", folder / "encoder_module.py"
     with replacing(weights) as temporary:
-        save_file(_plain(encoder.net), temporary)
+        temporary.write_bytes(save(_plain(encoder.net)))
     described = _described(encoder)
     library = _library(encoder)
     if library is not None:

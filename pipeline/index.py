@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
-from pipeline.whitening import fit_whitening
+from pipeline.whitening import Whitening
 
 SCHEMA = 1
 FACTS = ("encoder_hash", "data_fingerprint", "factory", "metric", "recall", "dim", "count", "sha256")
@@ -33,6 +33,7 @@ Ints = NDArray[np.int64]
 _limits = threading.Lock()  # FAISS keeps its reading limits per process
 _TABLE_BYTES = 2 << 30  # FAISS' own bound on the table that it computes while it reads an IVF-PQ index
 TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
+LEAST_RECALL = 0.9  # of the ten nearest: an index that finds fewer is told
 _EPSILON = 1e-6  # similarities this close are a tie: float32 rounding of a sum of D products
 
 
@@ -49,8 +50,8 @@ def auto_factory(n: int) -> str:
     return f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))},Flat"
 
 
-def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool = False) -> faiss.Index:
-    """An index that finds `ids` (N,) by the cosine of `vectors` (N, D), or of whitened ones.
+def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Whitening | None = None) -> faiss.Index:
+    """An index that finds `ids` (N,) by the cosine of `vectors` (N, D), or of normalised and then whitened ones.
 
     Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, for ids that are
     not as many, and for vectors that are not finite.
@@ -60,13 +61,13 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whiten: bool 
     if not np.isfinite(vectors).all():
         raise UserError("the embeddings hold NaN or infinity: the encoder's training diverged, train it again")
     points = normalise(vectors)
-    name = auto_factory(len(points)) if factory == "auto" else with_cosines(factory)
+    name = auto_factory(len(points)) if factory == "auto" else built_as(factory)
     try:
         index = faiss.index_factory(points.shape[1], name, faiss.METRIC_INNER_PRODUCT)
         if not isinstance(index, faiss.IndexIVF | faiss.IndexIDMap):
             index = faiss.IndexIDMap2(index)
-        if whiten:
-            index = _behind_whitening(index, points)
+        if whitening is not None:
+            index = _behind_whitening(index, whitening)
         index.train(points)
         index.add_with_ids(points, ids)
     except RuntimeError as error:
@@ -82,7 +83,17 @@ def _cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> 
     )
 
 
-def with_cosines(factory: str) -> str:
+def built_as(factory: str) -> str:
+    """The factory string that FAISS is given: scores are cosines, and no time goes into what no search uses."""
+    return _without_polysemous_codes(_with_cosines(factory))
+
+
+def _without_polysemous_codes(factory: str) -> str:
+    """With "np" behind every PQ: training its codes to be compared as bits too takes seven times as long."""
+    return re.sub(r"(?<![A-Za-z_])(PQ\d+(?:x\d+)?)(?=,|$|\+|\))", r"\1np", factory)
+
+
+def _with_cosines(factory: str) -> str:
     """The factory string with L2norm behind its last transform, without which scores would be no cosines."""
     parts = factory.split(",")
     transforms = [i for i, part in enumerate(parts) if TRANSFORM.match(part.strip())]
@@ -94,7 +105,7 @@ def with_cosines(factory: str) -> str:
 def check_factory(factory: str, dim: int, n: int) -> None:
     """Raises UserError for a factory string that cannot index `n` vectors of `dim` numbers, as far as that is known."""
     try:
-        index = faiss.index_factory(dim, with_cosines(factory), faiss.METRIC_INNER_PRODUCT)
+        index = faiss.index_factory(dim, built_as(factory), faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
         raise _cannot_build(factory, "vectors", dim, error) from None
     lists = faiss.try_extract_index_ivf(index)
@@ -102,9 +113,8 @@ def check_factory(factory: str, dim: int, n: int) -> None:
         raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")
 
 
-def _behind_whitening(index: faiss.Index, points: Floats) -> faiss.Index:
+def _behind_whitening(index: faiss.Index, whitening: Whitening) -> faiss.Index:
     """The index behind a linear map and a normalisation, which FAISS applies to all that is added or searched."""
-    whitening = fit_whitening(points)
     linear = faiss.LinearTransform(index.d, index.d, True)
     faiss.copy_array_to_vector(whitening.matrix.T.ravel(), linear.A)
     faiss.copy_array_to_vector(-whitening.mean @ whitening.matrix, linear.b)
@@ -127,14 +137,29 @@ def _searched(index: faiss.Index, points: Floats) -> Floats:
 def _set_effort(index: faiss.Index) -> None:
     """How much of an approximate index a search looks at; kept in its file.
 
-    1/64 of the lists: recall@10 of 0.97 over a million vectors in 4,096 lists (measured).
+    1/64 of the lists: recall@10 of 0.97 over a million vectors in 4,096 lists (measured). Ten times as many as are
+    asked for are compared again where the index keeps the vectors for that (RFlat); else it would change nothing.
     """
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None:
-        lists.nprobe = min(lists.nlist, max(16, lists.nlist // 64))
-    inner = _inner(index)
-    if isinstance(inner, faiss.IndexHNSW):
-        inner.hnsw.efSearch = 128
+    for part in _layers(index):
+        if isinstance(part, faiss.IndexIVF):
+            part.nprobe = min(part.nlist, max(16, part.nlist // 64))
+        elif isinstance(part, faiss.IndexHNSW):
+            part.hnsw.efSearch = 128
+        elif isinstance(part, faiss.IndexRefine):
+            part.k_factor = 10.0
+
+
+def _layers(index: faiss.Index) -> Iterator[faiss.Index]:
+    """An index and those behind it: of a map of ids, a transform, a second comparison."""
+    while True:
+        index = faiss.downcast_index(index)
+        yield index
+        if isinstance(index, faiss.IndexRefine):
+            index = index.base_index
+        elif isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
+            index = index.index
+        else:
+            return
 
 
 def _inner(index: faiss.Index) -> faiss.Index:
@@ -146,6 +171,17 @@ def _inner(index: faiss.Index) -> faiss.Index:
 def _reason(error: RuntimeError) -> str:
     """A FAISS error in one line, without its place in the C++ source."""
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: )?", "", " ".join(str(error).split()))
+
+
+def recall_warning(recall: float, factory: str, n: int) -> str | None:
+    """What to say of an index that misses too much, and what would not; None of one that does not."""
+    if recall >= LEAST_RECALL:
+        return None
+    others = [name for name in dict.fromkeys((auto_factory(n), "Flat")) if name != factory]
+    return (
+        f"--index.factory {factory} finds {recall:.1%} of the ten nearest, less than {LEAST_RECALL:.0%}: "
+        f"--index.factory {' or '.join(others)} finds more, Flat all of them"
+    )
 
 
 def measure_recall(

@@ -52,7 +52,7 @@ from pipeline.layers import without_adapters
 from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
-from pipeline.metrics import interval_of_proportion
+from pipeline.metrics import interval_of_proportion, normalise
 from pipeline.own import open_own
 from pipeline.places import as_started
 from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
@@ -73,6 +73,7 @@ from pipeline.tracking import Tracker, start_tracker
 from pipeline.train import Hooks, NotFinite, choose_device, plain_precision, resolve_precision, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.watch import Watch
+from pipeline.whitening import Whitening, fit_whitening
 from pipeline.work import (
     Stopped,
     Work,
@@ -251,19 +252,19 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
     Raises UserError for the run's own data set; of others that cannot be indexed it warns.
     """
     own = data_name(run)
-    index_embeddings(run, own)
+    index_embeddings(run, own, warn)
     for path in sorted((run / "embeddings").glob("*/train.parquet")):
         name = path.parent.name
         try:
             if name != own:
-                index_embeddings(run, name)
+                index_embeddings(run, name, warn)
         except UserError as error:
             warn(f"no index of {name}: {error}")
 
 
-def index_embeddings(run: Path, name: str) -> None:
+def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     """The index of one data set."""
-    from pipeline.index import build_index, load_index, measure_recall, save_index
+    from pipeline.index import build_index, load_index, measure_recall, recall_warning, save_index
 
     config = configuration.load(run / "config.json")
     splits = searched_splits(run, name)
@@ -276,8 +277,10 @@ def index_embeddings(run: Path, name: str) -> None:
     if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
         return
     began = time.perf_counter()
-    index = build_index(vectors, ids, config.index.factory, whiten)
+    index = build_index(vectors, ids, config.index.factory, whitening_of(run) if whiten else None)
     recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
+    if told := recall_warning(recall, config.index.factory, len(ids)):
+        warn(f"{run / 'index' / name}: {told}")
     with writer_lock(run):
         save_index(
             index,
@@ -291,6 +294,11 @@ def index_embeddings(run: Path, name: str) -> None:
             whitened=whiten,
         )
         mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
+
+
+def whitening_of(run: Path) -> Whitening:
+    """Fitted to the images that the run was trained on: all that it is asked of is whitened alike."""
+    return fit_whitening(normalise(load_splits(run, data_name(run))["train"].vectors))
 
 
 def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:

@@ -94,13 +94,13 @@ class Clean:
 
 def save_decoder(method: Method[Any], run: Path) -> None:
     """Write decoder.safetensors beside the exported encoder, whole or not at all."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     state = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
     plain = {key: value.detach().cpu() for key, value in state.items()}
     plain = {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in plain.items()}
     with replacing(run / FILE) as temporary:
-        save_file(plain, temporary)
+        temporary.write_bytes(save(plain))
     write_json(run / FACTS, {"schema": SCHEMA, "encoder": encoder_hash(run), "sha256": sha256(run / FILE)})
 
 

@@ -63,13 +63,13 @@ def write_search(
     facts: Mapping[str, Any],
 ) -> Search:
     """Write both files, whole or not at all, search.json last; returns what they hold."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = _tensors(vectors)
     digest = _hash(vectors, origins, dim, tensors)
     told = {f"correct{i}": one.correct.astype(np.uint8) for i, one in enumerate(candidates)}
     with replacing(run / TENSORS) as temporary:
-        save_file({**tensors, **told}, temporary)
+        temporary.write_bytes(save({**tensors, **told}))
     values = {
         "schema": SCHEMA,
         "name": vectors.label,

@@ -12,10 +12,12 @@ from pipeline.errors import UserError
 from pipeline.index import (
     auto_factory,
     build_index,
+    built_as,
     check_factory,
     check_matches,
     load_index,
     measure_recall,
+    recall_warning,
     save_index,
     search,
 )
@@ -90,10 +92,29 @@ def test_k_beyond_what_there_is() -> None:
         search(index, x[:1], 5, [{int(ids[0])}])
 
 
+@pytest.mark.parametrize("factory", ["PQ4x4", "IVF4,PQ4x4", "OPQ4,PQ4x4"])
+def test_what_is_compared_again_finds_more(factory: str) -> None:
+    x, ids = vectors(2000), big_ids(2000)
+    rough = measure_recall(build_index(x, ids, factory), x, ids)
+    again = measure_recall(build_index(x, ids, f"{factory},RFlat"), x, ids)
+    assert rough + 0.2 < again
+    told = recall_warning(rough, factory, 2000)
+    assert told is not None
+    assert f"--index.factory {factory} finds {100 * rough:.1f}% of the ten nearest" in told
+    assert "Flat" in told
+    assert recall_warning(1.0, "Flat", 2000) is None
+
+
+def test_codes_of_a_product_quantiser_are_not_trained_for_a_comparison_that_nobody_makes() -> None:
+    names = {"PQ8": "PQ8np", "IVF4,PQ4x4": "IVF4,PQ4x4np", "PQ8np": "PQ8np", "IVF4,PQ8x4fs": "IVF4,PQ8x4fs"}
+    names |= {"OPQ4_8,PQ4": "OPQ4_8,L2norm,PQ4np", "PQ8+16": "PQ8np+16", "HNSW32_PQ12": "HNSW32_PQ12"}
+    assert {name: built_as(name) for name in names} == names
+
+
 @pytest.mark.parametrize("factory", ["Flat", "HNSW32", "IVF1,Flat"])
 def test_a_whitened_index_searches_by_the_cosine_of_whitened_vectors(folder: Path, factory: str) -> None:
     x, ids, queries = vectors(200) * np.geomspace(1, 30, DIM, dtype=np.float32), big_ids(200), vectors(9, seed=5)
-    index = build_index(x, ids, factory, whiten=True)
+    index = build_index(x, ids, factory, fit_whitening(normalise(x)))
     assert measure_recall(index, x, ids, k=5) == 1.0
     facts: dict[str, Any] = {"encoder_hash": "e", "data_fingerprint": "d", "factory": factory, "recall": 1.0}
     save_index(index, folder, **facts, dim=DIM, count=200, whitened=True)
