@@ -27,6 +27,9 @@ class Server:
     """A job server, and a folder with the project, from which the tests submit."""
 
     address: str
+    cluster: str  # where drivers connect
+    pid: int  # of `ray start`, above all that runs there
+    temporary: Path
     project: Path
     environment: dict[str, str] = field(repr=False)  # whatever the caller's own holds
 
@@ -59,10 +62,12 @@ def job_server(project: Path) -> Iterator[Server]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAYSSL_CACHE": str(temporary / "cache"),
+        "RAY_worker_niceness": "0",  # else they stand still while anything else runs here
+        "TMPDIR": str(temporary),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    dashboard, agent, client = _free_ports(3)
-    options = "start --head --block --port=0 --num-cpus=2"
+    dashboard, agent, client, port = _free_ports(4)
+    options = f"start --head --block --node-ip-address=127.0.0.1 --port={port} --num-cpus=2"
     options += f" --dashboard-host=127.0.0.1 --dashboard-port={dashboard} --dashboard-agent-listen-port={agent}"
     options += f" --ray-client-server-port={client} --object-store-memory=100000000 --temp-dir={temporary}"
     head = subprocess.Popen(
@@ -76,7 +81,7 @@ def job_server(project: Path) -> Iterator[Server]:
         address = f"http://127.0.0.1:{dashboard}"
         for url in (f"{address}/api/version", f"http://127.0.0.1:{agent}/api/local_raylet_healthz"):
             _wait_for_answer(url, head, temporary / "start.log")
-        yield Server(address, _project(project), environment)
+        yield Server(address, f"127.0.0.1:{port}", head.pid, temporary, _project(project), environment)
     finally:
         _end(head)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from job_server import Server
 from PIL import Image
 from rich.console import Console
 from small_run import wait_for
@@ -99,12 +100,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
-    images: Path, tmp_path: Path, cluster: Any
+    images: Path, tmp_path: Path, server: Server, cluster: Any
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     plan(images, one)
     plan(images, two)
-    driver = subprocess.Popen(command(images, one), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    here = command(images, one, **{"cluster.address": server.cluster})
+    driver = subprocess.Popen(here, stderr=subprocess.PIPE, text=True, start_new_session=True, env=server.environment)
     wait_for(lambda: driver.poll() is not None or trained(one), "a trial that has ended", seconds=300)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=240)
@@ -112,7 +114,7 @@ def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
     assert before == {"simclr": 1}
     results, ended = load_ledger(one).results["simclr"], ends_of_training(one / "simclr")
 
-    again = subprocess.run(command(images, one), capture_output=True, text=True, timeout=600)
+    again = subprocess.run(here, capture_output=True, text=True, timeout=600, env=server.environment)
     assert again.returncode == 0, again.stderr
     alone = load_ledger(one)
     assert alone.results["simclr"][:1] == results

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from job_server import Server
 from small_run import wait_for
 
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials
@@ -26,37 +27,51 @@ def command(out: Path, **settings: Any) -> list[str]:
     return [sys.executable, "-m", "jobs.main", "tune", "simclr-digits", "--out", str(out), *flags]
 
 
-def tune(out: Path, **settings: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, **settings), capture_output=True, text=True, timeout=600)
+def tune(out: Path, server: Server | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:
+    environment = server.environment if server is not None else None
+    words = command(out, **there(server), **settings)
+    return subprocess.run(words, capture_output=True, text=True, timeout=600, env=environment)
+
+
+def start(out: Path, server: Server, **settings: Any) -> subprocess.Popen[str]:
+    """A search that is interrupted."""
+    words = command(out, **there(server), **settings)
+    return subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True, env=server.environment)
+
+
+def there(server: Server | None) -> dict[str, Any]:
+    """On the cluster that is there: starting one takes long."""
+    return {"cluster__address": server.cluster} if server is not None else {}
 
 
 def ended(out: Path) -> dict[int, Trial]:
     return {trial.number: trial for trial in load_trials(out)}
 
 
-def trial_processes(driver: int) -> list[int]:
-    """The processes in which trials of a driver run."""
+def trial_processes(server: Server) -> set[int]:
+    """The processes in which trials run on a cluster."""
     listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in listed.stdout.splitlines() if len(line.split(None, 2)) == 3]
     parents = {int(pid): int(parent) for pid, parent, _ in rows}
 
     def belongs(pid: int) -> bool:
         while pid in parents:
-            if pid == driver:
+            if pid == server.pid:
                 return True
             pid = parents[pid]
         return False
 
-    return [int(pid) for pid, _, words in rows if words.startswith("ray::") and "Func" in words and belongs(int(pid))]
+    return {int(pid) for pid, _, words in rows if words.startswith("ray::") and "Func" in words and belongs(int(pid))}
 
 
-def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> None:
+def test_a_search_that_is_killed_goes_on_and_repeats_nothing(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
     settings["train__steps"] = 160
-    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
-    wait_for(lambda: driver.poll() is not None or trial_processes(driver.pid), "a trial", seconds=300)
-    [victim, *_] = trial_processes(driver.pid)
+    earlier = trial_processes(server)
+    driver = start(out, server, **settings)
+    wait_for(lambda: driver.poll() is not None or trial_processes(server) - earlier, "a trial", seconds=300)
+    [victim, *_] = trial_processes(server) - earlier
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: driver.poll() is not None or len(ended(out)) >= 2, "two trials that have ended", seconds=400)
     before = ended(out)
@@ -67,7 +82,7 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> 
 
     [died] = [trial for trial in before.values() if trial.state == FAILED]
     assert died.reason == "the trial's process died: it was killed, or out of memory"
-    again = tune(out, **settings)
+    again = tune(out, server, **settings)
     assert again.returncode == 0, again.stderr
     after = ended(out)
     assert sorted(after) == [0, 1, 2, 3]
@@ -77,21 +92,20 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(tmp_path: Path) -> 
     best = max((trial for trial in after.values() if trial.state == FINISHED), key=lambda trial: trial.score or 0)
     assert json.loads((out / "best.json").read_text())["views"] == best.views[:1]
     assert f"best     trial {best.number}: knn {best.score:.4f}" in again.stderr
-    once_more = tune(out, **settings)
+    once_more = tune(out, **settings)  # without the cluster: it would have to start one
     assert once_more.returncode == 0
     assert "starting Ray" not in once_more.stderr
 
 
-def test_what_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
+def test_what_diverges_loses_and_the_search_goes_on(server: Server, tmp_path: Path) -> None:
     space = tmp_path / "space.json"
     config = {"train.learning_rate": {"values": [0.1, 1e30]}}
     space.write_text(
         json.dumps({"operations": {"crop": {"p": {"values": [0.0, 1.0]}, "scale": 0.3}}, "config": config})
     )
     out = tmp_path / "tuned"
-    done = tune(
-        out, space=space, search="grid", objective="rotation", images=200, share=0.2, scheduler="asha", concurrent=2
-    )
+    settings: dict[str, Any] = {"space": space, "search": "grid", "objective": "rotation", "images": 200}
+    done = tune(out, server, **settings, share=0.2, scheduler="asha", concurrent=2)
     assert done.returncode == 0, done.stderr
     assert "4 trials of 24 steps, 2 at a time" in done.stderr
     trials = ended(out)
@@ -105,15 +119,16 @@ def test_what_diverges_loses_and_the_search_goes_on(tmp_path: Path) -> None:
     assert {trial.state for trial in trials.values()} <= {FAILED, FINISHED, STOPPED}
 
 
-def test_a_population_that_is_killed_goes_on_and_copies_its_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out, temporary = tmp_path / "tuned", tmp_path / "tmp"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    settings = {"space": "crop,rotation", "parameters": "train.learning-rate=0.0001..1", "images": 200, "share": 0.4}
+def test_a_population_that_is_killed_goes_on_and_copies_its_best(server: Server, tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    settings: dict[str, Any] = {
+        "space": "crop,rotation",
+        "parameters": "train.learning-rate=0.0001..1",
+        "images": 200,
+        "share": 0.4,
+    }
     settings |= {"search": "random", "scheduler": "pbt", "trials": 4}
-    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    driver = start(out, server, **settings)
     wait_for(lambda: driver.poll() is not None or [*out.glob("population/*/rows.json")], "a report", seconds=300)
     os.kill(driver.pid, signal.SIGKILL)
     driver.communicate(timeout=240)
@@ -122,7 +137,7 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(
     for number, rows in kept.items():  # what an earlier session wrote down is told from what is done again
         rows[-1]["score"] = 0.123
         (out / "population" / f"{number:04d}" / "rows.json").write_text(json.dumps(rows))
-    done = tune(out, **settings)
+    done = tune(out, server, **settings)
     assert done.returncode == 0, done.stderr
     trials = ended(out)
     assert [trial.state for trial in trials.values()] == [FINISHED] * 4
@@ -131,7 +146,7 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(
         assert trials[number].curve[len(rows)][0] > rows[-1]["step"]
     assert not [*out.glob("population/*")]
     assert not [*out.glob(".control*")]
-    assert not [*temporary.rglob("schedule.json")]  # nor what processes that were ended worked on
+    assert not [*server.temporary.rglob("schedule.json")]  # nor what processes that were ended worked on
     copied = [trial for trial in trials.values() if trial.schedule]
     assert copied
     for trial in copied:
@@ -141,10 +156,10 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(
         assert trial.changes["train.learning_rate"] == trial.schedule[-1]["parameters"]["train.learning_rate"]
 
 
-def test_ctrl_c_keeps_what_has_ended(tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_has_ended(server: Server, tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color", "search": "random", "trials": 40, "share": 0.5, "images": 200, "concurrent": 1}
-    driver = subprocess.Popen(command(out, **settings), stderr=subprocess.PIPE, text=True)
+    driver = start(out, server, **settings)
     wait_for(lambda: driver.poll() is not None or ended(out), "a trial that has ended", seconds=400)
     driver.send_signal(signal.SIGINT)
     _, told = driver.communicate(timeout=240)
