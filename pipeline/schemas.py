@@ -92,6 +92,20 @@ class ReportedData(Part):
     """What a report needs of `data` in config.json."""
 
     path: Text
+    image_size: Side | None = None
+    channels: Channels | None = None
+    limit: Count | None = None
+    val_fraction: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    loader: Text | None = None
+    processes: Count | None = None
+    labels: Text | None = None
+    splits: Text | None = None
+    key: Text | None = None
+    image_column: Text | None = None
+    label_column: Text | None = None
+    range: Text | None = None
+    background: Text | None = None
+    classes: list[Text | Whole] | None = None
 
 
 class ReportedNetwork(Part):
@@ -162,6 +176,12 @@ class OwnData(Data):
 
     name: Name
     fingerprint: Text
+    train: Count
+    val: Count
+    test: Count
+    image_size: Side
+    channels: Channels
+    classes: list[Text] | None
 
 
 class Stage(Part):
@@ -551,3 +571,12 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
 def json_schemas() -> dict[str, dict[str, Any]]:
     """A JSON Schema for every file, by the name of the file that holds it in docs/schemas/."""
     return {f"{name}.json": model.model_json_schema() for name, model in DOCUMENTS.items()}
+
+
+if __name__ == "__main__":
+    import json
+    import sys
+    from pathlib import Path
+
+    for file, schema in json_schemas().items():
+        Path(sys.argv[1], file).write_text(json.dumps(schema, indent=2) + "\n")
