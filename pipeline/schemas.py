@@ -530,7 +530,7 @@ class RaceFile(Document):
     at_a_time: Count = 1
     guess: Text = ""
     left_out: list[Name] = []
-    overhead: RaceOverhead = RaceOverhead()
+    overhead: RaceOverhead | None = None
     speeds: dict[Name, Number] = {}
     rounds: list[RaceRound] = []
     planned_minutes: Number = 0.0

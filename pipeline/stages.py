@@ -354,13 +354,14 @@ def search_records(run: Path, name: str, settings: dict[str, Any]) -> list[Recor
     return records
 
 
-def run_report(runs: list[Path], out: Path) -> None:
-    """report.html over one run, or over several with comparison.json beside it."""
+def run_report(runs: list[Path], out: Path) -> list[str]:
+    """report.html over one run, or over several with comparison.json beside it; returns what is damaged."""
     from pipeline.report import write_comparison, write_report
 
-    write_report(runs, out / "report.html")
+    damaged = write_report(runs, out / "report.html")
     if len(runs) > 1:
         write_comparison(runs, out / "comparison.json")
+    return damaged
 
 
 def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
