@@ -70,9 +70,12 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
 def repair(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
     """Remove what is left over, and tell or run what makes the rest whole."""
+    from pipeline.runfolder import writer_lock
     from pipeline.verify import clear, repairs, started_by
 
-    for path in clear(folder, findings if run else []):
+    with writer_lock(folder):
+        gone = clear(folder, findings if run else [])
+    for path in gone:
         print(f"removed  {path}", file=sys.stderr)
     for command in repairs(folder, findings):
         print(f"{'runs' if run else 'to do'}  {command}", file=sys.stderr)

@@ -67,7 +67,7 @@ def save_checkpoint(
 def _remove_unfinished(folder: Path) -> None:
     """What a killed writer has left: there is one writer at a time."""
     for left in folder.glob(f"{WRITING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        _clear(left)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:
@@ -163,8 +163,6 @@ def _prune(folder: Path, keep: int, step: int) -> None:
     for old in set(found) - set(kept):
         forget_folder(old)
         _clear(old)
-    for left in folder.glob(".writing-*"):
-        _clear(left)
 
 
 def _clear(path: Path) -> None:

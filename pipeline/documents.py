@@ -96,7 +96,7 @@ def load(path: Path, schema: "type[BaseModel]", remedy: str, missing: str | None
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied") from None
     except OtherSchemaError as error:
-        raise UserError(f"{path} {error}") from None
+        raise UserError(f"{path} {error}; {remedy}") from None
     except DamagedError as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
     return values  # type: ignore[no-any-return]
