@@ -103,6 +103,7 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, module = folder / "encoder.safetensors", folder / "encoder_module.py"
+    forget(weights, module, folder / "MODEL_CARD.md", folder / "encoder.json")  # until all are there, none is finished
     with replacing(weights) as temporary:
         temporary.write_bytes(save(_plain(encoder.net)))
     described = _described(encoder)

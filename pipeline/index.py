@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
 from pipeline.schemas import IndexFile
-from pipeline.seals import check, digest
+from pipeline.seals import check, digest, forget
 from pipeline.whitening import Whitening
 
 SCHEMA = 1
@@ -260,6 +260,7 @@ def save_index(
     whitened: bool = False,
 ) -> None:
     """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index."""
+    forget(folder / "index.faiss", folder / "manifest.json")  # until both are there, neither is finished
     with replacing(folder / "index.faiss") as temporary:
         faiss.write_index(index, str(temporary))
     facts = {

@@ -184,6 +184,12 @@ def damaged_of(folder: Path, *beginnings: str) -> list[str]:
     ]
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether files of a folder are being written, or were when a process was killed."""
+    store = store_of(folder)
+    return store is not None and bool(_told(store, "writing"))
+
+
 def store_of(folder: Path) -> Path | None:
     """The file that notes what is finished in a folder; None where the folder is older, or nobody's."""
     for name in (RUN, OTHERS):

@@ -28,7 +28,7 @@ from pipeline.methods.base import Method
 from pipeline.own import open_own
 from pipeline.prepare import traits_of
 from pipeline.schemas import DecoderFile
-from pipeline.seals import check, digest
+from pipeline.seals import check, digest, forget
 from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
@@ -102,6 +102,7 @@ def save_decoder(method: Method[Any], run: Path) -> None:
     state = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
     plain = {key: value.detach().cpu() for key, value in state.items()}
     plain = {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in plain.items()}
+    forget(run / FILE, run / FACTS)  # until both are there, neither is finished
     with replacing(run / FILE) as temporary:
         temporary.write_bytes(save(plain))
     write_json(run / FACTS, {"schema": SCHEMA, "encoder": encoder_hash(run), "sha256": sha256(run / FILE)})

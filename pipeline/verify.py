@@ -17,7 +17,7 @@ from pipeline.files import UNFINISHED
 from pipeline.index import check_matches, load_index
 from pipeline.records import VERBS, read_evaluation, told_of
 from pipeline.runfolder import MetricsLog, data_name, read_manifest, read_race
-from pipeline.seals import audit, fits, forget_folder, note, store_of
+from pipeline.seals import audit, fits, forget_folder, is_unfinished, note, store_of
 from pipeline.search.apply import check_own_encoder
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder
@@ -42,9 +42,13 @@ def verify(folder: Path, *, deep: bool = False) -> Iterator[Finding]:
     told: dict[Path, Finding] = {}
     for finding in _findings(folder, deep):
         before = told.get(finding.path)
-        if before is None or (before.fault is None and (finding.fault is not None or before.unfinished)):
+        if before is None or _weight(finding) > _weight(before):
             told[finding.path] = finding
     yield from told.values()
+
+
+def _weight(finding: Finding) -> int:
+    return 2 if finding.fault is not None else int(finding.unfinished)
 
 
 def is_older(folder: Path) -> bool:
@@ -128,6 +132,14 @@ def _run(run: Path, deep: bool) -> Iterator[Finding]:
     yield _try(run / "config.json", lambda: configuration.load(run / "config.json"))
     yield _try(run / "manifest.json", lambda: read_manifest(run))
     yield from _noted(run, deep)
+    # What belongs together is judged when all of it is there; each file by itself has been compared already.
+    unfinished = is_unfinished(run)
+    for finding in _together(run):
+        early = finding.fault is not None and unfinished
+        yield Finding(finding.path, None, unfinished=True) if early else finding
+
+
+def _together(run: Path) -> Iterator[Finding]:
     yield _try(run / "metrics.jsonl", lambda: [None for _ in MetricsLog(run).rows()])
     for checkpoint in list_checkpoints(run / "checkpoints"):
         yield Finding(checkpoint, checkpoint_fault(checkpoint))

@@ -21,7 +21,7 @@ from pipeline.documents import load, made_of
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.schemas import SearchFile
-from pipeline.seals import check, digest
+from pipeline.seals import check, digest, forget
 from pipeline.search.choice import Candidate
 from pipeline.search.parts import Part, Seen, Vectors
 from pipeline.search.projection import Projection
@@ -72,6 +72,7 @@ def write_search(
     tensors = _tensors(vectors)
     digest = _hash(vectors, origins, dim, tensors)
     told = {f"correct{i}": one.correct.astype(np.uint8) for i, one in enumerate(candidates)}
+    forget(run / FILE, run / TENSORS)  # until both are there, neither is finished
     with replacing(run / TENSORS) as temporary:
         temporary.write_bytes(save({**tensors, **told}))
     values = {

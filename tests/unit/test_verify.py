@@ -1,6 +1,7 @@
 """Every damaged file of a run is found, and only that."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,3 +107,30 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
         *(["search.json"] if own else []),
         "evaluation.json",  # figures of another encoder are not shown as this one's
     }
+
+
+@pytest.mark.parametrize("at", range(1, 5))
+def test_a_kill_while_an_index_is_written_is_unfinished_not_damaged(
+    at: int, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.embeddings import load_embeddings
+    from pipeline.index import build_index
+    from pipeline.index import save_index as save
+
+    found = load_embeddings(finished_copy / "embeddings" / "colours" / "test.parquet")
+    replace, calls = os.replace, []
+
+    def killed(source: str, target: str) -> None:
+        calls.append(target)
+        if len(calls) == at:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save(
+            build_index(found.vectors, found.ids), finished_copy / "index" / "colours", encoder_hash="e",
+            data_fingerprint="d", factory="Flat", recall=1.0, dim=found.vectors.shape[1], count=len(found.ids),
+        )  # fmt: skip
+    assert faults(finished_copy) == {}
+    assert any(finding.unfinished for finding in verify(finished_copy)) == (at > 2)  # before, all is as it was
