@@ -30,12 +30,14 @@ def main(argv: list[str]) -> int:
         raise UserError("--data.path says where the images of one run are now: name one RUN with it")
     note_place(runs[0], parsed)
     out = Path(parsed.values["out"] or (runs[0] if len(runs) == 1 else runs[0].parent))
-    run_report(runs, out)
+    damaged = run_report(runs, out)
     console = Console(stderr=True, highlight=False)
     print_comparison(runs, console)
     console.print(f"report   {out / 'report.html'}", soft_wrap=True)
     if parsed.values["json"]:
         print(json.dumps({"report": str(out / "report.html")}))
+    if damaged:
+        raise UserError(f"the report lacks what is damaged: {'; '.join(damaged)}")
     return 0
 
 

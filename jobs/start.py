@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parsed, command_line
 
@@ -60,10 +60,10 @@ def run_stage(
     quiet: bool = False,
 ) -> int:
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
-    from pipeline.evaluate import read_evaluation
     from pipeline.launch import proceed
     from pipeline.learned import warnings_of
     from pipeline.progress import Display
+    from pipeline.records import read_evaluation
 
     with Display() as display:
         proceed(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
@@ -110,5 +110,13 @@ def stop_early() -> bool:
 
 def concluded(folder: Path, name: str = "manifest.json") -> "dict[str, object]":
     """What was concluded about the images of a run or a search."""
-    told: dict[str, object] = json.loads((folder / name).read_text())["data"].get("concluded", {})
+    if name == "manifest.json":
+        from pipeline.runfolder import own_data
+
+        data: dict[str, Any] = own_data(folder)
+    else:
+        from pipeline.tune.search import load_search
+
+        data = load_search(folder)["data"]
+    told: dict[str, object] = data.get("concluded") or {}
     return told

@@ -1,35 +1,100 @@
-"""rayssl verify RUN: check every file of a run folder."""
+"""rayssl verify FOLDER: check every file of a run, a race or a search.
+
+Exit codes: 0: whole, or not finished yet, which is told; 2: damaged.
+"""
 
 import json
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from jobs.cli import parse, run_argument
 from jobs.main import run_verb
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from pipeline.verify import Finding
+
+SUMMARY = (
+    "Check every file of a run, a race or a search against its hash. A file is read in full once, then as long as its "
+    "size, times and inode stay; --deep reads all. --repair removes what a killed process left and tells the commands "
+    "that make the rest whole; with --yes it runs them."
+)
+
 
 def main(argv: list[str]) -> int:
     """A line for each file; exit code 2 where one is damaged."""
-    parsed = parse(
-        "verify", "Check every file of a run folder against its hash.", argv, [run_argument()], flags=(), only=()
-    )
-    run = Path(parsed.values["run"])
-    if not run.is_dir():
-        raise UserError(f"run folder {run} does not exist: give the --out folder of a run")
-    from pipeline.runfolder import winner_of
+    options = [
+        click.Option(["--deep"], is_flag=True, help="read every file, whatever is remembered of it"),
+        click.Option(["--repair"], is_flag=True, help="remove what is left over, tell what makes the rest whole"),
+        click.Option(["--yes"], is_flag=True, help="with --repair: run these commands"),
+    ]
+    parsed = parse("verify", SUMMARY, argv, [run_argument(), *options], flags=(), only=())
+    folder, values = Path(parsed.values["run"]), parsed.values
+    if not folder.is_dir():
+        raise UserError(f"run folder {folder} does not exist: give the --out folder of a run")
+    if values["yes"] and not values["repair"]:
+        raise UserError("--yes goes with --repair: rayssl verify RUN --repair --yes")
     from pipeline.verify import verify
 
-    run = winner_of(run)
-    findings = list(verify(run))
-    for finding in findings:
-        print(f"{'whole' if finding.fault is None else 'DAMAGED'}  {finding.path}", file=sys.stderr)
-    if parsed.values["json"]:
-        print(json.dumps([{"path": str(f.path), "fault": f.fault} for f in findings]))
+    findings = list(verify(folder, deep=values["deep"]))
+    if values["repair"]:
+        repair(folder, findings, run=values["yes"])
+        findings = list(verify(folder))
+    show(folder, findings)
+    if values["json"]:
+        print(json.dumps([{"path": str(f.path), "fault": f.fault, "unfinished": f.unfinished} for f in findings]))
     faults = [finding for finding in findings if finding.fault is not None]
     if faults:
-        raise UserError(f"{len(faults)} of {len(findings)} files of {run} are damaged: {faults[0].fault}")
+        raise UserError(f"{len(faults)} of {len(findings)} files of {folder} are damaged: {faults[0].fault}")
     return 0
+
+
+def show(folder: Path, findings: "list[Finding]") -> None:
+    """A line for each file, and for what is not to be judged."""
+    from pipeline.verify import is_older, left_over
+
+    for one in findings:
+        state = "DAMAGED" if one.fault is not None else "unfinished" if one.unfinished else "whole"
+        print(f"{state}  {one.path}", file=sys.stderr)
+    for path in left_over(folder):
+        print(f"left over  {path}", file=sys.stderr)
+    if any(one.unfinished for one in findings):
+        print("unfinished: a command was stopped, or is at it: the same command goes on", file=sys.stderr)
+    if is_older(folder):
+        print(f"older  {folder} was written before files were noted: not every change can be seen", file=sys.stderr)
+
+
+def repair(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
+    """Remove what is left over, and tell or run what makes the rest whole."""
+    from pipeline.runfolder import writer_lock
+    from pipeline.verify import clear, repairs, started_by
+
+    with writer_lock(folder):
+        gone = clear(folder, findings if run else [])
+    for path in gone:
+        print(f"removed  {path}", file=sys.stderr)
+    for command in repairs(folder, findings):
+        print(f"{'runs' if run else 'to do'}  {command}", file=sys.stderr)
+        if run and command == started_by(folder):  # a text out of the folder: nothing that it names is run
+            train_again(folder)
+        elif run:
+            _, verb, *rest = shlex.split(command)
+            run_verb(verb, rest)
+
+
+def train_again(run: Path) -> None:
+    """What pre-training leaves, from the run's own checkpoint."""
+    from pipeline.progress import Display
+    from pipeline.reporter import LocalReporter
+    from pipeline.stages import run_worker_stages
+
+    if (run / "config.json").exists():
+        with Display() as display:
+            run_worker_stages(run, ["pretrain"], LocalReporter(display))
 
 
 if __name__ == "__main__":

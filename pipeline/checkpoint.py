@@ -15,8 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from pipeline.documents import load
 from pipeline.errors import UserError
 from pipeline.files import sha256, writing
+from pipeline.schemas import CheckpointFile, CheckpointState
+from pipeline.seals import check, digest, forget, forget_folder, note
 
 SCHEMA = 1
 EXTRA = "extra.safetensors"
@@ -52,9 +55,11 @@ def save_checkpoint(
         if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
             shutil.rmtree(temporary)
         else:
-            shutil.rmtree(final, ignore_errors=True)
+            forget(final / "manifest.json")
+            _clear(final)
             os.replace(temporary, final)
         _sync(folder)
+        note(final / "manifest.json")
         _prune(folder, keep, step)
     return final
 
@@ -62,7 +67,7 @@ def save_checkpoint(
 def _remove_unfinished(folder: Path) -> None:
     """What a killed writer has left: there is one writer at a time."""
     for left in folder.glob(f"{WRITING}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        _clear(left)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:
@@ -80,7 +85,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | No
         raise UserError(
             f"{newest} is of another network ({_last_line(error)}); train anew with another --out"
         ) from None
-    state = json.loads((newest / "state.json").read_text())
+    state = load(newest / "state.json", CheckpointState, "remove the checkpoint, and the one before is taken")
     if optimizer is not None:
         _restore_optimizer(optimizer, load_file(newest / "optimizer.safetensors"), state["optimizer"])
     return int(state["step"]), state["facts"]
@@ -118,17 +123,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def checkpoint_fault(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None when every file matches its hash."""
     try:
-        manifest = json.loads((checkpoint / "manifest.json").read_text())
-        if manifest["schema"] != SCHEMA:
-            return f"schema {manifest['schema']}, this version reads {SCHEMA}"
+        check(checkpoint / "manifest.json", "an older checkpoint is taken, or training starts again")
+        manifest = load(checkpoint / "manifest.json", CheckpointFile, "an older one is taken")
         missing = {"model.safetensors", "optimizer.safetensors", "state.json"} - manifest["sha256"].keys()
         if missing:
             return f"the manifest lacks {', '.join(sorted(missing))}"
-        for name, digest in manifest["sha256"].items():
-            if sha256(checkpoint / name) != digest:
+        for name, written in manifest["sha256"].items():
+            if digest(checkpoint / name) != written:
                 return f"{name} does not match its hash"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{type(error).__name__}: {error}"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is gone"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -153,9 +161,15 @@ def _prune(folder: Path, keep: int, step: int) -> None:
     found = list_checkpoints(folder)
     kept = [path for path in found if path.name <= f"step-{step:09d}"][:keep]
     for old in set(found) - set(kept):
-        shutil.rmtree(old, ignore_errors=True)
-    for left in folder.glob(".writing-*"):
-        shutil.rmtree(left, ignore_errors=True)
+        forget_folder(old)
+        _clear(old)
+
+
+def _clear(path: Path) -> None:
+    """Remove a folder; of a link only the link."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

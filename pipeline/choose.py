@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import config as configuration
-from pipeline import distributed
+from pipeline import distributed, seals
 from pipeline.config import Config
 from pipeline.data import Images
 from pipeline.encoders import Encoder, describe
@@ -362,6 +362,7 @@ def drop_unused(run: Path, places: Sequence[str | None]) -> None:
     """Encoders of an earlier choice."""
     for folder in (run / FOLDER).glob("*"):
         if f"{FOLDER}/{folder.name}" not in places:
+            seals.forget_folder(folder)
             shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -381,10 +382,13 @@ def forget(run: Path) -> None:
     """Remove what a run was searched by: its last stage is searched again."""
     from pipeline.search.store import FILE, TENSORS
 
-    for path in (run / FILE, run / TENSORS):
+    files = (run / FILE, run / TENSORS)
+    seals.forget(*files)
+    for path in files:
         path.unlink(missing_ok=True)
-    shutil.rmtree(run / FOLDER, ignore_errors=True)
-    for folder in run.glob(f"embeddings/*/{FOLDER}"):
+    seals.note(*files)  # that they are not there
+    for folder in (run / FOLDER, *run.glob(f"embeddings/*/{FOLDER}")):
+        seals.forget_folder(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 

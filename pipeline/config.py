@@ -296,12 +296,13 @@ def save(config: Config, path: Path) -> None:
 
 def load(path: Path) -> Config:
     """Read a saved config; raises UserError where it is missing, damaged or of another schema version."""
-    try:
-        values = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged (not JSON): restore it, or start the run again in a new --out") from None
+    from pipeline.documents import load as load_document
+    from pipeline.schemas import Document
+    from pipeline.seals import check
+
+    remedy = "restore it, or start the run again in a new --out"
+    values = load_document(path, Document, remedy, f"{path} does not exist: {path.parent} is not a run folder")
+    check(path, remedy)
     try:
         return from_dict(values)
     except UserError as error:

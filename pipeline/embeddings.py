@@ -18,9 +18,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.documents import DamagedError, OtherSchemaError, fit, open_regular, parse
 from pipeline.errors import UserError
 from pipeline.files import replacing
-from pipeline.runfolder import read_manifest
+from pipeline.runfolder import data_name
+from pipeline.schemas import EmbeddingsFacts
+from pipeline.seals import check
 
 SCHEMA = 1
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D
@@ -65,19 +68,36 @@ def load_embeddings(path: Path | str) -> Embeddings:
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
     path = Path(path)
+    check(path, f"{_remedy(path)} writes it anew")
     table, facts = _read(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     vectors = _vectors(table["embedding"], path)
     if vectors.shape[0] != len(ids):
         raise _damaged(path, "rows without an embedding")
+    labels = _labels(table["label"])
     facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
+    if labels is not None and len(labels) and labels.max() >= len(facts["class_names"] or labels):
+        raise _damaged(path, f"label {labels.max()} is of no class")
     return Embeddings(
         ids=ids,
         paths=table["path"].to_pylist(),
-        labels=_labels(table["label"]),
+        labels=labels,
         vectors=vectors,
         **{name: facts[name] for name in FACTS},
     )
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a file of embeddings tells of itself; raises UserError like `load_embeddings`, but reads no row."""
+    try:
+        open_regular(path).close()
+        return _facts_of(pq.read_schema(path).metadata, path)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
+    except DamagedError as error:
+        raise _damaged(path, str(error)) from None
+    except (OSError, pa.ArrowException):
+        raise _damaged(path, "not readable as parquet") from None
 
 
 def name_in(run: Path, name: str, path: str) -> str:
@@ -85,7 +105,7 @@ def name_in(run: Path, name: str, path: str) -> str:
 
     Those that it has from this very path are replaced.
     """
-    own = read_manifest(run)["data"]["name"]
+    own = data_name(run)
     found = {file.parent.name: _data_path(file) for file in sorted((run / "embeddings").glob("*/train.parquet"))}
     others = {one: where for one, where in found.items() if one != own and where is not None}
     if path in others.values():
@@ -96,8 +116,8 @@ def name_in(run: Path, name: str, path: str) -> str:
 
 def _data_path(path: Path) -> str | None:
     try:
-        return str(json.loads(pq.read_schema(path).metadata[b"rayssl"])["data_path"])
-    except (OSError, pa.ArrowException, TypeError, KeyError, ValueError):
+        return str(read_facts(path)["data_path"])
+    except UserError:
         return None  # damaged: it is replaced
 
 
@@ -112,15 +132,18 @@ def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     try:
+        open_regular(path).close()
         # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
         with pa.OSFile(str(path)) as file:
             table = pq.ParquetFile(file, page_checksum_verification=True).read()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
+    except DamagedError as error:
+        raise _damaged(path, str(error)) from None
     except (OSError, pa.ArrowException):
         raise _damaged(path, "not readable as parquet") from None
     _check_columns(table, path)
-    return table, _read_facts(table, path)
+    return table, _facts_of(table.schema.metadata, path)
 
 
 def _check_columns(table: pa.Table, path: Path) -> None:
@@ -134,17 +157,16 @@ def _check_columns(table: pa.Table, path: Path) -> None:
         raise _damaged(path, "rows without an id or path")
 
 
-def _read_facts(table: pa.Table, path: Path) -> dict[str, Any]:
+def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = json.loads(table.schema.metadata[b"rayssl"])
-        schema = facts["schema"]
-    except (TypeError, KeyError, ValueError):
+        facts: dict[str, Any] = parse(metadata[b"rayssl"])
+        fit(facts, EmbeddingsFacts)
+    except (TypeError, KeyError):
         raise UserError(f"{path} does not tell its encoder and data: {_remedy(path)} writes it anew") from None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: {_remedy(path)} writes it anew")
-    missing = [name for name in FACTS if name not in facts]
-    if missing:
-        raise UserError(f"{path} does not tell its {', '.join(missing)}: {_remedy(path)} writes it anew")
+    except OtherSchemaError as error:
+        raise UserError(f"{path} {error}: {_remedy(path)} writes it anew") from None
+    except DamagedError as error:
+        raise _damaged(path, str(error)) from None
     return facts
 
 

@@ -1,12 +1,12 @@
 """Metrics of embeddings as records that say how they were measured, and the file that keeps them."""
 
-import json
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, TypedDict
+from typing import NotRequired, Protocol, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from pipeline import metrics
 from pipeline.embeddings import Embeddings
 from pipeline.errors import UserError
 from pipeline.files import write_json
+from pipeline.records import flat_of, read_evaluation, sealed
 from pipeline.runfolder import read_manifest
 from pipeline.whitening import fit_whitening
 
@@ -41,6 +42,9 @@ class Record(TypedDict):
     seed: int
     n: int  # images the figure is a mean over
     interval: list[float] | None  # [low, high], 95 %
+    encoder: NotRequired[str | None]  # what it was computed from, and a seal: see pipeline.records
+    embeddings: NotRequired[dict[str, str] | None]
+    seal: NotRequired[str]
 
 
 class _Images(Protocol):
@@ -117,23 +121,6 @@ def raw_pixel_embeddings(
     )
 
 
-def read_evaluation(run: Path | str) -> dict[str, Any]:
-    """evaluation.json of a run; raises UserError where it is missing, damaged or of another schema version."""
-    path = Path(run) / "evaluation.json"
-    try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = values.get("schema")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: `rayssl evaluate {run}` writes it") from None
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged (not a JSON object): remove it and run `rayssl evaluate {run}`") from None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
-    if not isinstance(values.get("records"), list) or not isinstance(values.get("flat"), dict):
-        raise UserError(f"{path} is damaged (no records): remove it and run `rayssl evaluate {run}`")
-    return values
-
-
 def write_evaluation(run: Path, records: list[Record], keep: Callable[[Record], bool] = lambda record: True) -> None:
     """Merge records into <run>/evaluation.json, whole or not at all.
 
@@ -142,14 +129,12 @@ def write_evaluation(run: Path, records: list[Record], keep: Callable[[Record], 
     record of the test split if there is one, and of several data sets the one written last.
     """
     path = run / "evaluation.json"
-    before: list[Record] = read_evaluation(run)["records"] if path.exists() else []
+    before: list[Record] = read_evaluation(run)["records"] if os.path.lexists(path) else []
     merged = {_key(record): record for record in before if keep(record)}
     for record in flattered(records, run):
         merged.pop(_key(record), None)  # so that the new one comes last
-        merged[_key(record)] = record
-    ordered = sorted(merged.values(), key=lambda record: record["split"] == "test")
-    flat = {record["metric"]: record["value"] for record in ordered}
-    write_json(path, {"schema": SCHEMA, "records": list(merged.values()), "flat": dict(sorted(flat.items()))})
+        merged[_key(record)] = cast(Record, sealed(record, run))
+    write_json(path, {"schema": SCHEMA, "records": list(merged.values()), "flat": flat_of(merged.values())})
 
 
 def flattered(records: list[Record], run: Path) -> list[Record]:

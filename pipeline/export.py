@@ -6,9 +6,7 @@ encoder_module.py     only where neither torchvision nor timm has that network: 
 MODEL_CARD.md         what it is, what it learned from, under which licence that is
 """
 
-import hashlib
 import inspect
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,9 @@ from pipeline.encoders import ENCODERS, TAKES, Encoder, build_encoder, in_eval
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json, write_text
 from pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
+from pipeline.records import hash_of_encoder
+from pipeline.runfolder import data_name
+from pipeline.seals import forget, note
 from pipeline.weights import SCHEMA, read_export, read_manifest
 
 _FOOTER = '''
@@ -102,12 +103,15 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, module = folder / "encoder.safetensors", folder / "encoder_module.py"
+    forget(weights, module, folder / "MODEL_CARD.md", folder / "encoder.json")  # until all are there, none is finished
     with replacing(weights) as temporary:
         temporary.write_bytes(save(_plain(encoder.net)))
     described = _described(encoder)
     library = _library(encoder)
     if library is not None:
+        forget(module)
         module.unlink(missing_ok=True)
+        note(module)
     else:
         write_text(
             module,
@@ -171,11 +175,7 @@ def load_encoder(folder: Path | str) -> Encoder:
 
 def encoder_hash(folder: Path) -> str:
     """Hex digest of what decides an exported encoder's features: its weights, network and normalisation."""
-    manifest = read_manifest(folder)
-    parts = {key: manifest[key] for key in ("sha256", "name", "stem", "channels", "image_size", "mean", "std")}
-    if manifest.get("epsilon") is not None:
-        parts["epsilon"] = manifest["epsilon"]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return hash_of_encoder(read_manifest(folder))
 
 
 def _plain(net: nn.Module) -> dict[str, Tensor]:
@@ -259,8 +259,8 @@ def _peer(encoder: Encoder) -> nn.Module:
 
 def _write_card(folder: Path, manifest: dict[str, Any], extra: dict[str, Any]) -> None:
     try:
-        data = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["data"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        data = data_name(folder)
+    except UserError:
         data = "not stated"
     method = extra.get("method") or "nobody: the weights are as they came"
     write_text(

@@ -22,8 +22,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
     It carries no suffix that says what it is: a writer that goes by the suffix has to be told. What writers of `path`
     that were killed have left is removed. Raises UserError where there is no writing at that place, and an OSError
-    that names `path` where the disk fails.
+    that names `path` where the disk fails. In a folder that notes what is finished in it, the file is noted.
     """
+    from pipeline.seals import rewriting
+
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path)
@@ -33,7 +35,8 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
-            os.replace(temporary, path)
+            with rewriting(path):
+                os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

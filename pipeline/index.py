@@ -6,7 +6,6 @@ An index that whitens maps its vectors and its queries by itself, and searches b
 match them is refused and can always be built again.
 """
 
-import json
 import math
 import re
 import threading
@@ -19,13 +18,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.documents import load
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
+from pipeline.schemas import IndexFile
+from pipeline.seals import check, digest, forget
 from pipeline.whitening import Whitening
 
 SCHEMA = 1
-FACTS = ("encoder_hash", "data_fingerprint", "factory", "metric", "recall", "dim", "count", "sha256")
 
 Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
@@ -259,6 +260,7 @@ def save_index(
     whitened: bool = False,
 ) -> None:
     """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index."""
+    forget(folder / "index.faiss", folder / "manifest.json")  # until both are there, neither is finished
     with replacing(folder / "index.faiss") as temporary:
         faiss.write_index(index, str(temporary))
     facts = {
@@ -286,7 +288,7 @@ def load_index(folder: Path | str) -> tuple[faiss.Index, dict[str, Any]]:
     path = folder / "index.faiss"
     if not path.is_file():
         raise UserError(f"{path} does not exist: {_remedy(folder)} writes it")
-    if sha256(path) != manifest["sha256"]:
+    if digest(path) != manifest["sha256"]:
         raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it anew")
     try:
         with _reading_limits(path.stat().st_size):
@@ -316,19 +318,9 @@ def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / "manifest.json"
-    try:
-        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        schema = manifest.get("schema")
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {_remedy(folder)} writes it") from None
-    except (ValueError, AttributeError):
-        raise UserError(f"{path} is damaged (not a JSON object): {_remedy(folder)} writes it anew") from None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: {_remedy(folder)} writes it anew")
-    missing = [name for name in FACTS if name not in manifest]
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(missing)}: {_remedy(folder)} writes it anew")
+    path, remedy = folder / "manifest.json", _remedy(folder)
+    manifest = load(path, IndexFile, f"{remedy} writes it anew", f"{path} does not exist: {remedy} writes it")
+    check(path, f"{remedy} writes it anew")
     return manifest
 
 

@@ -14,7 +14,7 @@ from pipeline.data.concluded import lines
 from pipeline.errors import OutsideError, UserError
 from pipeline.prepare import Prepared, announce, prepare
 from pipeline.progress import Display
-from pipeline.runfolder import read_manifest, writer_lock
+from pipeline.runfolder import own_data, writer_lock
 
 if TYPE_CHECKING:
     import torch
@@ -330,7 +330,7 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     reporter = LocalReporter(display)
     if other is None:
         return run_worker_stages(run, ["embed", "search"], reporter)
-    data, own = configuration.load(run / "config.json").data, read_manifest(run)["data"]
+    data, own = configuration.load(run / "config.json").data, own_data(run)
     if is_gone(data.path) and have_moved(run, other, display):
         return run_worker_stages(run, ["embed", "search"], reporter)
     dataset = open_other(data, other, image_size=data.image_size, channels=data.channels, progress=_reading(display))

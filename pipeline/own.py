@@ -10,7 +10,7 @@ from pipeline.data import Dataset
 from pipeline.errors import UserError
 from pipeline.places import at_place, check_there, moved, started_at
 from pipeline.prepare import open_data
-from pipeline.runfolder import as_recorded, read_manifest, recorded, update_manifest, writer_lock
+from pipeline.runfolder import as_recorded, own_data, recorded, update_manifest, writer_lock
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +44,7 @@ def move_images(run: Path, path: str, say: Callable[[str], None], progress: Prog
     if config == before:
         return
     with writer_lock(run):
-        data = {name: value for name, value in read_manifest(run)["data"].items() if name != "started"}
+        data = {name: value for name, value in own_data(run).items() if name != "started"}
         update_manifest(run, {"data": {**data, "path": dataset.path, **started_at(run, before, config)}})
         configuration.save(config, run / "config.json")
     say(moved(run, before.data.path, dataset.path))

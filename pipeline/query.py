@@ -1,6 +1,5 @@
 """The images most similar to a given one: encoder, index and embeddings of a run put together."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,13 @@ from pipeline.asked import Asked, images_of, squares_of
 from pipeline.data import sample_id, storage
 from pipeline.data.formats import marks
 from pipeline.data.shown import BY_TYPE, Shown
+from pipeline.documents import parse, read_bytes
 from pipeline.embeddings import Embeddings, load_embeddings
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_matches, load_index, search
-from pipeline.runfolder import read_manifest, winner_of
+from pipeline.runfolder import data_name, own_data, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
 from pipeline.weights import read_manifest as read_export
@@ -51,7 +51,7 @@ def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) ->
 
 def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> list[dict[str, Any]]:
     """What `query` gives, for images that are opened already."""
-    name = data or read_manifest(run)["data"]["name"]
+    name = data or data_name(run)
     if data is not None:
         check_data_name(run, data)
     index, manifest = load_index(run / "index" / name)
@@ -108,9 +108,9 @@ def check_data_name(run: Path, name: str) -> None:
 def reads_below_zero(run: Path) -> bool:
     """Whether the run reads values below zero as an image's, as of a scanner: --data.range says so."""
     try:
-        text = str(json.loads((run / "config.json").read_text())["data"].get("range") or "")
+        text = str(parse(read_bytes(run / "config.json"))["data"].get("range") or "")
         return float(text.split(",")[0]) < 0
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         return False
 
 
@@ -169,7 +169,7 @@ def save_run_gallery(
     from pipeline.prepare import open_other
 
     config = configuration.load(run / "config.json")
-    own = read_manifest(run)["data"]["name"]
+    own = data_name(run)
     if data is not None and data != own:
         other = _load_splits(run / "embeddings" / data, run)[0].data_path
         size, channels = config.data.image_size, config.data.channels
@@ -238,8 +238,8 @@ def _own_address(image: str, data_path: str) -> set[int]:
 
 def _place_of(run: Path, name: str, data_path: str) -> Path:
     """The folder that the paths of an index are relative to; that of the run's own images may have moved."""
-    data = read_manifest(run)["data"]
-    return Path(storage.fixed_part(data["path"] if name == data["name"] else data_path))
+    data = own_data(run)
+    return Path(storage.fixed_part(data.get("path", data_path) if name == data["name"] else data_path))
 
 
 def _own_ids(image: str, folder: Path) -> set[int]:

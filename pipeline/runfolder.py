@@ -1,11 +1,14 @@
 """The run folder: the only thing passed between stages. One writer at a time, a manifest, a log of metrics."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
 import platform
 import socket
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -13,10 +16,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
+from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
 from pipeline.errors import UserError
-from pipeline.files import replacing, write_json, writing
+from pipeline.files import replacing, writing
+from pipeline.schemas import Manifest, RaceFile, Row
+from pipeline.seals import check, forget, note, seal_of, update
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
@@ -34,9 +40,12 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        lock = (run / ".lock").open("a+")
+        lock = _open_lock(run / ".lock")
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(f"{run / '.lock'} is a link or folder, not a file: remove it") from None
         raise UserError(f"{run} cannot be written: {error.strerror}: choose another place") from None
+    check_inside(run)
     with lock as file:
         deadline = time.monotonic() + wait_s
         while True:
@@ -57,20 +66,41 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
         yield
 
 
+def check_inside(run: Path) -> None:
+    """Raises UserError where a folder of a run is a link to another place: what is written there would be elsewhere."""
+    root = run.resolve()
+    for above, folders, _ in os.walk(run):  # does not follow links
+        for name in folders:
+            path = Path(above, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise UserError(
+                    f"{path} is a link to {os.readlink(path)}: nothing is written outside of a run's own folder: "
+                    "put a folder in its place"
+                )
+
+
 def read_manifest(run: Path) -> dict[str, Any]:
     """manifest.json; raises UserError where the folder is no run, is damaged, or has another schema version."""
     path = run / "manifest.json"
-    try:
-        values: Any = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-    except FileNotFoundError:
-        raise UserError(f"{run} is not a run folder (no manifest.json): give the folder a run wrote to") from None
-    except ValueError:  # also what json and decoding raise
-        raise UserError(f"{path} is damaged (not JSON): `rayssl verify {run}` lists what is whole") from None
-    if values.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {values.get('schema')!r}: this version reads schema {SCHEMA}")
-    return values
+    remedy = "restore it, or remove it and give the command that started the run again; finished training is kept"
+    missing = f"{run} is not a run folder (no manifest.json): give the folder a run wrote to"
+    values = load(path, Manifest, remedy, missing)
+    if values.get("files") is not None and values.get("seal") != seal_of(values):
+        raise UserError(f"{path} is damaged (it was changed after it was written): {remedy}")
+    return {"stages": {}, **values}
+
+
+def data_name(run: Path) -> str:
+    """The name of the run's data set, a folder under embeddings/ and index/; a plain name, see the schema."""
+    return str(own_data(run)["name"])
+
+
+def own_data(run: Path) -> dict[str, Any]:
+    """What the manifest tells of the run's images; raises UserError where it does not."""
+    data: dict[str, Any] | None = read_manifest(run).get("data")
+    if data is None:
+        raise UserError(f"{run / 'manifest.json'} lacks data: give the command that started the run again")
+    return data
 
 
 def winner_of(path: Path) -> Path:
@@ -79,18 +109,21 @@ def winner_of(path: Path) -> Path:
     Raises UserError for a race that has no winner yet, or whose race.json is damaged.
     """
     race = path / "race.json"
-    if not race.is_file():
+    if not os.path.lexists(race):
         return path
-    try:
-        winner: Any = json.loads(race.read_text(encoding="utf-8"))["winner"]
-        inside = winner is None or (isinstance(winner, str) and Path(winner).name == winner)
-    except (OSError, ValueError, KeyError, TypeError):
-        inside, winner = False, None
-    if not inside:
-        raise UserError(f"{race} is damaged (no winner in it): restore it, or start the race again in a new --out")
+    winner = read_race(path)["winner"]
     if winner is None:
         raise UserError(f"the race in {path} has no winner yet: the command that started it goes on")
     return path / str(winner)
+
+
+def read_race(out: Path) -> dict[str, Any]:
+    """race.json; raises UserError where it is missing, damaged or of another schema version."""
+    path = out / "race.json"
+    remedy = "restore it, or start the race again in a new --out"
+    values = load(path, RaceFile, remedy, f"{out} is no race (no race.json): `rayssl race DIR` runs one")
+    check(path, remedy)
+    return values
 
 
 def recorded(run: Path, dataset: "Dataset") -> "Dataset | None":
@@ -98,7 +131,7 @@ def recorded(run: Path, dataset: "Dataset") -> "Dataset | None":
 
     A run that is older than the scheme of fingerprints is compared by the one that it was started with.
     """
-    data = read_manifest(run).get("data") if (run / "manifest.json").exists() else None
+    data = read_manifest(run).get("data") if os.path.lexists(run / "manifest.json") else None
     known = dataset.known_as(data["fingerprint"]) if data else None
     return None if known is None or data is None else replace(known, name=data["name"])
 
@@ -118,8 +151,9 @@ def as_recorded(run: Path, dataset: "Dataset") -> "Dataset":
 def update_manifest(run: Path, changes: Mapping[str, Any]) -> None:
     """Replace top-level keys of the manifest, whole or not at all."""
     path = run / "manifest.json"
-    values = read_manifest(run) if path.exists() else {"schema": SCHEMA, "stages": {}}
-    write_json(path, {**values, **changes})
+    if os.path.lexists(path):
+        read_manifest(run)
+    update(path, lambda values: {**(values or {"schema": SCHEMA, "stages": {}, "files": {}}), **changes})
 
 
 def describe_software() -> dict[str, Any]:
@@ -129,14 +163,15 @@ def describe_software() -> dict[str, Any]:
 
 def stage_done(run: Path, stage: str, key: str) -> bool:
     """Whether a stage has ended with this very key (see `stage_key`)."""
-    if not (run / "manifest.json").exists():
+    if not os.path.lexists(run / "manifest.json"):
         return False
     done: bool = read_manifest(run)["stages"].get(stage, {}).get("key") == key
     return done
 
 
 def mark_stage(run: Path, stage: str, key: str, seconds: float, **facts: Any) -> None:
-    """Record that a stage has ended."""
+    """Record that a stage has ended; the rows that it logged are whole."""
+    note(run / "metrics.jsonl")
     stages = read_manifest(run)["stages"]
     stages[stage] = {"key": key, "seconds": round(seconds, 2), "finished": time.strftime("%FT%T%z"), **facts}
     update_manifest(run, {"stages": stages})
@@ -148,36 +183,93 @@ def stage_key(*parts: Any) -> str:
 
 
 class MetricsLog:
-    """metrics.jsonl: one object a step or report. Appended to; cut back to the checkpoint on resume."""
+    """metrics.jsonl: one object a step or report. Appended to; cut back to the checkpoint on resume.
+
+    Its hash is noted when a stage has ended; while one logs it is unfinished.
+    """
 
     def __init__(self, run: Path) -> None:
-        self.path = run / "metrics.jsonl"
+        self.run, self.path = run, run / "metrics.jsonl"
 
     def cut_back(self, stage: str, step: int) -> None:
         """Drop the rows of `stage` from `step` on, and a last line that was cut off by a crash."""
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return
         with replacing(self.path) as temporary, temporary.open("w") as file:
             for row in self.rows():  # one by one: a long run's log need not fit in memory
                 if row.get("stage") != stage or row.get("step", -1) < step:
                     file.write(json.dumps(row) + "\n")
+        forget(self.path)  # it will be appended to
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Append rows and hand them to the operating system: they survive the death of this process."""
         if rows:
-            with writing(self.path), self.path.open("a") as file:
-                file.write("".join(json.dumps(row) + "\n" for row in rows))
+            forget(self.path)
+            with writing(self.path), _append(self.path) as file:
+                file.write("".join(json.dumps(_finite(row)) + "\n" for row in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """All whole rows; a line that a crash cut off is left out."""
-        if not self.path.exists():
+        """All whole rows; a last line that a crash cut off is left out. Raises UserError where another is damaged."""
+        number, remedy = 0, f"remove it, and `rayssl report {self.run}` shows the rest"
+        try:
+            with open_regular(self.path) as file:
+                while line := file.readline(LONGEST_LINE + 1):
+                    number += 1
+                    row = _row(line)
+                    if row is not None:
+                        yield row
+        except FileNotFoundError:
             return
-        with self.path.open() as file:
-            for line in file:
-                try:
-                    yield json.loads(line)
-                except json.JSONDecodeError:
-                    continue
+        except DamagedError as error:
+            where = f"line {number} of {self.path}" if number else str(self.path)
+            raise UserError(f"{where} is damaged ({error}): {remedy}") from None
+
+    def check(self) -> None:
+        """Raises UserError where the rows are not those that the last stage ended with."""
+        check(self.path, f"its curves are lost: restore it, or `rayssl verify {self.run} --repair` forgets it")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without figures that are no numbers, which JSON has no word for."""
+    return {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    """A row of metrics.jsonl; None for a line that was not written to its end."""
+    if len(line) > LONGEST_LINE:
+        raise DamagedError(f"more than {LONGEST_LINE:,} bytes")
+    try:
+        row: dict[str, Any] = parse(line)
+        fit(row, Row)
+    except DamagedError:
+        if not line.endswith(b"\n"):
+            return None
+        raise
+    return row
+
+
+def _open_lock(path: Path) -> TextIO:
+    """The file that is locked; never what a link in its place leads to."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    return _regular(handle, path, "a+")
+
+
+def _append(path: Path) -> TextIO:
+    """A file to append to; never what a link in its place leads to."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return _regular(os.open(path, flags, 0o644), path, "a")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise UserError(f"{path} is a link or folder, not a file: remove it") from None
+        raise
+
+
+def _regular(handle: int, path: Path, mode: str) -> TextIO:
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise UserError(f"{path} is no file: remove it")
+    return cast(TextIO, os.fdopen(handle, mode))
 
 
 def _commit() -> str | None:

@@ -6,7 +6,6 @@ again it does nothing. Shapes: N images, D features.
 
 import dataclasses
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline import config as configuration
 from pipeline import distributed
 from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
-from pipeline.checkpoint import load_checkpoint, load_extra, save_checkpoint
+from pipeline.checkpoint import list_checkpoints, load_checkpoint, load_extra, save_checkpoint
 from pipeline.choices import (
     fix_backend,
     fix_compile,
@@ -32,6 +31,7 @@ from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
+from pipeline.documents import load
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder
@@ -41,7 +41,6 @@ from pipeline.evaluate import (
     drop_stale_records,
     evaluate_embeddings,
     is_evaluated,
-    read_evaluation,
     write_evaluation,
 )
 from pipeline.export import encoder_hash, export_encoder, load_encoder
@@ -58,21 +57,25 @@ from pipeline.places import as_started
 from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
+from pipeline.records import lost_of, read_evaluation, verb_of
 from pipeline.reporter import Reporter
 from pipeline.runfolder import (
     MetricsLog,
+    data_name,
     mark_stage,
-    read_manifest,
     stage_done,
     stage_key,
     writer_lock,
 )
+from pipeline.schemas import Draws
+from pipeline.seals import damaged_of, fits
 from pipeline.search.apply import check_own_encoder, load_searcher
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.tracking import Tracker, start_tracker
 from pipeline.train import Hooks, NotFinite, choose_device, plain_precision, resolve_precision, to_float, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.watch import Watch
+from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.whitening import Whitening, fit_whitening
 from pipeline.work import (
     Stopped,
@@ -351,13 +354,14 @@ def search_records(run: Path, name: str, settings: dict[str, Any]) -> list[Recor
     return records
 
 
-def run_report(runs: list[Path], out: Path) -> None:
-    """report.html over one run, or over several with comparison.json beside it."""
+def run_report(runs: list[Path], out: Path) -> list[str]:
+    """report.html over one run, or over several with comparison.json beside it; returns what is damaged."""
     from pipeline.report import write_comparison, write_report
 
-    write_report(runs, out / "report.html")
+    damaged = write_report(runs, out / "report.html")
     if len(runs) > 1:
         write_comparison(runs, out / "comparison.json")
+    return damaged
 
 
 def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
@@ -444,7 +448,7 @@ def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:
 
 def is_done(run: Path, name: str, key: str) -> bool:
     """Whether a worker stage has ended with this key and what it wrote is still there and whole."""
-    if not stage_done(run, name, key):
+    if not stage_done(run, name, key) or changed_since(run, name):
         return False
     if name == "pretrain":
         method = configuration.method_name(configuration.load(run / "config.json"))
@@ -457,6 +461,20 @@ def is_done(run: Path, name: str, key: str) -> bool:
     return has_records(run, {"probe": "probe/", "finetune": "finetune@"}[name])
 
 
+def changed_since(run: Path, name: str) -> bool:
+    """Whether what a stage wrote is not as it was, where it can be made again without training anew."""
+    data = data_name(run)
+    own = {
+        "pretrain": ("encoder", "MODEL_CARD.md", "decoder", "figures/"),
+        "finetune": ("finetuned/", "checkpoints/finetune.json"),
+        "embed": tuple(f"embeddings/{data}/{part}" for part in ("train", "test", "baseline/")),
+        "search": ("search", f"embeddings/{data}/{FOLDER}/"),
+    }.get(name)
+    if own is None or (name == "pretrain" and not list_checkpoints(run / "checkpoints")):
+        return False
+    return bool(damaged_of(run, *own))
+
+
 def is_whole(read: Callable[[], object]) -> bool:
     """Whether something can be read."""
     try:
@@ -467,11 +485,15 @@ def is_whole(read: Callable[[], object]) -> bool:
 
 
 def has_records(run: Path, beginning: str) -> bool:
-    """Whether evaluation.json has a figure whose name begins so."""
+    """Whether evaluation.json has a figure whose name begins so, and all that its stage computes is true."""
     try:
-        return any(name.startswith(beginning) for name in read_evaluation(run)["flat"])
+        found = read_evaluation(run)
     except UserError:
         return False
+    verb = verb_of(beginning)
+    changed = verb == "evaluate" and fits(run / "evaluation.json") is False
+    has = any(name.startswith(beginning) for name in found["flat"])
+    return has and not changed and not lost_of(verb, found["set_aside"])
 
 
 def already_done(work: Work, name: str, key: str) -> bool:
@@ -907,18 +929,23 @@ def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
 
 def keeps_draws_of(run: Path, key: str) -> bool:
     """Whether the encoder in finetuned/ is of the draws with this key."""
-    try:
-        return bool(json.loads((run / "finetuned" / "encoder.json").read_text())["extra"]["draws"] == key)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    return is_whole(lambda: load_encoder(run / "finetuned")) and draws_in(run / "finetuned") == key
+
+
+def draws_in(folder: Path) -> Any:
+    """The key of the draws that a fine-tuned encoder is of."""
+    return read_export_manifest(folder).get("extra", {}).get("draws")
 
 
 def finished_draws(path: Path) -> dict[str, list[float]]:
     """Accuracies of the draws that were finished, by a hash of what they depend on."""
-    try:
-        return {key: list(map(float, accuracies)) for key, accuracies in json.loads(path.read_text()).items()}
-    except (OSError, ValueError, AttributeError, TypeError):
+    if fits(path) is False:  # changed, or gone: they are done again
         return {}
+    try:
+        found: dict[str, list[float]] = load(path, Draws, "")
+    except UserError:
+        return {}
+    return found
 
 
 def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
@@ -1049,12 +1076,6 @@ def describe_vectors(work: Work, images: list[Images], vectors: NDArray[np.float
 def test_images(work: Work) -> Images:
     """The test split, or no images at all."""
     return work.dataset.test if work.dataset.test is not None else work.dataset.train.select(np.arange(0))
-
-
-def data_name(run: Path) -> str:
-    """The name of the run's data set, a folder under embeddings/ and index/."""
-    name: str = read_manifest(run)["data"]["name"]
-    return name
 
 
 def load_splits(run: Path, name: str) -> dict[str, Embeddings]:

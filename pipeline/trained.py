@@ -4,7 +4,7 @@ decoder.safetensors holds everything of a method that is not its encoder, float3
 of the encoder that it belongs to.
 """
 
-import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor
 from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data import Dataset, Images
+from pipeline.documents import load
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
@@ -26,6 +27,8 @@ from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.own import open_own
 from pipeline.prepare import traits_of
+from pipeline.schemas import DecoderFile
+from pipeline.seals import check, digest, forget
 from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
@@ -99,6 +102,7 @@ def save_decoder(method: Method[Any], run: Path) -> None:
     state = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
     plain = {key: value.detach().cpu() for key, value in state.items()}
     plain = {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in plain.items()}
+    forget(run / FILE, run / FACTS)  # until both are there, neither is finished
     with replacing(run / FILE) as temporary:
         temporary.write_bytes(save(plain))
     write_json(run / FACTS, {"schema": SCHEMA, "encoder": encoder_hash(run), "sha256": sha256(run / FILE)})
@@ -106,14 +110,12 @@ def save_decoder(method: Method[Any], run: Path) -> None:
 
 def read_decoder(run: Path) -> dict[str, Tensor]:
     """The tensors of decoder.safetensors; UserError where it is missing, damaged or of another encoder."""
-    try:
-        facts: Any = json.loads((run / FACTS).read_text())
-        whole = facts["schema"] == SCHEMA and facts["sha256"] == sha256(run / FILE)
-    except FileNotFoundError:
-        raise UserError(f"{run} has no {FILE}: it was not pre-trained to its end, or by an older version") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{run / FACTS} is damaged: start the run again in a new --out") from None
-    if not whole:
+    missing = f"{run} has no {FILE}: it was not pre-trained to its end, or by an older version"
+    facts = load(run / FACTS, DecoderFile, "start the run again in a new --out", missing)
+    check(run / FACTS, "start the run again in a new --out")
+    if not os.path.lexists(run / FILE):
+        raise UserError(missing)
+    if facts["sha256"] != digest(run / FILE):
         raise UserError(f"{run / FILE} is damaged (another sha256 than {FACTS} has): start the run again")
     if facts["encoder"] != encoder_hash(run):
         raise UserError(f"{run / FILE} is of another encoder than {run}/encoder.safetensors: start the run again")

@@ -4,7 +4,6 @@ Nothing here asks the network.
 """
 
 import hashlib
-import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import RESNETS
+from pipeline.documents import load
 from pipeline.errors import UserError
 from pipeline.models.local_weights import Packaged, package_file, snapshot_file, torch_cache
 from pipeline.models.timm_networks import (
@@ -25,8 +25,11 @@ from pipeline.models.timm_networks import (
     is_timm,
     tags_of,
 )
+from pipeline.schemas import EncoderFile
+from pipeline.seals import check, digest
 
 SCHEMA = 1  # of encoder.json
+EXPORT_AGAIN = "export the encoder again: the command that started the run does it"
 OWN = "your own"  # licence of what was trained here
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "net.")  # what trainers put before a backbone's keys
 _HEADS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")  # of classifiers: left out
@@ -121,9 +124,7 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     path = folder / "encoder.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing; export the encoder again")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != manifest["sha256"]:
+    if digest(path) != manifest["sha256"]:
         raise UserError(f"{path} is damaged: its sha256 is not the one in encoder.json; export the encoder again")
     return manifest, read_state(path)
 
@@ -131,19 +132,10 @@ def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """encoder.json of a run folder; UserError if it is missing, damaged or of another schema."""
     path = folder / "encoder.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no encoder.json; give the folder of a run that was pre-trained") from None
-    except (OSError, ValueError):
-        raise UserError(f"{path} is not readable JSON; export the encoder again") from None
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}; this version reads schema {SCHEMA}")
-    needed = {"name", "stem", "channels", "image_size", "mean", "std", "sha256"}
-    if missing := sorted(needed - manifest.keys()):
-        raise UserError(f"{path} is incomplete: {', '.join(missing)} missing; export the encoder again")
-    return manifest  # type: ignore[no-any-return]
+    missing = f"{folder} has no encoder.json; give the folder of a run that was pre-trained"
+    manifest = load(path, EncoderFile, EXPORT_AGAIN, missing)
+    check(path, EXPORT_AGAIN)
+    return manifest
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

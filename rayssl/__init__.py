@@ -27,12 +27,13 @@ if TYPE_CHECKING:
     from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
     from pipeline.encoders import Encoder, build_encoder
     from pipeline.errors import UserError
-    from pipeline.evaluate import evaluate_embeddings, read_evaluation
+    from pipeline.evaluate import evaluate_embeddings
     from pipeline.export import export_encoder, load_encoder
     from pipeline.index import build_index, load_index, search
     from pipeline.launch import run, tune
     from pipeline.query import query
     from pipeline.recipes import build_recipe
+    from pipeline.records import read_evaluation
     from pipeline.report import write_comparison, write_report
     from pipeline.tune.search import TuneSettings
     from pipeline.tune.space import Parameter, Space, build_space
@@ -61,7 +62,7 @@ _NAMES = {
     "open_dataset": "pipeline.data",
     "override": "pipeline.config",
     "query": "pipeline.query",
-    "read_evaluation": "pipeline.evaluate",
+    "read_evaluation": "pipeline.records",
     "run": "pipeline.launch",
     "save_embeddings": "pipeline.embeddings",
     "search": "pipeline.index",

@@ -1,14 +1,16 @@
 """race.json: what a race is of, what was measured once, its rounds, and what became of every candidate."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipeline.documents import made_of
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.race.plan import Overhead, Round, ranked
+from pipeline.runfolder import read_race
+from pipeline.seals import started
 
 SCHEMA = 1
 NAME = "race.json"
@@ -112,26 +114,20 @@ class Ledger:
 
 def save_ledger(out: Path, ledger: Ledger) -> None:
     """Write race.json, whole or not at all."""
+    started(out)
     write_json(out / NAME, {"schema": SCHEMA, **dataclasses.asdict(ledger)})
 
 
 def load_ledger(out: Path) -> Ledger:
     """Read race.json; raises UserError where it is missing, damaged or of another schema version."""
-    path = out / NAME
+    path, values = out / NAME, read_race(out)
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        schema = values.pop("schema", None)
-    except FileNotFoundError:
-        raise UserError(f"{out} is no race (no race.json): `rayssl race DIR` runs one") from None
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged (not JSON): restore it, or start the race again in a new --out") from None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
-    try:
-        values["rounds"] = [Round(**{**one, "names": tuple(one["names"])}) for one in values["rounds"]]
-        values["overhead"] = Overhead(**values["overhead"])
-        values["about"] = {name: About(**one) for name, one in values["about"].items()}
-        values["results"] = {name: [Result(**one) for one in results] for name, results in values["results"].items()}
-        return Ledger(**values)
+        values["rounds"] = [made_of(Round, {**one, "names": tuple(one["names"])}) for one in values["rounds"]]
+        values["overhead"] = made_of(Overhead, values["overhead"])
+        values["about"] = {name: made_of(About, one) for name, one in values["about"].items()}
+        values["results"] = {
+            name: [made_of(Result, one) for one in results] for name, results in values["results"].items()
+        }
+        return made_of(Ledger, values)
     except (TypeError, KeyError, AttributeError):
         raise UserError(f"{path} is damaged (no race): restore it, or start the race again in a new --out") from None

@@ -23,6 +23,7 @@ from pipeline.race.plan import (
 )
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
+from pipeline.seals import forget_folder
 
 
 def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> None:
@@ -238,4 +239,5 @@ def drop_checkpoints(race: Race, number: int) -> None:
     staying = {name for later in range(number + 1, len(ledger.rounds) + 1) for name in ledger.rounds[later - 1].names}
     staying |= set(ledger.entrants(number + 1))
     for name in set(ledger.entrants(number)) - staying:
+        forget_folder(race.run_of(name) / "checkpoints")
         shutil.rmtree(race.run_of(name) / "checkpoints", ignore_errors=True)

@@ -14,7 +14,7 @@ from pipeline.export import export_encoder, load_encoder
 from pipeline.prepare import count_steps, prepare
 from pipeline.race.plan import Overhead
 from pipeline.reporter import LocalReporter, Reporter
-from pipeline.runfolder import read_manifest, writer_lock
+from pipeline.runfolder import own_data, writer_lock
 from pipeline.stages import main_writes, run_worker_stages
 from pipeline.work import Work, new_encoder
 
@@ -75,7 +75,7 @@ def set_steps(run: Path, steps: int | None, threads: int, vectors: str = "auto")
     config = configuration.load(run / "config.json")
     train = replace(config.train, threads=threads)
     if steps is not None:
-        per_epoch, _ = count_steps(config, read_manifest(run)["data"]["train"])
+        per_epoch, _ = count_steps(config, own_data(run)["train"])
         # Of a longer plan: a short round would be nothing else.
         warmup = min(train.warmup_epochs, WARMUP * steps / max(1, per_epoch))
         train = replace(train, steps=steps, warmup_epochs=warmup)

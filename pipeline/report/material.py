@@ -43,7 +43,9 @@ class Material:
     def curves(self) -> "dict[str, Curve]":
         """Metric → (steps, values) of pre-training."""
         found: dict[str, Curve] = {}
-        for row in MetricsLog(self.run.folder).rows():
+        log = MetricsLog(self.run.folder)
+        log.check()
+        for row in log.rows():
             if row.get("stage") == "pretrain":
                 _add_row(found, row)
         return found

@@ -39,17 +39,18 @@ SECTIONS: tuple[tuple[str, Draw], ...] = (
 )
 
 
-def write_report(runs: Sequence[Path | str], out: Path | str) -> None:
+def write_report(runs: Sequence[Path | str], out: Path | str) -> list[str]:
     """Write the report of one run, or of several compared, to `out`, whole or not at all.
 
-    What a run lacks is left out and named at the end. Raises UserError where a folder is no run, or is damaged, and
-    where a report is there already and this one would lack the images.
+    What a run lacks is left out and named at the end. Returns what is left out because its file is damaged. Raises
+    UserError where a folder is no run, and where a report is there already and this one would lack the images.
     """
     loaded = load_runs([Path(run) for run in runs])
     materials = load_material(loaded, colours(len(loaded)))
     check_images(materials, Path(out))
     parts, left_out = draw_sections(SECTIONS, materials)
     write_text(Path(out), render_page(_title(materials), _subtitle(materials), parts, left_out))
+    return [reason for reason in left_out if " is damaged (" in reason]
 
 
 def check_images(materials: Sequence[Material], out: Path) -> None:

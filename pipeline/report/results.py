@@ -1,14 +1,17 @@
 """What a report needs of a run folder, read once. Torch-free, so that a comparison costs no start-up time."""
 
-import json
-import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.documents import load
 from pipeline.errors import UserError
+from pipeline.records import read_evaluation, told_of
 from pipeline.runfolder import read_manifest
+from pipeline.schemas import ReportedConfig
+from pipeline.seals import check, fits
 
 SCHEMA = 1
 METHOD_LABELS = {
@@ -38,6 +41,7 @@ class Run:
     manifest: dict[str, Any]
     records: tuple[dict[str, Any], ...]
     flat: dict[str, float]
+    untrue: str = ""  # what is told of figures that are not shown
 
     @property
     def method(self) -> str:
@@ -83,33 +87,23 @@ def load_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {path.parent} is not a run folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise UserError(f"{path} is damaged (not JSON): `rayssl verify {path.parent}` lists what is whole") from None
-    schema = values.get("schema") if isinstance(values, dict) else None
-    if schema != SCHEMA:
-        raise UserError(f"{path} has schema {schema!r}: this version reads schema {SCHEMA}")
-    return dict(values)
+    remedy = "restore it, or start the run again in a new --out"
+    values = load(path, ReportedConfig, remedy, f"{path} does not exist: {path.parent} is not a run folder")
+    check(path, remedy)
+    return values
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return read_manifest(folder) if (folder / "manifest.json").exists() else {}
+    return read_manifest(folder) if os.path.lexists(folder / "manifest.json") else {}
 
 
-def _evaluation(folder: Path) -> tuple[tuple[dict[str, Any], ...], dict[str, float]]:
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return (), {}
-    values = _read(path)
-    flat = {key: float(value) for key, value in values.get("flat", {}).items() if _is_figure(value)}
-    return tuple(values.get("records", ())), flat
-
-
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def _evaluation(folder: Path) -> tuple[tuple[dict[str, Any], ...], dict[str, float], str]:
+    if not os.path.lexists(folder / "evaluation.json"):
+        gone = fits(folder / "evaluation.json") is False
+        return (), {}, f"{folder / 'evaluation.json'} is gone: `rayssl evaluate {folder}` writes it" if gone else ""
+    values = read_evaluation(folder)
+    flat = {key: float(value) for key, value in values["flat"].items()}
+    return tuple(values["records"]), flat, told_of(folder, values["set_aside"])
 
 
 def _half_width(record: dict[str, Any]) -> float | None:

@@ -1,6 +1,5 @@
 """Sections of words and tables: the result, the table, warnings, what was run, the files."""
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.documents import load
+from pipeline.errors import UserError
 from pipeline.learned import warnings_of
 from pipeline.report import table
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run
+from pipeline.schemas import EncoderFile
 
 # Spread below which codes count as collapsed (1 is healthy, 0 is all codes alike), unless those of a random encoder,
 # which ReLU keeps in one corner of the sphere, are as close together.
@@ -283,10 +285,10 @@ def _encoder(run: Run) -> str:
 def _licence(run: Run) -> str:
     """Whose weights the exported encoder has learned from, where they are not the user's own."""
     try:
-        encoder = json.loads((run.folder / "encoder.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        encoder = load(run.folder / "encoder.json", EncoderFile, "")
+    except (OSError, UserError):
         return ""
-    return str(encoder["licence"]) if encoder.get("origin") else ""
+    return str(encoder.get("licence", "")) if encoder.get("origin") else ""
 
 
 def _times(manifest: dict[str, Any]) -> str:

@@ -127,7 +127,7 @@ def remarks(runs: Sequence[Run]) -> list[str]:
     shown = columns_of(runs)
     columns = [column for column in shown if column.percent]
     rows = rows_of(runs, columns)
-    found = []
+    found = [run.untrue for run in runs if run.untrue]
     if any(run.data_path == "digits" for run in runs):
         found.append(_digits_remark(rows))
     found += _seen_in_training(runs)

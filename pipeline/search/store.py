@@ -8,6 +8,7 @@ search/<name>/      encoders that are not the run's own: encoder.safetensors, en
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.documents import load, made_of
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
+from pipeline.schemas import SearchFile
+from pipeline.seals import check, digest, forget
 from pipeline.search.choice import Candidate
 from pipeline.search.parts import Part, Seen, Vectors
 from pipeline.search.projection import Projection
@@ -68,6 +72,7 @@ def write_search(
     tensors = _tensors(vectors)
     digest = _hash(vectors, origins, dim, tensors)
     told = {f"correct{i}": one.correct.astype(np.uint8) for i, one in enumerate(candidates)}
+    forget(run / FILE, run / TENSORS)  # until both are there, neither is finished
     with replacing(run / TENSORS) as temporary:
         temporary.write_bytes(save({**tensors, **told}))
     values = {
@@ -86,7 +91,7 @@ def write_search(
 
 def has_search(run: Path) -> bool:
     """Whether a run is searched by anything but its last stage."""
-    return (run / FILE).exists()
+    return os.path.lexists(run / FILE)
 
 
 def search_hash(run: Path) -> str | None:
@@ -103,7 +108,7 @@ def read_search(run: Path) -> Search:
             Part(Seen(one["source"], one["what"]), bool(one["whitened"]), _projection(tensors, f"part{i}"))
             for i, one in enumerate(values["parts"])
         ]
-        origins = tuple(Origin(**one["origin"]) for one in values["parts"])
+        origins = tuple(made_of(Origin, one["origin"]) for one in values["parts"])
         joint = _projection(tensors, "joint") if len(parts) > 1 else None
         vectors, dim = Vectors(tuple(parts), joint), int(values["dim"])
     except (KeyError, TypeError, ValueError):
@@ -119,25 +124,17 @@ def read_candidates(run: Path) -> list[Candidate]:
     tensors = _load(run, values)
     try:
         return [
-            Candidate(**one, correct=tensors[f"correct{i}"].astype(bool)) for i, one in enumerate(values["candidates"])
+            made_of(Candidate, {**one, "correct": tensors[f"correct{i}"].astype(bool)})
+            for i, one in enumerate(values["candidates"])
         ]
     except (KeyError, TypeError):
         raise _damaged(run, "its candidates are not whole") from None
 
 
 def _read(run: Path) -> dict[str, Any]:
-    path = run / FILE
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {_remedy(run)} writes it") from None
-    except ValueError:
-        raise _damaged(run, "not JSON") from None
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        found = values.get("schema") if isinstance(values, dict) else None
-        raise UserError(f"{path} has schema {found!r}, this version reads {SCHEMA}: {_remedy(run)} writes it anew")
-    if missing := [key for key in ("name", "dim", "hash", "parts", "candidates", "sha256") if key not in values]:
-        raise _damaged(run, f"it lacks {', '.join(missing)}")
+    path, remedy = run / FILE, _remedy(run)
+    values = load(path, SearchFile, f"{remedy} writes it anew", f"{path} does not exist: {remedy} writes it")
+    check(path, f"{remedy} writes it anew")
     return values
 
 
@@ -148,7 +145,7 @@ def _load(run: Path, values: dict[str, Any]) -> dict[str, NDArray[Any]]:
     path = run / TENSORS
     if not path.is_file():
         raise UserError(f"{path} does not exist: {_remedy(run)} writes it")
-    if sha256(path) != values["sha256"]:
+    if digest(path) != values["sha256"]:
         raise UserError(f"{path} is damaged (another sha256 than {FILE} has): {_remedy(run)} writes it anew")
     try:
         return dict(load_file(path))

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.documents import DamagedError, load, made_of, parse, read_bytes
 from pipeline.files import replacing, write_json
+from pipeline.schemas import TrialFile
+from pipeline.seals import check
 
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
@@ -43,12 +45,11 @@ def load_trials(folder: Path) -> list[Trial]:
     """The trials that have ended, by number; raises UserError where a file is damaged."""
     trials = []
     for path in sorted((folder / "trials").glob("[0-9]*.json")):
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            values["curve"] = [(int(step), float(score)) for step, score in values["curve"]]
-            trials.append(Trial(**values))
-        except (OSError, ValueError, TypeError, KeyError):
-            raise UserError(f"{path} is damaged: remove it, and its trial is done again") from None
+        remedy = "remove it, and its trial is done again"
+        values = load(path, TrialFile, remedy)
+        check(path, remedy)
+        values["curve"] = [(int(step), float(score)) for step, score in values["curve"]]
+        trials.append(made_of(Trial, values))
     return trials
 
 
@@ -74,10 +75,10 @@ def save_member(folder: Path, number: int, rows: Sequence[dict[str, Any]], copy:
 def load_member(folder: Path, number: int) -> list[dict[str, Any]]:
     """A member's reports so far; none where nothing of it was kept."""
     try:
-        rows: list[dict[str, Any]] = json.loads((member_folder(folder, number) / "rows.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        rows: Any = parse(read_bytes(member_folder(folder, number) / "rows.json"))
+    except (OSError, DamagedError):
         return []
-    return rows
+    return rows if isinstance(rows, list) and all(isinstance(row, dict) for row in rows) else []
 
 
 def drop_member(folder: Path, number: int) -> None:

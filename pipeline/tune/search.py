@@ -16,11 +16,14 @@ from pipeline.augment import view_to_dict
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.data.concluded import facts
+from pipeline.documents import load
 from pipeline.errors import UserError, nearest
 from pipeline.files import write_json
 from pipeline.methods import load_method
 from pipeline.prepare import as_planned, check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
 from pipeline.runfolder import describe_software
+from pipeline.schemas import TuneFile
+from pipeline.seals import check, started
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
 from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
@@ -343,6 +346,7 @@ def check_same_search(search: Search, dataset: Dataset) -> None:
 
 def write_search(search: Search, dataset: Dataset, command: str) -> None:
     """search.json: all that the report and a later start need to know."""
+    started(search.out)
     write_json(search.out / "search.json", {**describe(search, dataset), "command": command, **describe_software()})
 
 
@@ -387,17 +391,9 @@ def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
 
 def load_search(out: Path) -> dict[str, Any]:
     """search.json; raises UserError where it is missing, damaged or of another schema version."""
-    path = out / "search.json"
-    try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict):
-            raise ValueError("not an object")
-    except FileNotFoundError:
-        raise UserError(f"{out} is no search (no search.json): `rayssl tune` writes one") from None
-    except (OSError, ValueError):
-        raise UserError(f"{path} is damaged (not JSON): start the search again in a new --out") from None
-    if values.get("schema") != SCHEMA:
-        raise UserError(f"{path} has schema {values.get('schema')!r}: this version reads schema {SCHEMA}")
+    path, remedy = out / "search.json", "start the search again in a new --out"
+    values = load(path, TuneFile, remedy, f"{out} is no search (no search.json): `rayssl tune` writes one")
+    check(path, remedy)
     return values
 
 

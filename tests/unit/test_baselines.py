@@ -12,9 +12,11 @@ import pytest
 from pipeline.baselines import VERSIONS, Pictures, part_of
 from pipeline.data import open_dataset
 from pipeline.evaluate import read_evaluation, write_evaluation
+from pipeline.files import write_json
 from pipeline.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
 from pipeline.reporter import Silent
+from pipeline.runfolder import read_manifest, update_manifest
 from pipeline.stages import run_evaluate, run_worker_stages
 
 EVALUATED = ("knn/top1", "knn-whitened/top1", "cluster/nmi", "retrieval/map@r", "health/rankme")
@@ -35,9 +37,9 @@ def refuse(*_: Any, **__: Any) -> Any:
 
 def edit_stages(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change what the manifest says of the stages that are done."""
-    manifest = json.loads((run / "manifest.json").read_text())
-    change(manifest["stages"])
-    (run / "manifest.json").write_text(json.dumps(manifest))
+    stages = read_manifest(run)["stages"]
+    change(stages)
+    update_manifest(run, {"stages": stages})
 
 
 def test_every_baseline_has_the_figures_of_a_run(finished: Path) -> None:
@@ -70,7 +72,7 @@ def test_another_run_on_the_same_images_is_told_the_same_without_measuring_again
 def test_other_settings_are_measured_anew(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = json.loads((finished_copy / "config.json").read_text())
     config["evaluate"]["k"] = 3
-    (finished_copy / "config.json").write_text(json.dumps(config))
+    write_json(finished_copy / "config.json", config)
     run_evaluate(finished_copy)
     protocols = [one["protocol"] for one in read_evaluation(finished_copy)["records"] if "/knn/" in one["metric"]]
     assert protocols

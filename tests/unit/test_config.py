@@ -176,8 +176,8 @@ def test_refused_files_are_named(tmp_path: Path, simclr: Config) -> None:
     good = to_dict(simclr)
     path = tmp_path / "config.json"
     cases = [
-        (json.dumps({**good, "schema": 99}), "schema is 99: this version reads schema 1"),
-        (json.dumps(without_group(good, "schema")), "schema is None"),
+        (json.dumps({**good, "schema": 99}), "has schema 99: this version reads schema 1"),
+        (json.dumps(without_group(good, "schema")), "has schema None"),
         (json.dumps({**good, "unheard": 1}), "unheard"),
         (json.dumps({**good, "train": {**good["train"], "unheard": 1}}), "train.unheard"),
         (json.dumps({**good, "train": {**good["train"], "epochs": -1}}), "train.epochs is -1"),

@@ -130,7 +130,8 @@ COUNTS = {"train": 20, "val": 4, "test": 12, "val_in_train": 1, "test_in_train":
 
 
 def test_protocols_say_what_flatters_a_figure(tmp_path: Path) -> None:
-    update_manifest(tmp_path, {"data": {"name": "photos", "duplicates": COUNTS}})
+    sizes = {"train": 20, "val": 4, "test": 12, "image_size": 8, "channels": 3, "classes": None}
+    update_manifest(tmp_path, {"data": {"name": "photos", "fingerprint": "f", **sizes, "duplicates": COUNTS}})
     says = {
         one["metric"]: one["protocol"].removeprefix("as it is")
         for one in flattered(

@@ -170,13 +170,13 @@ def test_damage_is_found(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="disagree"):
         load_encoder(tmp_path)
     change(tmp_path, schema=99)
-    with pytest.raises(UserError, match="has schema 99; this version reads schema 1"):
+    with pytest.raises(UserError, match="has schema 99: this version reads schema 1"):
         load_encoder(tmp_path)
     manifest.write_text('{"schema": 1}')
-    with pytest.raises(UserError, match="incomplete: channels, image_size"):
+    with pytest.raises(UserError, match="it lacks name, stem, channels, image_size"):
         encoder_hash(tmp_path)
     manifest.write_text(described[:20])
-    with pytest.raises(UserError, match="not readable JSON"):
+    with pytest.raises(UserError, match="not JSON"):
         load_encoder(tmp_path)
 
     manifest.write_text(described)

@@ -257,7 +257,7 @@ def test_file_that_claims_more_than_it_holds(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": 7}, "has schema 7, this version reads 1"),
+        ({"schema": 7}, "has schema 7: this version reads schema 1"),
         ({"count": 299}, "holds 300 vectors of 16 dimensions, its manifest says 299 of 16"),
         ({"dim": 8}, "its manifest says 300 of 8"),
     ],
@@ -272,10 +272,10 @@ def test_manifest_that_does_not_fit(folder: Path, changes: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not a JSON object"),
-        ("[1]", "not a JSON object"),
-        ("\xff", "not a JSON object"),
-        ('{"schema": 1}', "lacks enc"),
+        ("{", "not JSON"),
+        ("[1]", "not JSON of ours: no object"),
+        ("\xff", "byte 0 is no UTF-8"),
+        ('{"schema": 1}', "it lacks dim, count, encoder_hash"),
     ],
 )
 def test_damaged_manifest(folder: Path, text: str, message: str) -> None:

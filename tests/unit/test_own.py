@@ -17,6 +17,7 @@ from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.embeddings import load_embeddings
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
 from pipeline.query import query
@@ -35,7 +36,7 @@ def run(finished_copy: Path, photos: Path) -> Path:
     """The finished run, started with `photos`."""
     config = json.loads((finished_copy / "config.json").read_text())
     config["data"]["path"] = str(photos)
-    (finished_copy / "config.json").write_text(json.dumps(config))
+    write_json(finished_copy / "config.json", config)
     data = read_manifest(finished_copy)["data"]
     update_manifest(finished_copy, {"data": {**data, "path": str(photos)}})
     return finished_copy

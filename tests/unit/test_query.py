@@ -22,6 +22,7 @@ from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
+from pipeline.prepare import data_facts
 from pipeline.query import _own_address, _own_ids, answer, picture_format, query, save_gallery
 from pipeline.recipes import build_recipe
 from pipeline.runfolder import update_manifest
@@ -77,7 +78,7 @@ def build(folder: Path, run: Path) -> Case:
     splits = [embed(encoder, dataset, images, name, run) for name, images in parts.items()]
     for split in splits:
         save_embeddings(split, run / "embeddings" / dataset.name / f"{split.split}.parquet")
-    update_manifest(run, {"data": {"name": dataset.name, "path": dataset.path, "fingerprint": dataset.fingerprint}})
+    update_manifest(run, {"data": data_facts(dataset)})
     vectors, ids = np.concatenate([s.vectors for s in splits]), np.concatenate([s.ids for s in splits])
     save_index(
         build_index(vectors, ids),

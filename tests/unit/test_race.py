@@ -313,8 +313,8 @@ def test_bad_input(
     Image.new("RGB", (16, 16)).save(tmp_path / "one" / "0.png")
     (tmp_path / "file").write_text("a file")
     (tmp_path / "few").write_text("path,label\nred/0.png,a\ngreen/0.png,b\n")
-    (tmp_path / "race" / "race.json").write_text('{"winner": null}')
-    (tmp_path / "damaged" / "race.json").write_text('{"winner": "../.."}')
+    (tmp_path / "race" / "race.json").write_text('{"schema": 1, "winner": null}')
+    (tmp_path / "damaged" / "race.json").write_text('{"schema": 1, "winner": "../.."}')
     places = {
         "images": images,
         "tmp": tmp_path,
@@ -333,6 +333,6 @@ def test_bad_input(
 
 
 def test_a_race_that_is_named_as_images_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "race.json").write_text('{"winner": null}')
+    (tmp_path / "race.json").write_text('{"schema": 1, "winner": null}')
     assert main(["race", str(tmp_path)]) == 2
     assert "--choose NAME" in capsys.readouterr().err

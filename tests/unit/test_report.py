@@ -371,7 +371,7 @@ def test_no_report_is_half_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("{", "is damaged"), ('{"schema": 9}', "schema 9: this version reads schema 1"), ("[]", "schema")],
+    [("{", "is damaged"), ('{"schema": 9}', "schema 9: this version reads schema 1"), ("[]", "no object")],
 )
 def test_a_damaged_evaluation_is_told(tmp_path: Path, content: str, words: str) -> None:
     run = make_run(tmp_path / "run")

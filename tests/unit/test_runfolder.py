@@ -20,6 +20,9 @@ from pipeline.runfolder import (
     writer_lock,
 )
 
+DATA = {
+    "name": "x", "fingerprint": "f", "train": 3, "val": 1, "test": 1, "image_size": 8, "channels": 1, "classes": None,
+}  # fmt: skip
 HOLD = """
 import sys
 from pathlib import Path
@@ -59,12 +62,12 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_manifest_keeps_what_is_not_replaced(tmp_path: Path) -> None:
-    update_manifest(tmp_path, {"seed": 1, "data": {"name": "x", "train": 3}})
+    update_manifest(tmp_path, {"seed": 1, "data": DATA})
     mark_stage(tmp_path, "pretrain", "k1", 1.234, steps=9)
     update_manifest(tmp_path, {"seed": 2})
     manifest = read_manifest(tmp_path)
     assert manifest["seed"] == 2
-    assert manifest["data"] == {"name": "x", "train": 3}
+    assert manifest["data"] == DATA
     assert manifest["stages"]["pretrain"]["steps"] == 9
     assert manifest["stages"]["pretrain"]["seconds"] == 1.23
 

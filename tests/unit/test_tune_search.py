@@ -266,9 +266,12 @@ def test_a_search_in_which_all_trials_failed_has_no_best(tmp_path: Path) -> None
 def test_a_damaged_trial_is_one_line(tmp_path: Path) -> None:
     save_trial(tmp_path, trial(0, 0.5))
     path = tmp_path / "trials" / "0000.json"
-    for text in ("{", "{}", json.dumps({**json.loads(path.read_text()), "surplus": 1})):
+    whole = json.loads(path.read_text())
+    path.write_text(json.dumps({**whole, "of a newer version": 1}))
+    assert load_trials(tmp_path) == [trial(0, 0.5)]
+    for text in ("{", "{}", json.dumps({**whole, "curve": [[1, 0.5, 2]]})):
         path.write_text(text)
-        with pytest.raises(UserError, match=r"0000\.json is damaged: remove it"):
+        with pytest.raises(UserError, match=r"0000\.json is damaged \(.*\): remove it"):
             load_trials(tmp_path)
 
 
