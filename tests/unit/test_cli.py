@@ -510,8 +510,16 @@ def test_a_command_is_written_down_as_one_would_type_it(monkeypatch: pytest.Monk
         (UserError("two\nlines"), 2, "rayssl: two lines"),
         (KeyboardInterrupt(), 130, "rayssl: stopped"),
         (ValueError("odd"), 1, "a fault of rayssl itself (ValueError)"),
-        (OSError(errno.ENOSPC, "full", "/x"), 1, "rayssl: No space left on device: /x: free some, and the same"),
-        (RuntimeError("workers: [Errno 28] No space left on device"), 1, "rayssl: No space left on device: free some"),
+        (
+            OSError(errno.ENOSPC, "full", "/x"),
+            1,
+            "rayssl: No space left on device: /x: what is finished is kept; free some, and the same",
+        ),
+        (
+            RuntimeError("workers: [Errno 28] No space left on device"),
+            1,
+            "rayssl: No space left on device: what is finished is kept; free some",
+        ),
         (OutsideError("Ray did not start"), 1, "rayssl: Ray did not start\n"),
     ],
 )
