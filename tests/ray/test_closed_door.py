@@ -92,7 +92,8 @@ def namespaces(names: list[str]) -> Iterator[None]:
         link add {cables[0]} netns {here} type veth peer name {cables[1]} netns {there}
         -n {here} addr add {HERE}/24 dev {cables[0]}; -n {there} addr add {THERE}/24 dev {cables[1]}
         -n {here} link set {cables[0]} up; -n {there} link set {cables[1]} up
-        -n {here} link set lo up; -n {there} link set lo up"""
+        -n {here} link set lo up; -n {there} link set lo up
+        -n {here} route add default via {THERE}"""  # by which Ray tells the address that others reach
     try:
         for line in made.replace("\n", ";").split(";"):
             subprocess.run(["ip", *line.split()], check=True, capture_output=True, text=True)
