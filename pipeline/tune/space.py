@@ -418,7 +418,8 @@ def parameter_from(name: str, value: Any) -> Parameter:
         return Parameter(values=(value,))
     raise UserError(
         f"the range of {cut(name)} is {shown(value)}: it must be [low, high], "
-        '{"low": …, "high": …, "log": true} with low at most high (above 0 for log, as a "step" must be), or {"values": […]}'
+        '{"low": …, "high": …, "log": true} with low at most high (above 0 for log, as a "step" must be), or '
+        '{"values": […]}'
     )
 
 
