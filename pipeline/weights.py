@@ -35,10 +35,8 @@ _HEADS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")  # o
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")  # where a checkpoint may keep its weights
 
 # Others, as of 8 bits or complex numbers, are left out: they are not what a network is loaded from.
-_DTYPES = frozenset(
-    (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.int16)
-    + (torch.int8, torch.uint8, torch.bool)
-)
+_REAL = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_WHOLE = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ def _is_plain(value: Any) -> bool:
     """Whether a value is a tensor such as weights are."""
     if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
         return False
-    return value.dtype in _DTYPES
+    return value.dtype in _REAL | _WHOLE
 
 
 def _check_room(path: Path, size: int) -> None:
