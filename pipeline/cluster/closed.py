@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's node has the address 127.0.0.1, on Linux too
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # over which workers talk to each other
-ANY_CALL = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # that an open cluster answers, with whatever
+# A call of each server that an open one answers with whatever; a token is asked for only where there is the call.
+OF_HEAD, OF_CLIENT_SERVER = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
 ASK_SECONDS = 5.0
 
 
@@ -67,14 +68,12 @@ def lets_anybody_in(address: str) -> bool:
     import grpc
 
     place = urlsplit(address if "://" in address else f"//{address}").netloc
+    name = OF_CLIENT_SERVER if address.startswith("ray://") else OF_HEAD
+    not_told = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNIMPLEMENTED)
     with grpc.insecure_channel(place) as channel:
-        call = channel.unary_unary(ANY_CALL, request_serializer=bytes, response_deserializer=bytes)
+        call = channel.unary_unary(name, request_serializer=bytes, response_deserializer=bytes)
         try:
             call(b"", timeout=ASK_SECONDS)
         except grpc.RpcError as error:
-            return error.code() not in (
-                grpc.StatusCode.UNAUTHENTICATED,
-                grpc.StatusCode.UNAVAILABLE,
-                grpc.StatusCode.DEADLINE_EXCEEDED,
-            )
+            return error.code() not in (grpc.StatusCode.UNAUTHENTICATED, *not_told)
     return True
