@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's node has the address 127.0.0.1, on Linux too
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")  # over which workers talk to each other
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # interfaces over which workers talk to each other
 # A call of each server that an open one answers with whatever; a token is asked for only where there is the call.
 OF_HEAD, OF_CLIENT_SERVER = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
 ASK_SECONDS = 5.0
@@ -26,7 +26,8 @@ def closed_settings(environment: Mapping[str, str]) -> dict[str, str]:
 
     The token is random, and in the environment of Ray's processes only: no file, log or command line has it.
     """
-    settings = {LOOPBACK_ONLY: "0", MODE: "token", **dict.fromkeys(INTERFACES, loopback_interface())}
+    interface = loopback_interface()
+    settings = {LOOPBACK_ONLY: "0", MODE: "token", GLOO: interface, NCCL: f"={interface}"}  # =: no other that starts so
     if not {MODE, TOKEN, TOKEN_PATH} & set(environment):
         settings[TOKEN] = secrets.token_hex(32)
     return {name: value for name, value in settings.items() if name not in environment}

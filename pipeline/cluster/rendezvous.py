@@ -3,7 +3,6 @@
 Over the network torch would open a store on every interface, and whoever reaches that can redirect the workers.
 """
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from ray.train.torch import TorchConfig, config
 class FileBackend(config._TorchBackend):
     """Ray's process group of torch, with a file that only this user can read in the place of a server."""
 
-    folder: Path | None = None
-
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Join the workers."""
-        self.folder = meeting_folder()
+        place = meeting_place(meeting_folder())
         gpus = worker_group.get_resources_per_worker().get("GPU", 0)
         worker_group.execute(config._set_torch_distributed_env_vars)
         joining = [
@@ -29,24 +26,18 @@ class FileBackend(config._TorchBackend):
                 backend="nccl" if gpus > 0 else "gloo",
                 world_rank=rank,
                 world_size=len(worker_group),
-                init_method=meeting_place(self.folder),
+                init_method=place,
                 timeout_s=backend_config.timeout_s,
             )
             for rank in range(len(worker_group))
         ]
         ray.get(joining)
 
-    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
-        """Part the workers; the file was needed until now."""
-        super().on_shutdown(worker_group, backend_config)
-        if self.folder is not None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
 
 def meeting_folder() -> Path:
     """A new folder that is this user's alone; every group has its own, as an old file would confuse a new group.
 
-    It is below Ray's of this session: what a kill leaves lies with what Ray leaves.
+    It is below Ray's of this session, where Ray leaves its own too; torch reads the file as long as there is a worker.
     """
     node: Any = ray._private.worker._global_node
     return Path(tempfile.mkdtemp(prefix="rayssl-workers-", dir=node.get_session_dir_path()))
