@@ -10,14 +10,21 @@ import click
 from pipeline.cluster.submit import submit_job
 from pipeline.errors import UserError
 
-USAGE = "rayssl submit ADDRESS [--no-follow] [--json] -- VERB ..."
+USAGE = "rayssl submit ADDRESS [--no-follow] [--allow-no-token] [--json] -- VERB ..."
 
 
 def main(argv: list[str]) -> int:
     """Submit, follow, and end with 0 where the job succeeded and 1 where it did not; raises UserError."""
     before, after = _split(argv)
     options = _parser().parse_args(before)
-    submission = submit_job(options.address, after, follow=options.follow, confirm_stop=_confirm_stop, echo=_to_stderr)
+    submission = submit_job(
+        options.address,
+        after,
+        follow=options.follow,
+        allow_no_token=options.allow_no_token,
+        confirm_stop=_confirm_stop,
+        echo=_to_stderr,
+    )
     if options.json:
         print(json.dumps({"address": submission.address, "job": submission.id, "status": submission.status}))
     return submission.exit_code
@@ -33,6 +40,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("address", metavar="ADDRESS", help="URL of the dashboard, such as http://127.0.0.1:8265")
     parser.add_argument(
         "--no-follow", dest="follow", action="store_false", help="submit and return; the job goes on alone"
+    )
+    parser.add_argument(
+        "--allow-no-token",
+        action="store_true",
+        help="submit to a cluster that asks nobody for a token: whoever reaches it runs code there",
     )
     parser.add_argument("--json", action="store_true", help="the job's id and status as the last line of stdout")
     return parser

@@ -331,7 +331,7 @@ def _from_text(path: str, text: str, current: Any) -> Any:
     if text.startswith(("[", "{")):
         try:
             return json.loads(text)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, or nested too deeply
             return text
     return text
 

@@ -4,11 +4,11 @@ Nothing here asks the network.
 """
 
 import hashlib
+import os
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from pipeline.backbones import RESNETS
 from pipeline.documents import load
 from pipeline.errors import UserError
-from pipeline.models.local_weights import Packaged, package_file, snapshot_file, torch_cache
+from pipeline.given import cut
+from pipeline.memory import free_memory
+from pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
 from pipeline.models.timm_networks import (
     config_of,
     first_convolutions,
@@ -34,6 +36,10 @@ OWN = "your own"  # licence of what was trained here
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "net.")  # what trainers put before a backbone's keys
 _HEADS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")  # of classifiers: left out
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "encoder")  # where a checkpoint may keep its weights
+
+# Others, as of 8 bits or complex numbers, are left out: they are not what a network is loaded from.
+_REAL = frozenset((torch.float16, torch.bfloat16, torch.float32, torch.float64))
+_WHOLE = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool))
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,16 @@ def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> We
 
     UserError if there are none on this machine.
     """
-    path = Path(weights).expanduser()
-    if path.name == "encoder.safetensors" and path.with_name("encoder.json").is_file():
+    path = Path(os.path.expanduser(weights))  # these of os, which have an answer to names too long and users unknown
+    if path.name == "encoder.safetensors" and os.path.isfile(path.with_name("encoder.json")):
         path = path.parent
-    if path.is_dir():
+    if os.path.isdir(path):
         manifest, state = read_export(path)
         mean, std = tuple(manifest["mean"]), tuple(manifest["std"])
         stem, origins = manifest["stem"] if manifest["name"] == name else None, tuple(manifest.get("origin", ()))
         epsilon = manifest.get("epsilon")
         return Weights(str(path), state, mean, std, stem, epsilon, manifest["sha256"], OWN, origins)
-    if path.is_file():
+    if os.path.isfile(path):
         return from_file(str(path), path, _normalisation_of(name), "not stated")
     if (packaged := package_file(weights)) is not None:
         return from_package(name, packaged)
@@ -91,9 +97,10 @@ def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> We
 
 def from_file(source: str, path: Path, normalisation: Normalisation | None, licence: str) -> Weights:
     """The weights in a file."""
+    state = read_state(path)  # before the rest is read, of which there may be any amount
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    found = Weights(source, read_state(path), sha256=digest, licence=licence)
+    found = Weights(source, state, sha256=digest, licence=licence)
     if normalisation is None:
         return found
     return replace(found, mean=normalisation.mean, std=normalisation.std, epsilon=normalisation.epsilon)
@@ -139,28 +146,79 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .safetensors, .pt or .pth file; nothing in the file is executed."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if path.suffix == ".safetensors":
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"{path} is not a safetensors file: {error}") from None
-    if path.suffix not in (".pt", ".pth"):
+    """The tensors in a .safetensors, .pt or .pth file; nothing in the file is executed. Raises UserError."""
+    if path.suffix not in SUFFIXES:
         raise UserError(f"cannot read weights from {path}; give a .safetensors, .pt or .pth file or a run folder")
     try:
+        size = path.stat().st_size
+        _check_room(path, size)
+        found = _load_safetensors(path) if path.suffix == ".safetensors" else _load_state(path, size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a file of weights") from None
+    except MemoryError:
+        raise UserError(f"{path} claims more than this machine's memory; give a file of weights") from None
+    state = {key: value for key, value in found.items() if isinstance(key, str) and _is_plain(value)}
+    if not state:
+        raise UserError(f"{path} holds no state_dict; save one with torch.save(model.state_dict(), …)")
+    for key, value in state.items():
+        if value.numel() * value.element_size() > size:  # one that repeats few numbers, or was never written
+            raise UserError(
+                f"{path}: {cut(key)} is {tuple(value.shape)}, more than the file has; save a plain state_dict"
+            )
+    return state
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor such as weights are."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or value.layout != torch.strided:
+        return False
+    return value.dtype in _REAL | _WHOLE
+
+
+def _check_room(path: Path, size: int) -> None:
+    """Raises UserError for a file larger than the memory that it would be read into, such as one of a hole."""
+    free = free_memory()
+    if free is not None and size > free:
+        raise UserError(f"{path} has {size / 1e9:.1f} GB: this machine has {free / 1e9:.1f} GB of free memory")
+
+
+def _load_safetensors(path: Path) -> Mapping[Any, Any]:
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # its own, and those of Python where a header lacks what it must have
+        raise UserError(f"{path} is not a safetensors file: {_one_line(error)}") from None
+
+
+def _load_state(path: Path, size: int) -> Mapping[Any, Any]:
+    """What torch.save wrote: a state dict, or what holds one."""
+    try:
+        if zipfile.is_zipfile(path):
+            _check_zip(path, size)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, zipfile.BadZipFile):
+    except (OSError, MemoryError, UserError):
+        raise
+    except Exception:  # of any kind: an odd pickle makes its reader stumble anywhere
         raise UserError(f"{path} is damaged or holds more than tensors; save a plain state_dict") from None
     for wrapper in _WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
-    state = {k: v for k, v in found.items() if isinstance(v, Tensor)} if isinstance(found, Mapping) else {}
-    if not state:
-        raise UserError(f"{path} holds no state_dict; save one with torch.save(model.state_dict(), …)")
-    return state
+    return found if isinstance(found, Mapping) else {}
+
+
+def _check_zip(path: Path, size: int) -> None:
+    """Refuse an archive of parts that would take more room than the file: torch neither packs nor shares them."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(part.file_size for part in archive.infolist())
+    if claimed > size:
+        raise UserError(f"{path} claims {claimed / 1e9:.1f} GB and has {size / 1e9:.1f} GB; save a plain state_dict")
+
+
+def _one_line(error: Exception) -> str:
+    return cut(" ".join(str(error).split()), 200) or type(error).__name__
 
 
 def timm_weights(name: str, weights: str) -> Weights:
@@ -263,10 +321,12 @@ def load_weights(net: nn.Module, name: str, weights: Weights) -> int:
         raise UserError(f"{start}{len(missing_keys)} of {len(wanted)} tensors are missing, e.g. {missing_keys[0]}")
     parts = {k.split(".")[0] for k in wanted}.difference(_HEADS)
     if extra := [k for k in state if k not in wanted and k.split(".")[0] in parts]:
-        raise UserError(f"{start}{len(extra)} tensors have no place, e.g. {extra[0]}")
+        raise UserError(f"{start}{len(extra)} tensors have no place, e.g. {cut(extra[0])}")
     for key in _seeing(net, name, wanted):
         state[key] = fit_channels(state[key], wanted[key].shape[1])
     for key, value in wanted.items():
+        if key in state and not torch.isfinite(state[key]).all():
+            raise UserError(f"{start}{key} holds what is no finite number")
         if key in state and state[key].shape != value.shape:
             found, right = tuple(state[key].shape), tuple(value.shape)
             raise UserError(f"{start}{key} is {found} where {right} is needed{_hint(name, key, found, right)}")
@@ -334,7 +394,7 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
     I / channels so that the activations keep their scale.
     """
     old = weight.shape[1] if weight.ndim == 4 else channels
-    if old == channels:
+    if old in (channels, 0):  # of none nothing can be made: its shape is refused
         return weight
     if channels == 1:
         return weight.sum(1, keepdim=True)

@@ -3,7 +3,6 @@
 Importing this needs numpy alone; albumentations is imported when the first view is made.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.augment.spec import Spec
 from pipeline.augment.user_pipeline import UserPipeline
 from pipeline.errors import UserError
+from pipeline.given import read_given, shown
 
 __all__ = ["Spec", "UserPipeline", "View", "apply_batch", "gallery", "load_views", "view_from_dict", "view_to_dict"]
 
@@ -56,14 +56,14 @@ def view_from_dict(values: Mapping[str, Any]) -> View:
     Raises UserError for anything else.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f'augmentation is {values!r}: it must be {{"operations": [ … ]}}')
+        raise UserError(f'augmentation is {shown(values)}: it must be {{"operations": [ … ]}}')
     kind = values.get("kind", "albumentations" if "transform" in values else "spec")
     rest = {key: value for key, value in values.items() if key != "kind"}
     if kind == "spec":
         return Spec.from_dict(rest)
     if kind == "albumentations":
         return UserPipeline.from_dict(rest.get("pipeline", rest))
-    raise UserError(f"augmentation kind is {kind!r}: must be 'spec' or 'albumentations'")
+    raise UserError(f"augmentation kind is {shown(kind)}: must be 'spec' or 'albumentations'")
 
 
 def load_views(path: str | Path, n_views: int) -> tuple[View, ...]:
@@ -72,37 +72,17 @@ def load_views(path: str | Path, n_views: int) -> tuple[View, ...]:
     A single spec is used for every view. Reads JSON, or YAML where the name ends in .yaml or .yml. Raises UserError.
     """
     try:
-        values = _parse(Path(path))
+        values = read_given(Path(path))
         several = values.get("views") if isinstance(values, Mapping) else None
         if several is None:
             return (view_from_dict(values),) * n_views
         if not isinstance(several, list) or len(several) not in (1, n_views):
-            found = len(several) if isinstance(several, list) else repr(several)
+            found = len(several) if isinstance(several, list) else shown(several)
             raise UserError(f"views is {found}: must be a list of 1 or {n_views}, as many as the method has")
         views = tuple(view_from_dict(view) for view in several)
         return views * n_views if len(views) == 1 else views
     except UserError as error:
         raise UserError(f"augmentation file {path}: {error}") from None
-
-
-def _parse(path: Path) -> Any:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{(error.strerror or 'not readable').lower()}: give a JSON or YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError("not text: give a JSON or YAML file") from None
-    if path.suffix.lower() in (".yaml", ".yml"):
-        import yaml
-
-        try:
-            return yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise UserError(f"not YAML: {' '.join(str(error).split())}") from None
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not JSON: {error}") from None
 
 
 def gallery(

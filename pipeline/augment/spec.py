@@ -18,6 +18,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError, nearest
+from pipeline.given import cut, shown
 from pipeline.randomness import uniform
 
 Range = tuple[float, float]  # low, high
@@ -367,7 +368,7 @@ class Spec:
         unknown = sorted(set(values) - {"operations"})
         if unknown or not isinstance(operations, list | tuple):
             found = ", ".join(map(str, values)) or "nothing"
-            raise UserError(f'augmentation spec has the keys {found}: it must be {{"operations": [ … ]}}')
+            raise UserError(f'augmentation spec has the keys {cut(found)}: it must be {{"operations": [ … ]}}')
         return cls(tuple(_operation_from_dict(operation) for operation in operations))
 
     def draw(self, *, seed: int, epoch: int, ids: NDArray[np.int64], view: int) -> Table:
@@ -414,16 +415,18 @@ def _factors(strength: float) -> Range:
 
 def _operation_from_dict(values: Any) -> Operation:
     if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
-        raise UserError(f'augmentation operation is {values!r}: it must be {{"name": "horizontal_flip", …}}')
+        raise UserError(f'augmentation operation is {shown(values)}: it must be {{"name": "horizontal_flip", …}}')
     name = values["name"]
     if name not in OPERATIONS:
-        raise UserError(f"unknown augmentation '{name}'{nearest(name, OPERATIONS)}: known are {', '.join(OPERATIONS)}")
+        raise UserError(
+            f"unknown augmentation '{cut(name)}'{nearest(name, OPERATIONS)}: known are {', '.join(OPERATIONS)}"
+        )
     operation = OPERATIONS[name]
-    known = list(_parameters(operation))
+    names = list(_parameters(operation))
     for parameter in values:
-        if parameter != "name" and parameter not in known:
-            hint = nearest(parameter, known)
-            raise UserError(f"{name} has no parameter '{parameter}'{hint}: known are {', '.join(known)}")
+        if parameter != "name" and parameter not in names:
+            hint = nearest(parameter, names)
+            raise UserError(f"{name} has no parameter '{cut(str(parameter))}'{hint}: known are {', '.join(names)}")
     return operation(**{parameter: value for parameter, value in values.items() if parameter != "name"})
 
 
@@ -436,17 +439,17 @@ def _parameters(operation: type[Operation]) -> dict[str, tuple[Any, Interval]]:
 
 def _number(path: str, value: Any, limits: Interval) -> float:
     if not _is_number(value) or not limits.ge <= value <= limits.le:
-        raise UserError(f"{path} is {value!r}: must be a number from {limits.ge:g} to {limits.le:g}")
+        raise UserError(f"{path} is {shown(value)}: must be a number from {limits.ge:g} to {limits.le:g}")
     return float(value)
 
 
 def _range(path: str, value: Any, limits: Interval) -> Range:
     pair = tuple(value) if isinstance(value, list | tuple) else ()
     if len(pair) != 2 or not all(map(_is_number, pair)) or not limits.ge <= pair[0] <= pair[1] <= limits.le:
-        shown = list(pair) if pair else value
-        raise UserError(f"{path} is {shown!r}: must be [low, high] from {limits.ge:g} to {limits.le:g}")
+        found = list(pair) if pair else value
+        raise UserError(f"{path} is {shown(found)}: must be [low, high] from {limits.ge:g} to {limits.le:g}")
     return float(pair[0]), float(pair[1])
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf

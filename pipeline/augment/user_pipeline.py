@@ -14,9 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.given import cut
 from pipeline.randomness import hash_key
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
+
+LONGEST = 300  # letters of what albumentations says
 
 
 class UserPipeline:
@@ -42,7 +45,9 @@ class UserPipeline:
             return cls(albumentations.from_dict(dict(values)))
         except KeyError as error:
             version = albumentations.__version__
-            raise UserError(f"albumentations {version} has no transform {error}: save the pipeline with it") from None
+            raise UserError(
+                f"albumentations {version} has no transform {cut(str(error))}: save the pipeline with it"
+            ) from None
         except Exception as error:
             raise UserError(f"albumentations cannot read the pipeline: {_one_line(error)}") from None
 
@@ -112,4 +117,4 @@ def _square(result: Any, image: NDArray[np.uint8], size: int) -> NDArray[np.uint
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return cut(" ".join(str(error).split()), LONGEST) or type(error).__name__

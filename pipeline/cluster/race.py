@@ -42,7 +42,7 @@ def open_track(out: Path, resources: Resources, show: Show) -> Iterator["Track"]
     """A Ray session for the trials of a race, started here or at the address of a cluster."""
     quiet_ray(cluster_address(resources.address))
     show({"message": "starting Ray …"})
-    with control_folder(out.absolute()) as control, connected(resources):
+    with control_folder(out.absolute()) as control, connected(resources, show):
         yield Track(control, resources, show)
 
 

@@ -53,11 +53,15 @@ def submit(
     argv: list[str],
     *,
     follow: bool = True,
+    allow_no_token: bool = False,
     confirm_stop: Callable[[], bool],
     echo: Callable[[str], None],
 ) -> int:
     """Submit `argv` (a verb and its arguments) as a job and follow it; see `submit_job`. Returns the exit code."""
-    return submit_job(address, argv, follow=follow, confirm_stop=confirm_stop, echo=echo).exit_code
+    submission = submit_job(
+        address, argv, follow=follow, allow_no_token=allow_no_token, confirm_stop=confirm_stop, echo=echo
+    )
+    return submission.exit_code
 
 
 def submit_job(
@@ -65,6 +69,7 @@ def submit_job(
     argv: Sequence[str],
     *,
     follow: bool,
+    allow_no_token: bool = False,
     confirm_stop: Callable[[], bool],
     echo: Callable[[str], None],
 ) -> Submission:
@@ -72,11 +77,14 @@ def submit_job(
 
     Lines for people, the job's log among them, go to `echo`. Ctrl-C while following asks `confirm_stop` whether
     the job stops too. Raises UserError for an unknown verb, a run folder that is not an absolute path, a server
-    that cannot be reached or refuses, and a run whose job has not ended.
+    that cannot be reached or refuses, a run whose job has not ended, and a server that asks nobody for a token unless
+    `allow_no_token`.
     """
     address = _checked_address(address)
     run = _checked_run_folder(argv)
-    client = _connect(address)
+    client, asks_for_token = _connect(address)
+    if not asks_for_token:
+        _mind_no_token(address, allow_no_token, echo)
     job = _start(client, address, argv, run)
     echo(f"submitted {job}; the log: {_ray_job('logs --follow', address, job)}")
     if not follow:
@@ -151,8 +159,16 @@ def _run_folder(argv: Sequence[str]) -> str | None:
     return out if "://" in out else str(PurePosixPath(out))
 
 
-def _connect(address: str) -> Any:
-    """The client of a job server that answers; the token, where one is needed, is found by Ray itself."""
+def _mind_no_token(address: str, allowed: bool, echo: Callable[[str], None]) -> None:
+    """Refuse a cluster without a token, or say loudly what that means where it is allowed."""
+    told = f"{address} asks for no token: whoever reaches this cluster runs code there as its user"
+    if not allowed:
+        raise UserError(f"{told}; start it with RAY_AUTH_MODE=token (docs/cluster.md), or give --allow-no-token")
+    echo(f"warning: {told}")
+
+
+def _connect(address: str) -> tuple[Any, bool]:
+    """The client of a job server that answers, and whether it asks for a token, which Ray itself finds."""
     import requests  # type: ignore[import-untyped, unused-ignore]
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
@@ -161,9 +177,9 @@ def _connect(address: str) -> Any:
         logging.getLogger(f"ray.dashboard.modules.{module}").setLevel(logging.WARNING)
     try:
         # Ray's client waits without a limit, so a dead address is found out first.
-        requests.get(f"{address}/api/version", timeout=REACH_SECONDS)
+        without_token = requests.get(f"{address}/api/version", timeout=REACH_SECONDS)
         with _without_environment("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
-            return JobSubmissionClient(address)
+            return JobSubmissionClient(address), without_token.status_code in (401, 403)
     except AuthenticationError:
         raise UserError(_token_hint(address)) from None
     except (requests.exceptions.HTTPError, requests.exceptions.JSONDecodeError, RuntimeError, KeyError):

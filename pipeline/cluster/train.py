@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline import tracking
+from pipeline.cluster.closed import closed_to_others, lets_anybody_in
 from pipeline.errors import OutsideError, UserError
 from pipeline.files import write_json
 from pipeline.reporter import Interrupted, Silent, handle_signals
@@ -29,6 +30,10 @@ REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
 STARTING_SECONDS = 600  # a cluster may have to start machines first
 CLIENT_PORT = "10001"  # of Ray's own client
 HERE_INSTEAD = "--cluster.address local is this machine"
+OPEN_CLUSTER = (
+    "this Ray cluster has no token: whoever reaches its ports runs code there as its user; start it with "
+    "RAY_AUTH_MODE=token (docs/cluster.md)"
+)
 CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
 
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # what Ray appends to its folder
@@ -65,7 +70,7 @@ def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) ->
     if not any(job.stages for job in jobs):
         return
     quiet_ray(cluster_address(resources.address))
-    with control_folder(folder) as control, connected(resources) as own_cluster:
+    with control_folder(folder) as control, connected(resources, show) as own_cluster:
         fit_in_thread(jobs, control, scaling(resources), resources.max_failures, own_cluster, show)
 
 
@@ -99,7 +104,6 @@ def quiet_ray(address: str | None) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
         # On one machine workers need no environment of their own; a submitted job does.
         os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         # Ray's workers give way to every other process (niceness 15): next to a busy browser they would stand still.
         os.environ.setdefault("RAY_worker_niceness", "0")
 
@@ -135,28 +139,47 @@ def check_ray_folder() -> None:
 
 
 @contextmanager
-def connected(resources: Resources) -> Iterator[bool]:
+def connected(resources: Resources, show: Show) -> Iterator[bool]:
     """A connection to the cluster at the address (or RAY_ADDRESS), else a cluster on this machine for the time.
 
-    Yields whether the cluster ends with the connection.
+    Yields whether the cluster ends with the connection. `show` is told where a cluster lets anybody in.
     """
-    import ray
-
     address = cluster_address(resources.address)
     if address:
         check_reachable(resources.address)
-    common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
-    began_here = not ray.is_initialized()
-    if address:
-        join(address, describe_address(resources.address), common)
     else:
         check_local(resources)
-        start_here(common)
-    try:
-        yield began_here and not address
-    finally:
+    with ExitStack() as until_the_end:
+        began_here = not is_connected()
+        own_cluster = began_here and not address
+        if own_cluster:
+            until_the_end.enter_context(closed_to_others())
+        import ray  # not before: it reads its settings when it is imported
+
+        common: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": False, "ignore_reinit_error": True}
         if began_here:
-            ray.shutdown()
+            until_the_end.callback(ray.shutdown)
+        if address:
+            join(address, describe_address(resources.address), common)
+            warn_of_open_cluster(address, describe_address(resources.address), show)
+        else:
+            start_here(common)
+        yield own_cluster
+
+
+def is_connected() -> bool:
+    """Whether this process is connected to a Ray already, as a program that calls `rayssl.run` may be."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
+def warn_of_open_cluster(address: str, described: str, show: Show) -> None:
+    """Say loudly that a cluster to which this process is connected has no token."""
+    import ray
+
+    place = address if address.startswith("ray://") else ray.get_runtime_context().gcs_address
+    if lets_anybody_in(place):
+        show({"message": f"warning: {described}: {OPEN_CLUSTER}"})
 
 
 def join(address: str, described: str, settings: dict[str, Any]) -> None:
@@ -187,13 +210,40 @@ def start_here(settings: dict[str, Any], tries: int = 2) -> None:
     for _ in range(tries):
         try:
             # "local", because without an address Ray joins any cluster that `ray start` left on this machine.
-            ray.init("local", include_dashboard=False, object_store_memory=128 * 1024**2, **settings)
+            with few_processes():
+                ray.init("local", include_dashboard=False, object_store_memory=128 * 1024**2, **settings)
             return
         except Exception as error:
             if "timed out during startup" not in str(error):
                 raise
             ray.shutdown()
     raise OutsideError(f"Ray did not start within {tries} × 30 s: this machine is too busy; try again")
+
+
+@contextmanager
+def few_processes() -> Iterator[None]:
+    """Ray starts without the processes that serve nobody here: the dashboard's rest, the autoscaler, the log monitor.
+
+    Each takes seconds of a core to start, and Ray waits for the first; there is no setting of Ray's for it.
+    """
+    from ray._private.node import Node
+
+    def no_dashboard(node: Any, **_: Any) -> None:
+        node._webui_url = ""
+
+    instead = {"start_api_server": no_dashboard, "start_monitor": _nothing, "start_log_monitor": _nothing}
+    kept = {name: getattr(Node, name) for name in instead}
+    for name, replacement in instead.items():
+        setattr(Node, name, replacement)
+    try:
+        yield
+    finally:
+        for name, own in kept.items():
+            setattr(Node, name, own)
+
+
+def _nothing(node: Any) -> None:
+    pass
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -355,6 +405,8 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
     """One TorchTrainer; its storage is temporary and its name new every time, so that it never resumes by itself."""
     from ray.train import FailureConfig, RunConfig
 
+    from pipeline.cluster.rendezvous import FileRendezvous
+
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STARTING_SECONDS))
     trainer = lean_trainer(own_cluster)(
         work_on_jobs,
@@ -365,6 +417,7 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
             "gpu": scale.use_gpu,
             "wandb": tracking.variables(),
         },
+        torch_config=FileRendezvous() if own_cluster else None,
         scaling_config=scale,
         run_config=RunConfig(
             name=f"rayssl-{time.time_ns():x}",

@@ -84,14 +84,19 @@ def run_search(
     asked = search.config.cluster
     resources = Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, address, 0)
     say("starting Ray …")
-    with control_folder(search.out.absolute()) as control, connected(resources):
+    with control_folder(search.out.absolute()) as control, connected(resources, telling(say)) as own_cluster:
         room = find_room(search)
         begin()
         say(
             f"{len(pending(search, standing))} trials of {search.config.train.steps} steps, {room.concurrent} at a "
             f"time, {room.text} each; objective: {search.objective}"
         )
-        fit_and_show(search, room, standing, control, show)
+        fit_and_show(search, replace(room, here=own_cluster), standing, control, show)
+
+
+def telling(say: Callable[[str], None]) -> Callable[[dict[str, Any]], None]:
+    """`say`, for what tells by rows."""
+    return lambda row: say(row["message"])
 
 
 def pending(search: Search, standing: Standing) -> list[int]:
@@ -108,6 +113,7 @@ class Room:
     workers: int
     cpus: float  # a worker
     gpus: float
+    here: bool = False  # all workers are of this machine's own Ray
 
     @property
     def text(self) -> str:
@@ -167,6 +173,7 @@ def fit(search: Search, room: Room, standing: Standing, control: Path, stop: thr
         "reports": search.reports,
         "images": search.settings.images,
         "workers": room.workers,
+        "here": room.here,
         "cpus": room.cpus,
         "gpus": room.gpus,
         "checkpoints": evolves,
@@ -588,10 +595,10 @@ def gathered(settings: dict[str, Any], candidate: Candidate) -> Iterator[None]:
         return
     import ray
     import torch.distributed as dist
-    from ray.util import get_current_placement_group, get_node_ip_address
+    from ray.util import get_current_placement_group
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    place = f"tcp://{get_node_ip_address()}:{free_port()}"  # type: ignore[no-untyped-call]
+    place = found_place(settings["here"])
     group = get_current_placement_group()
     assert group is not None  # Tune puts every trial into one
     others = [
@@ -619,6 +626,17 @@ def gathered(settings: dict[str, Any], candidate: Candidate) -> Iterator[None]:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def found_place(here: bool) -> str:
+    """Where the workers of a trial are to meet: on one machine by a file, which no one else can open."""
+    from ray.util import get_node_ip_address
+
+    from pipeline.cluster.rendezvous import meeting_folder, meeting_place
+
+    if here:
+        return meeting_place(meeting_folder())
+    return f"tcp://{get_node_ip_address()}:{free_port()}"  # type: ignore[no-untyped-call]
 
 
 def join(settings: dict[str, Any], place: str, rank: int) -> None:

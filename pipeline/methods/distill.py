@@ -7,6 +7,7 @@ once and its vectors are kept by content; it is in no checkpoint and in no expor
 Shapes: B images on this worker, N training images, D dimensions of the targets.
 """
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -79,7 +80,7 @@ class Distill(Method[DistillConfig]):
     @classmethod
     def settle(cls, config: DistillConfig, before: DistillConfig | None = None) -> DistillConfig:
         """A config that names its teacher and the weights: as `before` does, else those on this machine."""
-        if config.teacher_weights is not None and Path(config.teacher_weights).exists():
+        if config.teacher_weights is not None and os.path.exists(config.teacher_weights):
             config = replace(config, teacher_weights=str(Path(config.teacher_weights).absolute()))
         if config.teacher_weights is not None or config.teacher in DESCRIPTORS:
             return config

@@ -84,7 +84,7 @@ def package_file(package: str) -> Packaged | None:
     """The one file with weights of a package; none where it is not installed or has none, or several."""
     try:
         return _packaged(metadata.distribution(package))
-    except (metadata.PackageNotFoundError, ValueError):
+    except (metadata.PackageNotFoundError, ValueError, OSError):
         return None
 
 

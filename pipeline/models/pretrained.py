@@ -3,6 +3,7 @@
 Listing imports torchvision only where its cache has files, and timm never.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,9 +103,9 @@ def licence_of(name: str, weights: str | None) -> str:
     from pipeline.models.local_weights import package_file
     from pipeline.weights import OWN, packaged_licence, timm_licence, torchvision_licence
 
-    if weights is None or Path(weights).is_dir():
+    if weights is None or os.path.isdir(weights):
         return OWN
-    if Path(weights).is_file():
+    if os.path.isfile(weights):
         return "not stated"
     if (packaged := package_file(weights)) is not None:
         return packaged_licence(packaged)

@@ -1,5 +1,6 @@
 """Teachers: what a student learns from. A pretrained network, the encoder of a run, or a classical descriptor."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -55,7 +56,7 @@ def build_teacher(name: str | None, weights: str | None, *, channels: int, image
         if weights is not None:
             raise UserError(f"--method.teacher-weights {weights}: the descriptor {name} has none: leave it out")
         return name
-    if weights is not None and Path(weights).is_dir():
+    if weights is not None and os.path.isdir(weights):
         return _of_run(name, Path(weights), channels)
     if name is None or weights is None:
         raise UserError(f"--method.teacher-weights {weights} without --method.teacher: name the network too")
@@ -83,8 +84,8 @@ def _of_run(name: str | None, folder: Path, channels: int) -> "Encoder":
 
 def _bytes_of(name: str, weights: str) -> int:
     """The size of the file of weights; 0 where it is not known."""
-    if Path(weights).is_file():
-        return Path(weights).stat().st_size
+    if os.path.isfile(weights):
+        return os.path.getsize(weights)
     return next((one.bytes for one in available() if (one.name, one.weights) == (name, weights)), 0)
 
 

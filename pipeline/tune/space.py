@@ -30,11 +30,14 @@ from pipeline.augment.spec import (
     VerticalFlip,
 )
 from pipeline.errors import UserError, nearest
+from pipeline.given import cut, read_given, shown
 from pipeline.randomness import uniform
 
 Value = float | str
 Candidate = dict[str, Value]
 
+LARGEST = 1e100  # end of a range: between larger ones a difference may be infinite
+MOST_STEPS = 10**9
 LEAST_P = 0.05  # an operation that is applied to fewer images is left out
 
 
@@ -321,18 +324,17 @@ def build_space(
     for name in operations:
         if name not in FAMILIES:
             raise UserError(
-                f"--tune.space has an unknown operation '{name}'{nearest(name, FAMILIES)}: known are "
+                f"--tune.space has an unknown operation '{cut(name)}'{nearest(name, FAMILIES)}: known are "
                 f"{', '.join(FAMILIES)}"
             )
-    repeated = [name for name in operations if operations.count(name) > 1]
-    if repeated or not operations:
-        raise UserError(f"--tune.space {','.join(operations)}: name every operation once, e.g. crop,color,blur")
+    if len(set(operations)) < len(operations) or not operations:
+        raise UserError(f"--tune.space {cut(','.join(operations))}: name every operation once, e.g. crop,color,blur")
     names = tuple(name for name in FAMILIES if name in operations)
     parameters = {f"{name}.{key}": value for name in names for key, value in FAMILIES[name].parameters.items()}
     for name, parameter in (ranges or {}).items():
         if name not in parameters:
             raise UserError(
-                f"--tune.space has an unknown range '{name}'{nearest(name, parameters)}: known are "
+                f"--tune.space has an unknown range '{cut(name)}'{nearest(name, parameters)}: known are "
                 f"{', '.join(parameters)}"
             )
         parameters[name] = parameter
@@ -372,17 +374,19 @@ def read_space(text: str) -> tuple[list[str], dict[str, Any]]:
     operations = values.get("operations")
     if unknown or not isinstance(operations, dict | list):
         raise UserError(
-            f"--tune.space {path} has the keys {', '.join(map(str, values)) or 'of nothing'}: it must be "
+            f"--tune.space {path} has the keys {cut(', '.join(values)) or 'of nothing'}: it must be "
             '{"operations": {"crop": {}, …}, "order": true, "config": {}}, the last two if you like'
         )
     ranges: dict[str, Parameter] = {}
     for name, own in operations.items() if isinstance(operations, dict) else ():
         if not isinstance(own, Mapping):
-            raise UserError(f'--tune.space {path}: {name} is {own!r}: it must be {{"p": [0, 1], …}}')
+            raise UserError(f'--tune.space {path}: {cut(name)} is {shown(own)}: it must be {{"p": [0, 1], …}}')
         ranges |= {f"{name}.{key}": parameter_from(f"{name}.{key}", value) for key, value in own.items()}
     others = values.get("config", {})
     if not isinstance(others, Mapping):
-        raise UserError(f'--tune.space {path}: config is {others!r}: it must be {{"method.temperature": [0.1, 0.5]}}')
+        raise UserError(
+            f'--tune.space {path}: config is {shown(others)}: it must be {{"method.temperature": [0.1, 0.5]}}'
+        )
     others = {name.replace("-", "_"): parameter_from(name, value) for name, value in others.items()}
     settings: dict[str, Any] = {"ranges": ranges, "others": others}
     settings |= {name: values[name] is True for name in ("order", "one_branch") if name in values}
@@ -391,20 +395,9 @@ def read_space(text: str) -> tuple[list[str], dict[str, Any]]:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix.lower() == ".json":
-            values = json.loads(text)
-        else:
-            import yaml
-
-            values = yaml.safe_load(text)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"--tune.space {path}: {reason.lower()}: give a JSON or YAML file") from None
-    except Exception as error:
-        if type(error).__module__.split(".")[0] != "yaml":
-            raise
-        raise UserError(f"--tune.space {path}: not YAML") from None
+        values = read_given(path)
+    except UserError as error:
+        raise UserError(f"--tune.space {path}: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f'--tune.space {path} is no object: it must be {{"operations": {{"crop": {{}}}}}}')
     return values
@@ -413,23 +406,31 @@ def _read_file(path: Path) -> dict[str, Any]:
 def parameter_from(name: str, value: Any) -> Parameter:
     """[low, high], {"low": …, "high": …, "log": true, "step": …}, {"values": […]} or one fixed value."""
     if isinstance(value, Mapping) and set(value) == {"values"} and isinstance(value["values"], list | tuple):
-        if value["values"]:
+        if value["values"] and all(map(_is_choice, value["values"])):
             return Parameter(values=tuple(value["values"]))
     elif isinstance(value, Mapping) and {"low", "high"} <= set(value) <= {"low", "high", "log", "step"}:
         shape = Parameter(value["low"], value["high"], value.get("step"), bool(value.get("log", False)))
-        stepped = shape.step is None or (_is_range(0, shape.step) and shape.step > 0)
-        if _is_range(shape.low, shape.high) and stepped and (not shape.log or shape.low > 0):
+        if _is_range(shape.low, shape.high) and _is_step(shape) and (not shape.log or shape.low > 0):
             return shape
     elif isinstance(value, list | tuple) and len(value) == 2 and _is_range(*value):
         return Parameter(float(value[0]), float(value[1]))
-    elif isinstance(value, int | float | str):
+    elif value is not None and _is_choice(value):
         return Parameter(values=(value,))
     raise UserError(
-        f'the range of {name} is {value!r}: it must be [low, high], {{"low": …, "high": …, "log": true}} with low at '
-        'most high (above 0 for log, as a "step" must be), or {"values": […]}'
+        f"the range of {cut(name)} is {shown(value)}: it must be [low, high], "
+        '{"low": …, "high": …, "log": true} with low at most high (above 0 for log, as a "step" must be), or '
+        '{"values": […]}'
     )
 
 
 def _is_range(low: Any, high: Any) -> bool:
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in (low, high))
-    return numbers and math.isfinite(low) and math.isfinite(high) and low <= high
+    return numbers and -LARGEST <= low <= high <= LARGEST
+
+
+def _is_step(shape: Parameter) -> bool:
+    return shape.step is None or (_is_range(0, shape.step) and shape.step * MOST_STEPS > shape.high - shape.low)
+
+
+def _is_choice(value: Any) -> bool:
+    return value is None or isinstance(value, str) or (isinstance(value, int | float) and abs(value) < math.inf)

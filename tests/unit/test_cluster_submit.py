@@ -1,11 +1,13 @@
 """Submitting jobs, against a fake job server: what is packed, what is refused, what a broken connection does."""
 
+import http.server
 import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import tomllib
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +39,7 @@ class FakeClient:
     submitted: dict[str, Any] = field(default_factory=dict)
     packed: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    asks_for_token: bool = True
 
     def list_jobs(self) -> list[Any]:
         return self.jobs
@@ -77,7 +80,7 @@ def own_temporary_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
     """A fake server, and a small code folder with the verbs run, probe and recipes."""
     fake = FakeClient()
-    monkeypatch.setattr(submit, "_connect", lambda address: fake)
+    monkeypatch.setattr(submit, "_connect", lambda address: (fake, fake.asks_for_token))
     monkeypatch.setattr(submit, "CODE", tmp_path / "code")
     monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0)
@@ -226,6 +229,42 @@ def test_unreachable_address_is_one_line() -> None:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
         with pytest.raises(UserError, match=f"^cannot reach {address}: .*$"):
             submit._connect(address)
+
+
+def test_a_cluster_without_a_token_is_refused(client: FakeClient, capsys: pytest.CaptureFixture[str]) -> None:
+    client.asks_for_token = False
+    with pytest.raises(UserError, match=r"asks for no token: .* RAY_AUTH_MODE=token .*or give --allow-no-token$"):
+        jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"])
+    assert client.submitted == {}
+    assert jobs.submit.main([ADDRESS, "--allow-no-token", "--", "probe", "/shared/cats"]) == 0
+    assert f"warning: {ADDRESS} asks for no token" in capsys.readouterr().err
+    assert client.submitted["entrypoint"] == "python -m jobs.probe /shared/cats"
+
+
+class Dashboard(http.server.BaseHTTPRequestHandler):
+    """Answers as Ray's, to whom brings a token or, where it asks for none, to everybody."""
+
+    asks = True
+
+    def do_GET(self) -> None:
+        let_in = not self.asks or "Authorization" in self.headers
+        self.send_response(200 if let_in else 401)
+        self.end_headers()
+        self.wfile.write(json.dumps({"version": "4", "ray_version": "2.60.0", "ray_commit": "x"}).encode())
+
+    def log_message(self, *words: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_whether_a_cluster_asks_for_a_token(asks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Dashboard, "asks", asks)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dashboard) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address: address)
+        assert submit._connect(address) == (address, asks)
+        server.shutdown()
 
 
 def test_address_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

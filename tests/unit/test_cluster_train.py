@@ -146,7 +146,7 @@ def test_no_cluster_on_this_machine_is_told_as_that(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with (
         pytest.raises(UserError, match=r"^RAY_ADDRESS auto: no Ray cluster runs on this machine \(Could not find"),
-        train.connected(train.Resources(1, None, None, None, 0)),
+        train.connected(train.Resources(1, None, None, None, 0), print),
     ):
         pass
 
@@ -166,6 +166,35 @@ def test_a_cluster_that_lets_nobody_in_is_told(monkeypatch):
     monkeypatch.setattr(train, "check_reachable", lambda address: None)
     with (
         pytest.raises(UserError, match=r"no Ray cluster lets us in \(no token\)"),
-        train.connected(train.Resources(1, None, None, "head:6379", 0)),
+        train.connected(train.Resources(1, None, None, "head:6379", 0), print),
     ):
         pass
+
+
+def test_a_ray_of_this_machine_starts_no_dashboard_and_no_helpers(monkeypatch):
+    from ray._private.node import Node
+
+    names = ("start_api_server", "start_monitor", "start_log_monitor")
+    own = {name: getattr(Node, name) for name in names}
+    during = {}
+    monkeypatch.setattr("ray.init", lambda *_, **__: during.update({name: getattr(Node, name) for name in names}))
+    train.start_here({})
+    assert set(own.values()) & set(during.values()) == set()
+    assert {name: getattr(Node, name) for name in names} == own
+
+
+def test_a_cluster_without_a_token_is_told_loudly(monkeypatch):
+    told = []
+    monkeypatch.setattr(train, "check_reachable", lambda address: None)
+    monkeypatch.setattr("ray.init", lambda **_: None)
+    resources = train.Resources(1, None, None, "ray://head:10001", 0)
+    for anybody, lines in ((True, 1), (False, 0)):
+        told.clear()
+        monkeypatch.setattr(train, "lets_anybody_in", lambda place, anybody=anybody: anybody)
+        with train.connected(resources, told.append):
+            pass
+        assert len(told) == lines
+    monkeypatch.setattr(train, "lets_anybody_in", lambda place: place == "ray://head:10001")
+    with train.connected(resources, told.append):
+        pass
+    assert "--cluster.address ray://head:10001: this Ray cluster has no token" in told[0]["message"]

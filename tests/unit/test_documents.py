@@ -29,7 +29,16 @@ from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-OWN_OPTIONS = {"--label-fraction", "--labels-per-class", "-k", "--save", "--json", "--help", "--no-follow"}
+OWN_OPTIONS = {
+    "--label-fraction",
+    "--labels-per-class",
+    "-k",
+    "--save",
+    "--json",
+    "--help",
+    "--no-follow",
+    "--allow-no-token",
+}
 OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--codes", "--normal", "--scratch", "--encoder"}
 
 

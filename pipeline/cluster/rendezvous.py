@@ -1,0 +1,57 @@
+"""How the workers of one machine find each other: by a file.
+
+Over the network torch would open a store on every interface, and whoever reaches that can redirect the workers.
+"""
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.train.torch import TorchConfig, config
+
+
+class FileBackend(config._TorchBackend):
+    """Ray's process group of torch, with a file that only this user can read in the place of a server."""
+
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Join the workers."""
+        place = meeting_place(meeting_folder())
+        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+        worker_group.execute(config._set_torch_distributed_env_vars)
+        joining = [
+            worker_group.execute_single_async(
+                rank,
+                config._setup_torch_process_group,
+                backend="nccl" if gpus > 0 else "gloo",
+                world_rank=rank,
+                world_size=len(worker_group),
+                init_method=place,
+                timeout_s=backend_config.timeout_s,
+            )
+            for rank in range(len(worker_group))
+        ]
+        ray.get(joining)
+
+
+def meeting_folder() -> Path:
+    """A new folder that is this user's alone; every group has its own, as an old file would confuse a new group.
+
+    It is below Ray's of this session, where Ray leaves its own too; torch reads the file as long as there is a worker.
+    """
+    node: Any = ray._private.worker._global_node
+    return Path(tempfile.mkdtemp(prefix="rayssl-workers-", dir=node.get_session_dir_path()))
+
+
+def meeting_place(folder: Path) -> str:
+    """Where torch's workers meet, as `init_process_group` wants it."""
+    return f"file://{folder / 'store'}"
+
+
+class FileRendezvous(TorchConfig):
+    """What a trainer of Ray's is given so that its workers use the above."""
+
+    @property
+    def backend_cls(self) -> type[FileBackend]:
+        """The backend."""
+        return FileBackend
