@@ -7,6 +7,7 @@ from pathlib import Path
 from jobs.cli import parse, run_argument
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import say
 
 
 def main(argv: list[str]) -> int:
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> int:
     run = winner_of(run)
     findings = list(verify(run))
     for finding in findings:
-        print(f"{'whole' if finding.fault is None else 'DAMAGED'}  {finding.path}", file=sys.stderr)
+        say(f"{'whole' if finding.fault is None else 'DAMAGED'}  {finding.path}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps([{"path": str(f.path), "fault": f.fault} for f in findings]))
     faults = [finding for finding in findings if finding.fault is not None]

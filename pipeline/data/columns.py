@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.data import storage
 from pipeline.data.decode import read_header
 from pipeline.data.reading import WORDS, Note, Reading
+from pipeline.data.regular import check_size, largest
 from pipeline.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -16,6 +17,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 IMAGE_FLAG, LABEL_FLAG = "--data.image-column", "--data.label-column"
 
 _LIKE_LABELS = re.compile(r"(label|class|category)(s|_?names?)?$", re.IGNORECASE)
+_MOST_ROWS = 1 << 16  # read at once
 _ROWS = 8  # whose bytes are looked at
 
 
@@ -106,6 +108,61 @@ def opened(path: str, footer: Any = None) -> Any:
         return pq.ParquetFile(path, metadata=footer, memory_map=True)
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def read_columns(path: str, columns: Sequence[str], group: int | None = None) -> Any:
+    """Columns of a parquet file, or of one of its row groups, as a table. Raises UserError for what cannot be read.
+
+    What they say to be once decompressed is looked at first, and no more is read than in one piece: a dictionary
+    may hold a long value once that stands in every row.
+    """
+    import pyarrow as pa
+
+    try:
+        with opened(path) as file:
+            groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
+            size, expands = _claimed(file.metadata, groups, columns)
+            what = f"{path}: {_listed(columns)}, decompressed,"
+            check_size(size, what)
+            if not expands:
+                return file.read_row_groups(groups, columns=list(columns), use_threads=False)
+            return _in_batches(file, groups, columns, size, what)
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise UserError(
+            f"{path} cannot be read as parquet: {(str(error) or 'out of memory').splitlines()[0]}"
+        ) from None
+
+
+def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
+    """Bytes that columns say to have decompressed, and whether they may be more in memory than is read in one piece."""
+    size, texts, rows = 0, 0, 0
+    for group in groups:
+        found = footer.row_group(group)
+        rows += found.num_rows
+        for chunk in (found.column(i) for i in range(found.num_columns)):
+            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+                size += chunk.total_uncompressed_size
+                texts += chunk.total_uncompressed_size * (chunk.physical_type == "BYTE_ARRAY")
+    return size, rows * texts > largest()
+
+
+def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], size: int, what: str) -> Any:
+    import pyarrow as pa
+
+    batches, total = [], 0
+    rows = max(1, min(_MOST_ROWS, largest() // size))
+    for batch in file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False):
+        total += batch.nbytes
+        check_size(total, what)
+        batches.append(batch)
+    return pa.Table.from_batches(batches)
+
+
+def check_rows(part: Part) -> None:
+    """Raises UserError for more rows than bytes: no image is that small."""
+    size = storage.size_of(part.path)
+    if not 0 <= part.rows <= size:
+        raise UserError(f"{part.path} cannot be read as parquet: it claims {part.rows:,} rows in {size:,} bytes")
 
 
 def choose_image(parts: Sequence[Part], asked: str | None) -> Chosen:

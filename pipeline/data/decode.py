@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from pipeline.data.formats import MADE_BY, NPY, OWN, formats, missing_for
+from pipeline.data.regular import open_regular, read_regular
 from pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, ValueCount, count_values, lost_on, to_bytes
 from pipeline.errors import UserError
 
@@ -59,11 +60,11 @@ def decode(source: bytes | Path, channels: int | None, load_size: int | None, sh
     Raises UserError when there is no such image.
     """
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        data = read_regular(source) if isinstance(source, Path) else source
         return _decode(data, channels, load_size, shown)
     except FileNotFoundError:
         raise UserError(f"{source!s} does not exist") from None
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything, SyntaxError and struct.error included
         what = str(source) if isinstance(source, Path) else "image"
@@ -138,7 +139,7 @@ def kept_size(height: int, width: int, load_size: int) -> tuple[int, int]:
 @contextlib.contextmanager
 def _opened_for_header(source: bytes | Path) -> Iterator[BinaryIO]:
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             yield file
     else:
         yield io.BytesIO(source)
