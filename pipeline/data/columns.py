@@ -59,7 +59,7 @@ class Part:
         import pyarrow as pa
 
         kind = self.schema.field(image).type
-        return bool(pa.types.is_struct(kind)) and "path" in _subfields(kind)
+        return bool(pa.types.is_struct(kind)) and _subfields(kind).count("path") == 1
 
     def class_names(self, label: str | None) -> list[str] | None:
         """Names of the classes of a column, where the metadata of the Hugging Face hub tell them."""
@@ -78,7 +78,7 @@ class Part:
     def _features(self) -> dict[str, Any]:
         try:
             features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             return {}
         return features if isinstance(features, dict) else {}
 
@@ -131,6 +131,11 @@ def read_columns(path: str, columns: Sequence[str], group: int | None = None) ->
         raise UserError(
             f"{path} cannot be read as parquet: {(str(error) or 'out of memory').splitlines()[0]}"
         ) from None
+
+
+def _unreadable(path: str, error: BaseException) -> UserError:
+    why = str(error).strip() or "there is not enough memory"
+    return UserError(f"{path} cannot be read as parquet: {why.splitlines()[0]}")
 
 
 def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
@@ -257,15 +262,22 @@ def _looks_like_images(part: Part, name: str) -> bool:
 
 
 def _first_bytes(part: Part, name: str) -> list[bytes]:
+    import pyarrow as pa
+
     found: list[bytes] = []
-    with opened(part.path, part.footer) as file:
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[name], use_threads=False):
-            column = batch.column(0)
-            values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()
-            found += [value for value in values if value is not None]
-            if len(found) >= _ROWS:
-                break
-    return found[:_ROWS]
+    try:
+        with opened(part.path, part.footer) as file:
+            for group in range(file.metadata.num_row_groups):
+                check_size(_claimed(file.metadata, [group], [name])[0], f"{part.path}: '{name}', decompressed,")
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name], use_threads=False):
+                    column = batch.column(0)
+                    values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()
+                    found += [value for value in values if value is not None]
+                    if len(found) >= _ROWS:
+                        return found[:_ROWS]
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise _unreadable(part.path, error) from None
+    return found
 
 
 def _is_image(data: bytes) -> bool:
@@ -341,7 +353,7 @@ def _may_be_image(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return "bytes" in _subfields(kind) and _may_be_image(kind.field("bytes").type)
+        return _subfields(kind).count("bytes") == 1 and _may_be_image(kind.field("bytes").type)
     return any(is_bytes(kind) for is_bytes in _bytes_types(pa.types))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -19,6 +20,9 @@ from pipeline.errors import UserError
 
 LONGEST = 4  # times the shorter side, or the size that images are read for: of longer ones the middle is kept
 _SQUARED_FROM = 8  # the same before an image is enlarged to a square
+
+_LARGE = 1 << 25  # pixels; of larger images one is decoded at a time
+_large = threading.RLock()
 
 _ORIENTATION = 0x0112  # EXIF tag
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 339  # TIFF tags
@@ -97,7 +101,7 @@ def held(data: bytes, channels: int | None) -> Held | None:
     try:
         if data.startswith(NPY):
             return Held(_counted(_load_npy(data)))
-        with _image(io.BytesIO(data)) as image:
+        with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             if channels not in (None, 1, 3):
                 return Held(_counted(_all_values(image, data)))
             values = _wide_values(image, data)
@@ -134,6 +138,11 @@ def kept_size(height: int, width: int, load_size: int) -> tuple[int, int]:
     if shorter <= load_size:
         return height, width
     return _scaled(height, width, load_size)
+
+
+def _alone(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    """One at a time where an image is large, so that the threads that decode need the memory of one of them."""
+    return _large if pixels > _LARGE else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -261,12 +270,13 @@ def _image(file: BinaryIO) -> Image.Image:
 
 
 def _decode(data: bytes, channels: int | None, load_size: int | None, shown: Shown) -> Pixels:
-    turn = 1
-    pixels = _jpeg(data, _bare_jpeg(data), channels, load_size)
+    turn, header = 1, _bare_jpeg(data)
+    with _alone(header[0] * header[1] if header else 0):
+        pixels = _jpeg(data, header, channels, load_size)
     if data.startswith(NPY):
         pixels = _with_channels(to_bytes(_load_npy(data), shown.range), channels)
     elif pixels is None:
-        with _image(io.BytesIO(data)) as image:
+        with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             # Pillow turns a TIFF while it decodes it; of every other format it gives the pixels as they are stored.
             turn = _orientation(image) if image.format != "TIFF" else 1
             pixels = _jpeg(data, (image.height, image.width, image.mode), channels, load_size)
