@@ -22,6 +22,10 @@ class PlainConsole(Console):
     def __init__(self) -> None:
         super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
 
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text, made safe before it is laid out: the cells of tables are as wide as what they show."""
+        return super().render_str(plain_lines(text), **options)
+
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What is drawn, its texts made safe; the controls of a live part are rich's own."""
         for segment in super().render(renderable, options):

@@ -94,7 +94,12 @@ class Chosen:
 def open_part(path: str, relative: str) -> Part:
     """What the footer of a file says."""
     with opened(path) as file:
-        return Part(path, relative, file.schema_arrow, file.metadata)
+        try:
+            part = Part(path, relative, file.schema_arrow, file.metadata)
+            _ = part.names, part.rows, [str(kind) for kind in part.schema.types]
+        except (ValueError, OSError) as error:  # of names that are no text, too
+            raise _unreadable(path, error) from None
+        return part
 
 
 def opened(path: str, footer: Any = None) -> Any:
@@ -106,7 +111,7 @@ def opened(path: str, footer: Any = None) -> Any:
         if storage.is_url(path):
             return pq.ParquetFile(storage.open_binary(path), metadata=footer, pre_buffer=False)
         return pq.ParquetFile(path, metadata=footer, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
@@ -275,7 +280,7 @@ def _first_bytes(part: Part, name: str) -> list[bytes]:
                     found += [value for value in values if value is not None]
                     if len(found) >= _ROWS:
                         return found[:_ROWS]
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         raise _unreadable(part.path, error) from None
     return found
 

@@ -372,7 +372,7 @@ def test_metadata_nested_deep_say_nothing(tmp_path: Path) -> None:
     assert opened(tmp_path / "data").class_names == ("a", "b")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_footer_is_read_or_refused(changes: list[tuple[float, int]]) -> None:
     from pipeline.data.columns import open_part, read_columns
