@@ -76,7 +76,7 @@ def test_a_live_line_on_a_terminal_keeps_only_the_controls_of_its_own(monkeypatc
     monkeypatch.setenv("TERM", "xterm")
     console = PlainConsole()
     console.file = io.StringIO()
-    console._force_terminal = True
+    console._force_terminal = console.is_interactive = True
     with Display(console) as display:
         display({"run": HOSTILE, "stage": "embed", "done": 1, "total": 2})
         assert display._live is not None
