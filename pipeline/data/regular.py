@@ -64,10 +64,19 @@ def read_regular(path: str | Path, start: int = 0, stop: int | None = None) -> b
         return file.read(max(0, end - start))
 
 
+def check_target(path: Path, flag: str) -> None:
+    """Raises UserError where a picture would take the place of a device, a pipe or a folder."""
+    status = status_of(str(path))
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{flag} {path} is no regular file: name a new file, or one to be replaced")
+
+
 def status_of(path: str, *, folder: int | None = None) -> os.stat_result | None:
     """What the system says of what a path leads to; None where that is nothing, or a circle of links."""
     try:
         return os.stat(path, dir_fd=folder)
+    except ValueError:  # a NUL is in no name
+        return None
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in _NO_WAY:
             return None

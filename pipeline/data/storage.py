@@ -4,6 +4,7 @@ import contextlib
 import glob
 import hashlib
 import itertools
+import math
 import operator
 import os
 import re
@@ -23,6 +24,7 @@ from pipeline.errors import UserError
 
 _WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_NAMES = 1_000_000  # that braces of one pattern stand for
 _THREADS = 16  # a disk on the network answers late: so many questions wait side by side
 _CHUNK = 10_000  # files of one folder that a thread asks about
 _POSITIVE = (1 << 63) - 1  # an inode may have 64 bits
@@ -139,7 +141,7 @@ def find(path: str) -> tuple[str, Files]:
         return os.path.dirname(path), _local_files(os.path.dirname(path), [path])
     if _WILD.search(path):
         root = fixed_part(path)
-        names = [name for part in braces(path) for name in _existing(part, sorted(glob.glob(part, recursive=True)))]
+        names = [name for part in braces(path) for name in _existing(part, _matching(part))]
         return root, _local_files(root, sorted(set(names)))
     if os.path.exists(path):
         raise UserError(f"{path} is no regular file: give a folder, a .parquet file or .tar shards")
@@ -185,6 +187,9 @@ def open_binary(path: str) -> Any:
 def braces(pattern: str) -> list[str]:
     """Every name that {000..009} and {a,b} stand for, in order."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)
+    count = math.prod(_count(piece) for piece in pieces[1::2])
+    if count > _MOST_NAMES:
+        raise UserError(f"{pattern[:200]} stands for {count:,} names: at most {_MOST_NAMES:,} are looked for")
     choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]
 
@@ -193,6 +198,11 @@ def fixed_part(pattern: str) -> str:
     """The folder before the first wildcard."""
     wild = _WILD.search(pattern)
     return pattern[: wild.start()].rpartition("/")[0] if wild else pattern
+
+
+def _count(piece: str) -> int:
+    numbers = _RANGE.fullmatch(piece)
+    return 1 + piece.count(",") if numbers is None else max(0, 1 + int(numbers[2]) - int(numbers[1]))
 
 
 def _choices(piece: str) -> list[str]:
@@ -207,6 +217,28 @@ def _existing(pattern: str, names: list[str]) -> list[str]:
     if not names:
         raise UserError(f"{pattern} does not exist: nothing matches")
     return names
+
+
+def _matching(pattern: str) -> list[str]:
+    """What a pattern fits, sorted; ** goes into every folder once, where links lead to it more than once too."""
+    before, deep, after = pattern.partition("/**")
+    if not deep or not after.startswith("/"):
+        return sorted(glob.glob(pattern, recursive=not deep))
+    folders = {below for top in glob.glob(before or "/") for below in _folders(top)}
+    return sorted({name for folder in folders for name in _matching(glob.escape(folder) + after)})
+
+
+def _folders(top: str) -> list[str]:
+    """A folder and those below it, level by level; of two ways to one the shorter counts."""
+    seen: set[tuple[int, int]] = set()
+    found, level = list[str](), [top]
+    while level:
+        level = [folder for folder in level if _is_new(_place(folder), seen)]
+        found += level
+        level = [
+            f"{folder.rstrip('/')}/{name}" for folder in level if os.path.isdir(folder) for name in _names(folder)[0]
+        ]
+    return found
 
 
 def _walk(root: str) -> Files:

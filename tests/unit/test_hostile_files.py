@@ -26,6 +26,7 @@ from pipeline.data.dataset import Dataset
 from pipeline.data.shards import _scan
 from pipeline.data.tabular import read_table
 from pipeline.errors import UserError
+from pipeline.query import picture_format
 from tests.data_files import png, write_images, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -390,3 +391,35 @@ def test_a_damaged_footer_is_read_or_refused(changes: list[tuple[float, int]]) -
             part = open_part(file.name, "a.parquet")
             names = [name for name in ("image", "label") if name in part.names]
             assert read_columns(file.name, names).num_columns == len(names)
+
+
+def test_links_to_folders_above_are_followed_once(folder: Path) -> None:
+    for name in ("a", "b", "c"):
+        (folder / "cat" / name).symlink_to("..")
+    assert images(opened(f"{folder}/**/*.png")) == len(NAMES)
+
+
+@pytest.mark.parametrize("pattern", ["{0..999999999}.png", "{a,b}" * 40])
+def test_a_pattern_stands_for_a_bounded_number_of_names(folder: Path, pattern: str) -> None:
+    with pytest.raises(UserError, match="stands for"):
+        opened(f"{folder}/{pattern}")
+
+
+@pytest.mark.parametrize("target", ["/dev/null", "pipe.png"])
+def test_no_picture_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path, target: str) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(UserError, match="--save"):
+        picture_format(tmp_path / target)
+
+
+def test_a_class_whose_name_is_no_text_is_none(folder: Path) -> None:
+    odd = os.fsencode(folder) + b"/od\xff"
+    os.mkdir(odd)
+    Path(os.fsdecode(odd + b"/1.png")).write_bytes(png(3))
+    found = opened(folder)
+    assert (found.class_names, len(found.unreadable)) == (("cat", "dog"), 1)
+
+
+def test_a_table_whose_name_no_file_can_have(folder: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        opened(folder, labels="/tmp/a\0b")
