@@ -132,7 +132,7 @@ def read_columns(path: str, columns: Sequence[str], group: int | None = None) ->
             if not expands:
                 return file.read_row_groups(groups, columns=list(columns), use_threads=False)
             return _in_batches(file, groups, columns, size, what)
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as parquet: {(str(error) or 'out of memory').splitlines()[0]}"
         ) from None
