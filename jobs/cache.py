@@ -10,6 +10,7 @@ import click
 from jobs.cli import parse
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,9 +47,9 @@ def main(argv: list[str]) -> int:
                           "removed": [_plain(k) for k in removed]}))  # fmt: skip
         return 0
     for line in _table(root, limit(root), kept):
-        print(line)
+        say(line)
     if parsed.values["clean"]:
-        print(f"removed {len(removed)} files and folders, {_bytes(removed)}")
+        say(f"removed {len(removed)} files and folders, {_bytes(removed)}")
     return 0
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pipeline.errors import UserError, nearest
+from pipeline.terminal import say
 
 # At most 20 flags with --help; every other path of the config works the same way.
 FLAGS = {
@@ -121,7 +122,7 @@ def renamed(changes: dict[str, Any]) -> dict[str, Any]:
     """Paths by their present names; says which was meant."""
     for path in [path for path in changes if path.replace("-", "_") in RENAMED]:
         new = RENAMED[path.replace("-", "_")]
-        print(f"rayssl: --{path} is called --{new} now", file=sys.stderr)
+        say(f"rayssl: --{path} is called --{new} now", file=sys.stderr)
         changes = {(new if one == path else one): value for one, value in changes.items()}
     return changes
 

@@ -26,11 +26,14 @@ def main(argv: list[str]) -> int:
     check_paths("data", parsed.changes, [name.removeprefix("--").replace("-", "_") for name in OPTIONS])
     from pipeline.config import Config, DataConfig, override
     from pipeline.data.concluded import facts, lines
+    from pipeline.data.regular import check_target
     from pipeline.data.sheet import write_sheet
     from pipeline.prepare import open_data
     from pipeline.progress import Display
 
     changes = {**parsed.changes, "data.path": parsed.values["path"]}
+    if parsed.values["sheet"]:
+        check_target(Path(parsed.values["sheet"]), "--sheet")
     config = override(Config(recipe="data", data=DataConfig(path="")), changes)
     with Display() as display:
         row = {"stage": "reading images"}

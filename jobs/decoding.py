@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parsed
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from pipeline.progress import Display
@@ -34,8 +35,8 @@ def show(out: Path, figures: Mapping[str, Any], parsed: Parsed) -> int:
     """The figures, a line each, and where the pictures are."""
     for name, value in figures.items():
         text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        print(f"{name:<36} {text}", file=sys.stderr)
-    print(f"{'written to':<36} {out}", file=sys.stderr)
+        say(f"{name:<36} {text}", file=sys.stderr)
+    say(f"{'written to':<36} {out}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps({"out": str(out), **figures}))
     return 0

@@ -10,6 +10,7 @@ import click
 from jobs.cli import Parsed, check_paths, command_line, parse, run_folder
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import plain
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
             check_paths("embed RUN", parsed.changes, ["data.path"])
             run = run_folder(parsed, other_images=True)
             embed_run(run, parsed.changes.get("data.path"), display)
-    display.console.print(f"embeddings  {run / 'embeddings'}", soft_wrap=True)
+    display.console.print(plain(f"embeddings  {run / 'embeddings'}"), soft_wrap=True)
     if parsed.values["json"]:
         print(json.dumps({"run": str(run)}))
     return 0

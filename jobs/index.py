@@ -6,6 +6,7 @@ import sys
 from jobs.cli import command_line, parse, run_argument, run_folder
 from jobs.main import run_verb
 from jobs.start import plan_on_run
+from pipeline.terminal import say
 
 SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
 
@@ -24,13 +25,13 @@ def main(argv: list[str]) -> int:
     plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())
     with changed_config(run, plan.configs[0]), Display() as display:
         search_anew(run, display, asked=any(path.startswith("search.") for path in parsed.changes))
-        run_index(run, lambda text: print(f"warning: {text}", file=sys.stderr))
+        run_index(run, lambda text: say(f"warning: {text}", file=sys.stderr))
     facts = read_manifest(run)
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}
     for data, found in done.items():
         line = f"{found['vectors']:,} vectors, recall {found['recall']:.3f} against exact search"
-        print(f"index    {run / 'index' / data}: {line}", file=sys.stderr)
+        say(f"index    {run / 'index' / data}: {line}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps({"run": str(run), "indices": done}))
     return 0

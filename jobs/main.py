@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from pipeline.errors import UserError, nearest, outside_fault
+from pipeline.terminal import plain_lines, say
 
 VERBS = {
     "run": "the whole pipeline by a recipe; on your own images without one: a race",
@@ -86,7 +87,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except UserError as error:
-        print(f"rayssl: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"rayssl: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("rayssl: stopped", file=sys.stderr)
@@ -102,9 +103,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
             return 128 + int(number)
         if told := outside_fault(error):
-            print(f"rayssl: {' '.join(told.split())}", file=sys.stderr)
+            say(f"rayssl: {' '.join(told.split())}", file=sys.stderr)
             return 1
-        traceback.print_exc()
+        print(plain_lines(traceback.format_exc()), end="", file=sys.stderr)
         print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
         return 1
 

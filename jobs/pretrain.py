@@ -9,6 +9,7 @@ import click
 from jobs.cli import command_line, parse
 from jobs.main import leave, run_verb
 from jobs.start import concluded, plan_of, stop_early
+from pipeline.terminal import plain
 
 SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
 
@@ -25,8 +26,10 @@ def main(argv: list[str]) -> int:
     if stop_early():
         return 0
     run = plan.folders[0]
-    display.console.print(f"encoder  {run / 'encoder.safetensors'}", soft_wrap=True)
-    display.console.print(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}", soft_wrap=True)
+    display.console.print(plain(f"encoder  {run / 'encoder.safetensors'}"), soft_wrap=True)
+    display.console.print(
+        plain(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}"), soft_wrap=True
+    )
     if parsed.values["json"]:
         from pipeline.learned import warnings_of
 

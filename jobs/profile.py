@@ -11,6 +11,7 @@ import click
 from jobs.cli import RUN_FLAGS, parse
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
         display({"message": f"measuring {parsed.values['steps']} steps on {work.device} in {work.precision} …"})
         found = profile_run(work, parsed.values["steps"], path)
     show(found, display.console)
-    display.console.print(f"trace    {path} (ui.perfetto.dev or chrome://tracing opens it)", soft_wrap=True)
+    display.console.print(plain(f"trace    {path} (ui.perfetto.dev or chrome://tracing opens it)"), soft_wrap=True)
     if parsed.values["json"]:
         values = {**dataclasses.asdict(found), "images_per_s": found.images_per_s, "floor_ms": found.floor.ms}
         print(json.dumps({**values, "trace": str(path)}))
@@ -75,7 +76,7 @@ def show(found: "Profile", console: "Console") -> None:
         *(f"  {name:<50} {ms:9.1f} ms" for name, ms in found.operators),
     ]
     for line in lines:
-        console.print(line, soft_wrap=True, markup=False)
+        console.print(line, soft_wrap=True)
 
 
 def made_quick(found: "Profile") -> list[str]:

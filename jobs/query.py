@@ -12,6 +12,7 @@ import click
 
 from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.main import run_verb
+from pipeline.terminal import say
 
 SUMMARY = (
     "The most similar images of a run to some images, with cosine scores. IMAGE is a file, a folder or a URL. One that "
@@ -41,7 +42,7 @@ def main(argv: list[str]) -> int:
     results = answer(run, asked, parsed.values["k"], data)
     if save:
         save_run_gallery(run, results, Path(save), data, asked)
-        print(f"gallery  {save}", file=sys.stderr)
+        say(f"gallery  {save}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps(results))
     else:
@@ -52,12 +53,12 @@ def main(argv: list[str]) -> int:
 def show(results: list[dict[str, Any]]) -> None:
     """The neighbours of every image, or why there are none."""
     for result in results:
-        print(result["query"])
+        say(result["query"])
         if "error" in result:
-            print(f"  {result['error']}", file=sys.stderr)
+            say(f"  {result['error']}", file=sys.stderr)
         for found in result["neighbors"]:
             label = "" if found["label"] is None else f"  {found['label']}"
-            print(f"  {found['rank']:>3}  {found['score']:.4f}  {found['path']}{label}")
+            say(f"  {found['rank']:>3}  {found['score']:.4f}  {found['path']}{label}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import click
 from jobs.cli import PLACE, note_place, parse
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import plain
 
 SUMMARY = "A self-contained report.html over one run, or over several with comparison.json beside it."
 
@@ -17,8 +18,7 @@ def main(argv: list[str]) -> int:
     """Parse, write, print where the report is."""
     runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
     parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--data.path", "--out"), only=PLACE)
-    from rich.console import Console
-
+    from pipeline.progress import PlainConsole
     from pipeline.report import print_comparison
     from pipeline.runfolder import read_manifest, winner_of
     from pipeline.stages import run_report
@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
     note_place(runs[0], parsed)
     out = Path(parsed.values["out"] or (runs[0] if len(runs) == 1 else runs[0].parent))
     damaged = run_report(runs, out)
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole()
     print_comparison(runs, console)
-    console.print(f"report   {out / 'report.html'}", soft_wrap=True)
+    console.print(plain(f"report   {out / 'report.html'}"), soft_wrap=True)
     if parsed.values["json"]:
         print(json.dumps({"report": str(out / "report.html")}))
     if damaged:

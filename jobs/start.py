@@ -9,6 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parsed, command_line
+from pipeline.terminal import plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -70,10 +71,10 @@ def run_stage(
     if quiet:
         return 0
     for text in warnings_of(run):
-        display.console.print(f"warning: {text}", soft_wrap=True, markup=False)
+        display.console.print(plain(f"warning: {text}"), soft_wrap=True)
     flat = {name: value for name, value in read_evaluation(run)["flat"].items() if shown(name)}
     for name, value in flat.items():
-        display.console.print(f"{name:<45} {value:.4f}", soft_wrap=True)
+        display.console.print(plain(f"{name:<45} {value:.4f}"), soft_wrap=True)
     if parsed.values["json"]:
         print(json.dumps({"run": str(run), "flat": flat, "warnings": warnings_of(run)}))
     return 0
@@ -87,13 +88,13 @@ def show_results(plan: "Plan", console: "Console") -> None:
     print_comparison(plan.folders, console)
     for run in plan.folders:
         if told := searched_by(run):
-            console.print(f"search: {told}", soft_wrap=True, markup=False)
-    console.print(f"\nreport   {plan.out / 'report.html'}", soft_wrap=True)
+            console.print(plain(f"search: {told}"), soft_wrap=True)
+    console.print(plain_lines(f"\nreport   {plan.out / 'report.html'}"), soft_wrap=True)
     for run in plan.folders:
         for text in warnings_of(run):
-            console.print(f"warning: {run}: {text}", soft_wrap=True, markup=False)
+            console.print(plain(f"warning: {run}: {text}"), soft_wrap=True)
     example = plan.folders[0]
-    console.print(f"search   rayssl query {quote(str(example))} IMAGE -k 10", soft_wrap=True)
+    console.print(plain(f"search   rayssl query {quote(str(example))} IMAGE -k 10"), soft_wrap=True)
 
 
 def searched_by(run: Path) -> str:

@@ -9,6 +9,7 @@ import click
 
 from pipeline.cluster.submit import submit_job
 from pipeline.errors import UserError
+from pipeline.terminal import plain
 
 USAGE = "rayssl submit ADDRESS [--no-follow] [--allow-no-token] [--json] -- VERB ..."
 
@@ -70,7 +71,7 @@ def _confirm_stop() -> bool:
 
 
 def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(plain(line), file=sys.stderr, flush=True)
 
 
 def _command() -> int:

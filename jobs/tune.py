@@ -11,6 +11,7 @@ import click
 from jobs.cli import Parsed, command_line, parse
 from jobs.main import run_verb
 from jobs.start import concluded
+from pipeline.terminal import plain
 
 if TYPE_CHECKING:
     from pipeline.tune.board import Board
@@ -56,9 +57,9 @@ def main(argv: list[str]) -> int:
     if best is not None:
         from pipeline.tune.search import command_to_use
 
-        shown(f"best     trial {best.number}: {search.objective} {best.score:.4f}", soft_wrap=True)
+        shown(plain(f"best     trial {best.number}: {search.objective} {best.score:.4f}"), soft_wrap=True)
         command = command_to_use(search.out, search.config.recipe, search.changes, best)
-        shown(f"use it   {command}", soft_wrap=True, markup=False)
+        shown(plain(f"use it   {command}"), soft_wrap=True)
     else:
         shown("no trial has a score: the report has the reasons", soft_wrap=True)
     if parsed.values["json"]:

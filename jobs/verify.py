@@ -14,6 +14,7 @@ import click
 from jobs.cli import parse, run_argument
 from jobs.main import run_verb
 from pipeline.errors import UserError
+from pipeline.terminal import say
 
 if TYPE_CHECKING:
     from pipeline.verify import Finding
@@ -59,13 +60,13 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
     for one in findings:
         state = "DAMAGED" if one.fault is not None else "unfinished" if one.unfinished else "whole"
-        print(f"{state}  {one.path}", file=sys.stderr)
+        say(f"{state}  {one.path}", file=sys.stderr)
     for path in left_over(folder):
-        print(f"left over  {path}", file=sys.stderr)
+        say(f"left over  {path}", file=sys.stderr)
     if any(one.unfinished for one in findings):
-        print("unfinished: a command was stopped, or is at it: the same command goes on", file=sys.stderr)
+        say("unfinished: a command was stopped, or is at it: the same command goes on", file=sys.stderr)
     if is_older(folder):
-        print(f"older  {folder} was written before files were noted: not every change can be seen", file=sys.stderr)
+        say(f"older  {folder} was written before files were noted: not every change can be seen", file=sys.stderr)
 
 
 def repair(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
@@ -76,9 +77,9 @@ def repair(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
     with writer_lock(folder):
         gone = clear(folder, findings if run else [])
     for path in gone:
-        print(f"removed  {path}", file=sys.stderr)
+        say(f"removed  {path}", file=sys.stderr)
     for command in repairs(folder, findings):
-        print(f"{'runs' if run else 'to do'}  {command}", file=sys.stderr)
+        say(f"{'runs' if run else 'to do'}  {command}", file=sys.stderr)
         if run and command == started_by(folder):  # a text out of the folder: nothing that it names is run
             train_again(folder)
         elif run:

@@ -8,6 +8,7 @@ import click
 
 from jobs.cli import parse
 from jobs.main import run_verb
+from pipeline.terminal import plain, say
 
 if TYPE_CHECKING:
     from pipeline.models.pretrained import Available
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
         print(json.dumps({"weights": [_plain(one) for one in found]}))
         return 0
     for line in _table(found):
-        print(line)
+        say(line)
     return 0
 
 
@@ -44,11 +45,11 @@ def _fetch(name: str, weights: str, *, as_json: bool) -> int:
 
     remote = find_remote(name, weights)
     size = format_bytes(remote.bytes) if remote.bytes is not None else "of unknown size"
-    print(f"{remote.name} {remote.weights}: {size}, licence {remote.licence}, from {remote.place}", file=sys.stderr)
+    say(f"{remote.name} {remote.weights}: {size}, licence {remote.licence}, from {remote.place}", file=sys.stderr)
     path = fetch(remote)
-    print(f"{'already at' if remote.path else 'fetched to'} {path}", file=sys.stderr)
+    say(f"{'already at' if remote.path else 'fetched to'} {path}", file=sys.stderr)
     use = f"--encoder.name {remote.name} --encoder.weights {remote.weights}"
-    print(json.dumps({"path": str(path), "use": use}) if as_json else use)
+    print(json.dumps({"path": str(path), "use": use}) if as_json else plain(use))
     return 0
 
 

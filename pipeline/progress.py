@@ -2,21 +2,41 @@
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
+from rich.segment import Segment
 from rich.text import Text
+
+from pipeline.terminal import plain, plain_lines
 
 PLAIN_SECONDS = 10.0  # a plain line so often
 RATE_MEMORY = 0.9  # of the moving average that the remaining time is made from
+
+
+class PlainConsole(Console):
+    """A terminal (stderr) that shows texts as they are: nothing in them is markup, or steers it."""
+
+    def __init__(self) -> None:
+        super().__init__(stderr=True, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """A text, made safe before it is laid out: the cells of tables are as wide as what they show."""
+        return super().render_str(plain_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """What is drawn, its texts made safe; the controls of a live part are rich's own."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain_lines(segment.text), segment.style)
 
 
 class LiveConsole:
     """The terminal, with a part that is drawn again and again while the block lasts, where it is one."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or PlainConsole()
         self._live: Live | None = None
 
     def __enter__(self) -> Self:
@@ -32,7 +52,7 @@ class LiveConsole:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, soft_wrap=True, markup=False)
+        self.console.print(plain(text), soft_wrap=True, markup=False)
 
 
 class Display(LiveConsole):
@@ -57,7 +77,7 @@ class Display(LiveConsole):
             self._stage, self._clock, self._rate, self._spread = title, None, 0.0, None
         text = f"{title}: {self._training(row) if 'step' in row else _counting(row)}"
         if self._live is not None:
-            self._live.update(Text(text))
+            self._live.update(Text(plain(text)))
         elif begins or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
             self._last_plain = time.monotonic()
             self.say(text)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.asked import Asked, images_of, squares_of
 from pipeline.data import sample_id, storage
 from pipeline.data.formats import marks
+from pipeline.data.regular import check_target
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.documents import parse, read_bytes
 from pipeline.embeddings import Embeddings, load_embeddings
@@ -121,6 +122,7 @@ def picture_format(path: Path, queries: int = 1) -> str:
         raise UserError(f"--save {path}: pictures are written as {', '.join(f'.{one}' for one in PICTURES)}")
     if queries > MOST_ROWS:
         raise UserError(f"--save {path}: {queries} queries are too many for one picture: at most {MOST_ROWS}")
+    check_target(path, "--save")
     return kind
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.data import storage
 from pipeline.data.decode import read_header
 from pipeline.data.reading import WORDS, Note, Reading
+from pipeline.data.regular import check_size, largest
 from pipeline.errors import UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
@@ -16,6 +17,7 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 IMAGE_FLAG, LABEL_FLAG = "--data.image-column", "--data.label-column"
 
 _LIKE_LABELS = re.compile(r"(label|class|category)(s|_?names?)?$", re.IGNORECASE)
+_MOST_ROWS = 1 << 16  # read at once
 _ROWS = 8  # whose bytes are looked at
 
 
@@ -57,7 +59,7 @@ class Part:
         import pyarrow as pa
 
         kind = self.schema.field(image).type
-        return bool(pa.types.is_struct(kind)) and "path" in _subfields(kind)
+        return bool(pa.types.is_struct(kind)) and _subfields(kind).count("path") == 1
 
     def class_names(self, label: str | None) -> list[str] | None:
         """Names of the classes of a column, where the metadata of the Hugging Face hub tell them."""
@@ -76,7 +78,7 @@ class Part:
     def _features(self) -> dict[str, Any]:
         try:
             features = json.loads((self.schema.metadata or {})[b"huggingface"])["info"]["features"]
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, RecursionError):
             return {}
         return features if isinstance(features, dict) else {}
 
@@ -92,7 +94,12 @@ class Chosen:
 def open_part(path: str, relative: str) -> Part:
     """What the footer of a file says."""
     with opened(path) as file:
-        return Part(path, relative, file.schema_arrow, file.metadata)
+        try:
+            part = Part(path, relative, file.schema_arrow, file.metadata)
+            _ = part.names, part.rows, [str(kind) for kind in part.schema.types]
+        except (ValueError, OSError) as error:  # of names that are no text, too
+            raise _unreadable(path, error) from None
+        return part
 
 
 def opened(path: str, footer: Any = None) -> Any:
@@ -104,8 +111,68 @@ def opened(path: str, footer: Any = None) -> Any:
         if storage.is_url(path):
             return pq.ParquetFile(storage.open_binary(path), metadata=footer, pre_buffer=False)
         return pq.ParquetFile(path, metadata=footer, memory_map=True)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+
+
+def read_columns(path: str, columns: Sequence[str], group: int | None = None) -> Any:
+    """Columns of a parquet file, or of one of its row groups, as a table. Raises UserError for what cannot be read.
+
+    What they say to be once decompressed is looked at first, and no more is read than in one piece: a dictionary
+    may hold a long value once that stands in every row.
+    """
+    import pyarrow as pa
+
+    try:
+        with opened(path) as file:
+            groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
+            size, expands = _claimed(file.metadata, groups, columns)
+            what = f"{path}: {_listed(columns)}, decompressed,"
+            check_size(size, what)
+            if not expands:
+                return file.read_row_groups(groups, columns=list(columns), use_threads=False)
+            return _in_batches(file, groups, columns, size, what)
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as parquet: {(str(error) or 'out of memory').splitlines()[0]}"
+        ) from None
+
+
+def _unreadable(path: str, error: BaseException) -> UserError:
+    why = str(error).strip() or "there is not enough memory"
+    return UserError(f"{path} cannot be read as parquet: {why.splitlines()[0]}")
+
+
+def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
+    """Bytes that columns say to have decompressed, and whether they may be more in memory than is read in one piece."""
+    size, texts, rows = 0, 0, 0
+    for group in groups:
+        found = footer.row_group(group)
+        rows += found.num_rows
+        for chunk in (found.column(i) for i in range(found.num_columns)):
+            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
+                size += chunk.total_uncompressed_size
+                texts += chunk.total_uncompressed_size * (chunk.physical_type == "BYTE_ARRAY")
+    return size, rows * texts > largest()
+
+
+def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], size: int, what: str) -> Any:
+    import pyarrow as pa
+
+    batches, total = [], 0
+    rows = max(1, min(_MOST_ROWS, largest() // size))
+    for batch in file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False):
+        total += batch.nbytes
+        check_size(total, what)
+        batches.append(batch)
+    return pa.Table.from_batches(batches)
+
+
+def check_rows(part: Part) -> None:
+    """Raises UserError for more rows than bytes: no image is that small."""
+    size = storage.size_of(part.path)
+    if not 0 <= part.rows <= size:
+        raise UserError(f"{part.path} cannot be read as parquet: it claims {part.rows:,} rows in {size:,} bytes")
 
 
 def choose_image(parts: Sequence[Part], asked: str | None) -> Chosen:
@@ -200,15 +267,22 @@ def _looks_like_images(part: Part, name: str) -> bool:
 
 
 def _first_bytes(part: Part, name: str) -> list[bytes]:
+    import pyarrow as pa
+
     found: list[bytes] = []
-    with opened(part.path, part.footer) as file:
-        for batch in file.iter_batches(batch_size=_ROWS, columns=[name], use_threads=False):
-            column = batch.column(0)
-            values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()
-            found += [value for value in values if value is not None]
-            if len(found) >= _ROWS:
-                break
-    return found[:_ROWS]
+    try:
+        with opened(part.path, part.footer) as file:
+            for group in range(file.metadata.num_row_groups):
+                check_size(_claimed(file.metadata, [group], [name])[0], f"{part.path}: '{name}', decompressed,")
+                for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name], use_threads=False):
+                    column = batch.column(0)
+                    values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()
+                    found += [value for value in values if value is not None]
+                    if len(found) >= _ROWS:
+                        return found[:_ROWS]
+    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+        raise _unreadable(part.path, error) from None
+    return found
 
 
 def _is_image(data: bytes) -> bool:
@@ -284,7 +358,7 @@ def _may_be_image(kind: Any) -> bool:
     import pyarrow as pa
 
     if pa.types.is_struct(kind):
-        return "bytes" in _subfields(kind) and _may_be_image(kind.field("bytes").type)
+        return _subfields(kind).count("bytes") == 1 and _may_be_image(kind.field("bytes").type)
     return any(is_bytes(kind) for is_bytes in _bytes_types(pa.types))
 
 

@@ -4,6 +4,7 @@ import contextlib
 import io
 import math
 import struct
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from pipeline.data.formats import MADE_BY, NPY, OWN, formats, missing_for
+from pipeline.data.regular import open_regular, read_regular
 from pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, ValueCount, count_values, lost_on, to_bytes
 from pipeline.errors import UserError
 
 LONGEST = 4  # times the shorter side, or the size that images are read for: of longer ones the middle is kept
 _SQUARED_FROM = 8  # the same before an image is enlarged to a square
+
+_LARGE = 1 << 25  # pixels; of larger images one is decoded at a time
+_large = threading.RLock()
 
 _ORIENTATION = 0x0112  # EXIF tag
 _WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 339  # TIFF tags
@@ -59,11 +64,11 @@ def decode(source: bytes | Path, channels: int | None, load_size: int | None, sh
     Raises UserError when there is no such image.
     """
     try:
-        data = source.read_bytes() if isinstance(source, Path) else source
+        data = read_regular(source) if isinstance(source, Path) else source
         return _decode(data, channels, load_size, shown)
     except FileNotFoundError:
         raise UserError(f"{source!s} does not exist") from None
-    except MemoryError:
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # damaged files make Pillow raise almost anything, SyntaxError and struct.error included
         what = str(source) if isinstance(source, Path) else "image"
@@ -96,7 +101,7 @@ def held(data: bytes, channels: int | None) -> Held | None:
     try:
         if data.startswith(NPY):
             return Held(_counted(_load_npy(data)))
-        with _image(io.BytesIO(data)) as image:
+        with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             if channels not in (None, 1, 3):
                 return Held(_counted(_all_values(image, data)))
             values = _wide_values(image, data)
@@ -135,10 +140,15 @@ def kept_size(height: int, width: int, load_size: int) -> tuple[int, int]:
     return _scaled(height, width, load_size)
 
 
+def _alone(pixels: int) -> contextlib.AbstractContextManager[Any]:
+    """One at a time where an image is large, so that the threads that decode need the memory of one of them."""
+    return _large if pixels > _LARGE else contextlib.nullcontext()
+
+
 @contextlib.contextmanager
 def _opened_for_header(source: bytes | Path) -> Iterator[BinaryIO]:
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with open_regular(source) as file:
             yield file
     else:
         yield io.BytesIO(source)
@@ -260,12 +270,13 @@ def _image(file: BinaryIO) -> Image.Image:
 
 
 def _decode(data: bytes, channels: int | None, load_size: int | None, shown: Shown) -> Pixels:
-    turn = 1
-    pixels = _jpeg(data, _bare_jpeg(data), channels, load_size)
+    turn, header = 1, _bare_jpeg(data)
+    with _alone(header[0] * header[1] if header else 0):
+        pixels = _jpeg(data, header, channels, load_size)
     if data.startswith(NPY):
         pixels = _with_channels(to_bytes(_load_npy(data), shown.range), channels)
     elif pixels is None:
-        with _image(io.BytesIO(data)) as image:
+        with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             # Pillow turns a TIFF while it decodes it; of every other format it gives the pixels as they are stored.
             turn = _orientation(image) if image.format != "TIFF" else 1
             pixels = _jpeg(data, (image.height, image.width, image.mode), channels, load_size)

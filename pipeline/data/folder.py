@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipeline.data import storage
 from pipeline.data.content import without_own
+from pipeline.data.labels import HALF
 from pipeline.data.layout import read_layout
 from pipeline.data.listing import Listing, Store, number_classes
 from pipeline.data.reading import Reading
@@ -45,7 +46,7 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
     layout = read_layout(root, Counter(folders), reading)
     labels, class_names = None, None
     if any(layout.class_of.values()):
-        labels, class_names = number_classes([layout.class_of[folder] for folder in folders])
+        labels, class_names = number_classes([_readable(layout.class_of[folder]) for folder in folders])
     return Listing(
         keys=keys,
         splits=[layout.split_of[folder] for folder in folders],
@@ -59,3 +60,8 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
         notes=layout.notes,
         passed_over=(("pictures that rayssl wrote", own),) if own else (),
     )
+
+
+def _readable(name: str | None) -> str | None:
+    """A class whose name is text; images of another are set aside by their own names."""
+    return None if name is not None and not name.isascii() and HALF.search(name) else name

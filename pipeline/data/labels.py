@@ -28,6 +28,7 @@ _WHOLE = re.compile(r"(-?[0-9]+)(\.0+)?")
 _FRACTION = re.compile(r"-?[0-9]*([.,][0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
 _LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
+HALF = re.compile("[\ud800-\udfff]")  # of a pair that stands for one character
 _FEW = 10  # classes; so many may have one image each
 
 
@@ -53,6 +54,8 @@ def label_of(value: object) -> str | None:
     fractions, lists, bytes, texts of more than 1,000 characters.
     """
     text = _text(value)
+    if not text.isascii() and HALF.search(text):
+        raise NoClassError("a text with half of a character, which no file can hold")
     if len(text) > LONGEST:
         raise NoClassError(f"a text of {len(text):,} characters")
     return None if text in _MISSING else text

@@ -13,12 +13,13 @@ from pipeline.data import storage
 from pipeline.data.columns import (
     LABEL_FLAG,
     Part,
+    check_rows,
     choose_image,
     choose_label,
     image_of_old,
     label_of_old,
     open_part,
-    opened,
+    read_columns,
 )
 from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
@@ -76,6 +77,8 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     """All rows of all files; the split is told by the names of the files."""
     _check_words(reading)
     parts = [open_part(storage.join(root, file.path), file.path) for file in files]
+    for part in parts:
+        check_rows(part)
     image = choose_image(parts, reading.image_column)
     label, notes = choose_label(parts, image.name, reading)
     by_file, told = file_splits(root, [part.relative for part in parts], reading)
@@ -117,9 +120,8 @@ class _Content:
         self.part, self.values = part, [None] * n
         self.splits: list[str | None] = [None] * n
         if columns:
-            with opened(part.path, part.footer) as file:
-                table = file.read(columns=columns, use_threads=False)
-            paths = [row and row["path"] for row in table.column(image).to_pylist()] if named else []
+            table = read_columns(part.path, columns)
+            paths = [_name_in(row) for row in table.column(image).to_pylist()] if named else []
             self.values = table.column(label).to_pylist() if label is not None else self.values
             self.splits = table.column(split).to_pylist() if split is not None else self.splits
         # Without a name for every row, or with one given twice, the row's number has to do.
@@ -129,6 +131,11 @@ class _Content:
         """(number, rows) of every row group."""
         footer = self.part.footer
         return [(group, footer.row_group(group).num_rows) for group in range(footer.num_row_groups)]
+
+
+def _name_in(row: dict[str, Any] | None) -> str | None:
+    name = None if row is None else row["path"]
+    return name if isinstance(name, str) else None
 
 
 def _check_words(reading: Reading) -> None:
@@ -190,8 +197,7 @@ def _odd(value: object) -> bool:
 def _row_group(path: str, group: int, column: str, changed: tuple[int, ...]) -> Any:
     import pyarrow as pa
 
-    with opened(path) as file:
-        images = file.read_row_group(group, columns=[column], use_threads=False).column(column).combine_chunks()
+    images = read_columns(path, [column], group).column(column).combine_chunks()
     return images.field("bytes") if pa.types.is_struct(images.type) else images
 
 

@@ -76,7 +76,7 @@ def _is_ours(root: str, folder: str, names: set[str]) -> bool:
         return True
     try:
         values = json.loads(storage.read(storage.join(root, f"{folder}/config.json"), 0, 1 << 20))
-    except (OSError, ValueError, UserError):
+    except (OSError, ValueError, UserError, RecursionError):
         return False
     return isinstance(values, dict) and {"schema", "recipe", "encoder"} <= values.keys()
 
@@ -97,5 +97,5 @@ def _starts_like_one(root: str, path: str, looks_like_image: Callable[[bytes], b
         return False
     try:
         return looks_like_image(storage.read(storage.join(root, path), 0, 32))
-    except OSError:
+    except (OSError, UserError):
         return False

@@ -1,5 +1,6 @@
 """WebDataset tar shards: `key.jpg` with its label in `key.cls` or `key.json`."""
 
+import io
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,15 @@ from pipeline.data.told_splits import SPLIT, Splits, told_splits
 from pipeline.errors import UserError
 
 SUFFIXES = (".tar",)
+
+_BEFORE = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_LONGEST = 1 << 20  # bytes of these
 
 _KEY_FLAG, _IMAGE_FLAG, _LABELS_FLAG = "--data.key", "--data.image-column", "--data.labels"
 
@@ -60,6 +70,7 @@ class _Shard:
     images: dict[str, list[_Image]] = field(default_factory=dict)  # by key
     said: dict[str, Said] = field(default_factory=dict)  # by the files beside the images, by key
     others: Counter[str] = field(default_factory=Counter)  # members that are neither, by suffix
+    ends: bool = True  # as tar files do
 
 
 def list_shards(root: str, files: Files, reading: Reading) -> Listing:
@@ -83,7 +94,7 @@ def list_shards(root: str, files: Files, reading: Reading) -> Listing:
         store=Members([shard.path for shard in shards], where[:, 0], where[:, 1], where[:, 2]),
         identity=with_field(_identity(files, reading, splits), field),
         stamp=files.stamp(),
-        notes=(*told, *splits.notes, *_sharing_note(shards, taken, reading.key), *labels.notes),
+        notes=(*told, *splits.notes, *_cut_notes(shards), *_sharing_note(shards, taken, reading.key), *labels.notes),
         passed_over=_passed_over(shards, taken),
         contents=Contents(root, files),
     )
@@ -102,15 +113,43 @@ def split_name(name: str, key: Key) -> tuple[str, str]:
 def _scan(path: str, relative: str, key: Key) -> _Shard:
     shard = _Shard(path, relative)
     try:
-        with storage.open_binary(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if member.isfile():
-                    _add(shard, tar, member, key)
-                elif member.islnk() or member.issym():
-                    shard.others["links"] += 1
-    except tarfile.TarError as error:
+        with storage.open_binary(path) as file:
+            size = file.seek(0, io.SEEK_END)
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+                for member in tar:
+                    _look_at(shard, tar, member, key, size)
+                file.seek(tar.offset)
+                end = file.read(tarfile.BLOCKSIZE)
+                shard.ends = end == tarfile.NUL * tarfile.BLOCKSIZE
+    except RecursionError:
+        raise UserError(f"{path} cannot be read as a tar file: too many headers before one member") from None
+    except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as error:  # of headers that are no numbers
         raise UserError(f"{path} cannot be read as a tar file: {error}") from None
     return shard
+
+
+class _Header(tarfile.TarInfo):
+    """A header whose claims are looked at before anything is read or skipped by them."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        """What 512 bytes say; raises ReadError for what no archive has."""
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.type in _BEFORE and header.size > _LONGEST):
+            raise tarfile.ReadError(f"a member claims {header.size:,} bytes")
+        return header
+
+
+def _look_at(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, key: Key, size: int) -> None:
+    if member.issparse():
+        shard.others["sparse files"] += 1
+    elif member.isfile():
+        if not 0 <= member.size <= size - member.offset_data:
+            raise tarfile.ReadError(f"it ends within a member that claims {member.size:,} bytes")
+        _add(shard, tar, member, key)
+    elif member.islnk() or member.issym():
+        shard.others["links"] += 1
 
 
 def _add(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, rule: Key) -> None:
@@ -207,6 +246,11 @@ def _identity(files: Files, reading: Reading, splits: Splits) -> str:
     said += [f"image column {reading.image_column}"] * (reading.image_column is not None)
     said += ["split field"] * splits.by_column
     return digest([files.identity(), *said]) if said else files.identity()
+
+
+def _cut_notes(shards: list[_Shard]) -> list[Note]:
+    text = "{} does not end as a tar file does: it may have been cut off, or be damaged in the middle"
+    return [Note(text.format(shard.path), guess=True) for shard in shards if not shard.ends]
 
 
 def _sharing_note(shards: list[_Shard], taken: list[_Taken], key: Key) -> tuple[Note, ...]:

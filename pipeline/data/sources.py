@@ -63,11 +63,12 @@ def find_source(path: str, reading: Reading) -> Source:
     where = storage.normalise(path)
     _check_name(path, where)
     root, files = storage.find(where)
+    aside = files.aside
     files, own = left_out(root, files)
     found = _holding(root, [(kind, fitting) for kind in SOURCES if len(fitting := fitting_files(root, files, kind))])
     if not found:
         raise UserError(
-            f"{where} holds no images ({len(files)} files): JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, .npy, "
+            f"{where} holds no images ({_counted(files, aside)}): JPEG, PNG, WebP, BMP, TIFF, GIF, AVIF, HEIC, .npy, "
             ".parquet or .tar are read"
         )
     if len(found) > 1:
@@ -81,7 +82,7 @@ def find_source(path: str, reading: Reading) -> Source:
         listing,
         kind=listing.kind or kind.noun,
         notes=(*own, *listing.notes),
-        passed_over=(*listing.passed_over, *sorted(passed.items())),
+        passed_over=(*listing.passed_over, *sorted(passed.items()), *aside),
     )
     return Source(_name(where), where, listing)
 
@@ -109,6 +110,10 @@ def suffix_of(path: str) -> str:
     """What a file that is passed over is counted as."""
     name, dot, suffix = path.rpartition("/")[2].rpartition(".")
     return f".{suffix.lower()}" if dot and name else "files without a suffix"
+
+
+def _counted(files: Files, aside: tuple[tuple[str, int], ...]) -> str:
+    return ", ".join([f"{len(files)} files", *(f"{n:,} {what}" for what, n in aside)])
 
 
 def _several(where: str, found: list[tuple[Kind, Files]]) -> UserError:

@@ -4,23 +4,27 @@ import contextlib
 import glob
 import hashlib
 import itertools
+import math
 import operator
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.listing import digest
+from pipeline.data.regular import check_size, kinds_aside, open_regular, read_regular, status_of
 from pipeline.errors import UserError
 
 _WILD = re.compile(r"[*?\[{]")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_NAMES = 1_000_000  # that braces of one pattern stand for
 _THREADS = 16  # a disk on the network answers late: so many questions wait side by side
 _CHUNK = 10_000  # files of one folder that a thread asks about
 _POSITIVE = (1 << 63) - 1  # an inode may have 64 bits
@@ -45,6 +49,7 @@ class Files(Sequence[File]):
     paths: list[str]
     sizes: NDArray[np.int64]  # (N,) bytes
     stamps: NDArray[Any]  # (N, 3) mtime and ctime in ns and inode, or (N,) texts: what a server says in their place
+    aside: tuple[tuple[str, int], ...] = ()  # (what, how many) were found beside that are no regular files
 
     @classmethod
     def sorted(cls, paths: list[str], sizes: Iterable[int], stamps: Iterable[Any]) -> "Files":
@@ -136,22 +141,31 @@ def find(path: str) -> tuple[str, Files]:
         return os.path.dirname(path), _local_files(os.path.dirname(path), [path])
     if _WILD.search(path):
         root = fixed_part(path)
-        names = [name for part in braces(path) for name in _existing(part, sorted(glob.glob(part, recursive=True)))]
+        names = [name for part in braces(path) for name in _existing(part, _matching(part))]
         return root, _local_files(root, sorted(set(names)))
+    if os.path.exists(path):
+        raise UserError(f"{path} is no regular file: give a folder, a .parquet file or .tar shards")
     raise UserError(f"{path} does not exist: give a folder, a .parquet file, .tar shards or the name of a data set")
 
 
 def read(path: str, start: int | None = None, stop: int | None = None) -> bytes:
-    """The bytes from `start` up to `stop` of a file (None: all of it)."""
+    """The bytes from `start` up to `stop` of a file (None: all of it). Raises UserError for too many or a pipe."""
     if is_url(path):
         system, inner = _system(path)
+        if stop is None:
+            check_size(int(system.info(inner).get("size") or 0), path)
+        else:
+            check_size(stop - (start or 0), path)
         return bytes(system.cat_file(inner, start=start, end=stop))
-    if start is None and stop is None:
-        with open(path, "rb", buffering=0) as whole:
-            return whole.readall()
-    with open(path, "rb") as file:
-        file.seek(start or 0)
-        return file.read(-1 if stop is None else stop - (start or 0))
+    return read_regular(path, start or 0, stop)
+
+
+def size_of(path: str) -> int:
+    """Bytes of a file."""
+    if is_url(path):
+        system, inner = _system(path)
+        return int(system.size(inner) or 0)
+    return os.path.getsize(path)
 
 
 def last_change(path: str) -> tuple[int, ...]:
@@ -167,12 +181,15 @@ def open_binary(path: str) -> Any:
     if is_url(path):
         system, inner = _system(path)
         return system.open(inner, "rb")
-    return open(path, "rb")
+    return open_regular(path)
 
 
 def braces(pattern: str) -> list[str]:
     """Every name that {000..009} and {a,b} stand for, in order."""
     pieces = re.split(r"\{([^{}]*)\}", pattern)
+    count = math.prod(_count(piece) for piece in pieces[1::2])
+    if count > _MOST_NAMES:
+        raise UserError(f"{pattern[:200]} stands for {count:,} names: at most {_MOST_NAMES:,} are looked for")
     choices = [_choices(piece) if i % 2 else [piece] for i, piece in enumerate(pieces)]
     return ["".join(parts) for parts in itertools.product(*choices)]
 
@@ -181,6 +198,11 @@ def fixed_part(pattern: str) -> str:
     """The folder before the first wildcard."""
     wild = _WILD.search(pattern)
     return pattern[: wild.start()].rpartition("/")[0] if wild else pattern
+
+
+def _count(piece: str) -> int:
+    numbers = _RANGE.fullmatch(piece)
+    return 1 + piece.count(",") if numbers is None else max(0, 1 + int(numbers[2]) - int(numbers[1]))
 
 
 def _choices(piece: str) -> list[str]:
@@ -197,24 +219,48 @@ def _existing(pattern: str, names: list[str]) -> list[str]:
     return names
 
 
+def _matching(pattern: str) -> list[str]:
+    """What a pattern fits, sorted; ** goes into every folder once, where links lead to it more than once too."""
+    before, deep, after = pattern.partition("/**")
+    if not deep or not after.startswith("/"):
+        return sorted(glob.glob(pattern, recursive=not deep))
+    folders = {below for top in glob.glob(before or "/") for below in _folders(top)}
+    return sorted({name for folder in folders for name in _matching(glob.escape(folder) + after)})
+
+
+def _folders(top: str) -> list[str]:
+    """A folder and those below it, level by level; of two ways to one the shorter counts."""
+    seen: set[tuple[int, int]] = set()
+    found, level = list[str](), [top]
+    while level:
+        level = [folder for folder in level if _is_new(_place(folder), seen)]
+        found += level
+        level = [
+            f"{folder.rstrip('/')}/{name}" for folder in level if os.path.isdir(folder) for name in _names(folder)[0]
+        ]
+    return found
+
+
 def _walk(root: str) -> Files:
     """Folder after folder, level by level; of two ways to one folder the shorter, else the first by name, counts."""
     seen: set[tuple[int, int]] = set()  # so that a link to a parent does not loop
     paths: list[str] = []
     columns = [_columns([])]
+    odd: Counter[str] = Counter()
     level = [""]  # folders below the root, each with a slash at its end
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="list") as pool:
         while level:
             level = [folder for folder, place in zip(level, _each(pool, _place, root, level)) if _is_new(place, seen)]
             found = list(zip(level, _each(pool, _names, root, level)))
-            chunks = [(folder, chunk) for folder, (_, names) in found for chunk in _chunks(names)]
+            chunks = [(folder, chunk) for folder, (_, names, _) in found for chunk in _chunks(names)]
             asked = _each(pool, _ask, root, [folder for folder, _ in chunks], [names for _, names in chunks])
             for (folder, _), (names, sizes, stamps) in zip(chunks, asked):
                 paths += map(folder.__add__, names)
                 columns.append((sizes, stamps))
-            level = [f"{folder}{name}/" for folder, (names, _) in found for name in names]
+            level = [f"{folder}{name}/" for folder, (names, _, _) in found for name in names]
+            odd.update(name for _, (_, _, names) in found for name in names)
     sizes, stamps = (np.concatenate(column) for column in zip(*columns))
-    return Files.sorted(paths, sizes, stamps)
+    return replace(Files.sorted(paths, sizes, stamps), aside=tuple(sorted(odd.items())))
 
 
 def _each(pool: ThreadPoolExecutor, work: Callable[..., T], root: str, folders: list[str], *more: Any) -> Iterator[T]:
@@ -223,10 +269,8 @@ def _each(pool: ThreadPoolExecutor, work: Callable[..., T], root: str, folders: 
 
 
 def _place(folder: str) -> tuple[int, int] | None:
-    with contextlib.suppress(FileNotFoundError):
-        status = os.stat(folder)
-        return status.st_dev, status.st_ino
-    return None
+    status = status_of(folder)
+    return None if status is None else (status.st_dev, status.st_ino)
 
 
 def _is_new(place: tuple[int, int] | None, seen: set[tuple[int, int]]) -> bool:
@@ -236,18 +280,28 @@ def _is_new(place: tuple[int, int] | None, seen: set[tuple[int, int]]) -> bool:
     return True
 
 
-def _names(folder: str) -> tuple[list[str], list[str]]:
-    """Sorted names of the folders and of the files in a folder."""
-    folders, files = [], []
+def _names(folder: str) -> tuple[list[str], list[str], list[str]]:
+    """Sorted names of the folders and of the files in a folder, and of what kind each is that is neither."""
+    folders, files, others = [], [], list[str]()
     with _permitted(folder), contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            if entry.is_file():  # False for a link that leads nowhere
+            if _is(entry.is_file):
                 files.append(entry.name)
-            elif entry.is_dir():
+            elif _is(entry.is_dir):
                 folders.append(entry.name)
-    return sorted(folders), sorted(files)
+            else:
+                others += kinds_aside([status_of(entry.path)])
+    return sorted(folders), sorted(files), others
+
+
+def _is(asked: Callable[[], bool]) -> bool:
+    """What an entry of a folder says; False for a link that leads nowhere or in a circle."""
+    try:
+        return asked()
+    except OSError:
+        return False
 
 
 def _chunks(names: list[str]) -> Iterator[list[str]]:
@@ -284,9 +338,7 @@ def _permitted(folder: str) -> Iterator[None]:
 
 
 def _status(name: str, handle: int) -> os.stat_result | None:
-    with contextlib.suppress(FileNotFoundError):
-        return os.stat(name, dir_fd=handle)
-    return None
+    return status_of(name, folder=handle)
 
 
 def _columns(found: list[os.stat_result]) -> tuple[_Numbers, _Numbers]:
@@ -300,11 +352,12 @@ def _columns(found: list[os.stat_result]) -> tuple[_Numbers, _Numbers]:
 
 
 def _local_files(root: str, paths: list[str]) -> Files:
-    found = [os.stat(path) for path in paths]
-    relative = [path[len(root) :].lstrip(os.sep).replace(os.sep, "/") for path in paths]
-    sizes, stamps = _columns(found)
-    regular = np.array([stat.S_ISREG(status.st_mode) for status in found], dtype=bool)
-    return Files.sorted(relative, np.where(regular, sizes, 0), stamps)
+    """The regular files among these; a pattern fits folders, pipes and dead links as well."""
+    asked = [(path, status_of(path)) for path in paths]
+    found = [(path, status) for path, status in asked if status is not None and stat.S_ISREG(status.st_mode)]
+    relative = [path[len(root) :].lstrip(os.sep).replace(os.sep, "/") for path, _ in found]
+    files = Files.sorted(relative, *_columns([status for _, status in found]))
+    return replace(files, aside=tuple(sorted(Counter(kinds_aside([status for _, status in asked])).items())))
 
 
 def _system(url: str) -> tuple[Any, str]:

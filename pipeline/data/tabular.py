@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import re
 import stat
 import sys
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data import storage
-from pipeline.data.columns import opened
+from pipeline.data.columns import opened, read_columns
+from pipeline.data.regular import check_size, status_of
 from pipeline.errors import UserError
 
 _SEPARATORS = (",", ";", "\t", "|")
-_LARGEST = 2 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,13 @@ def _check_file(path: str, where: str) -> None:
     """A folder holds no table, and a pipe may keep us waiting for ever."""
     if storage.is_url(where):
         return
-    with contextlib.suppress(FileNotFoundError):
-        status = os.stat(where)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise UserError(f"{path} is {kind}: a CSV with the columns path and label is needed")
-        if status.st_size > _LARGEST:
-            raise UserError(f"{path} has {status.st_size / 1e9:.1f} GB: a table of at most 2 GB is read")
+    status = status_of(where)
+    if status is None:
+        raise UserError(f"{path} does not exist: a CSV with the columns path and label is needed")
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise UserError(f"{path} is {kind}: a CSV with the columns path and label is needed")
+    check_size(status.st_size, path)
 
 
 def _decoded(path: str, data: bytes) -> str:
@@ -104,7 +103,8 @@ def _separator(text: str, known: set[str]) -> str:
     """The one that makes a header of known columns; else the one that the first line has most of."""
     line = next((line for line in text.splitlines() if line.strip()), "")
     for separator in _SEPARATORS:
-        names = {name.strip().lower() for name in next(csv.reader([line], delimiter=separator), [])}
+        with _long_fields():
+            names = {name.strip().lower() for name in next(csv.reader([line], delimiter=separator), [])}
         if names & known:
             return separator
     return max(_SEPARATORS, key=line.count)
@@ -158,7 +158,7 @@ def _json(path: str, text: str) -> Table:
 def _parquet(path: str, where: str) -> Table:
     with opened(where) as file:
         names = [name for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types) if not _is_large(kind)]
-        table = file.read(columns=names, use_threads=False)
+    table = read_columns(where, names)
     rows = [list(row) for row in zip(*(column.to_pylist() for column in table.columns))]
     return Table(path, table.column_names, rows, list(range(1, len(rows) + 1)))
 
@@ -172,7 +172,7 @@ def _is_large(kind: Any) -> bool:
 
 @contextlib.contextmanager
 def _long_fields() -> Iterator[None]:
-    before = csv.field_size_limit(min(sys.maxsize, _LARGEST - 1))
+    before = csv.field_size_limit(sys.maxsize >> 32)
     try:
         yield
     finally:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from pipeline.progress import PLAIN_SECONDS, LiveConsole, format_duration
 from pipeline.race.ledger import FAILED, Ledger
+from pipeline.terminal import plain
 
 
 class Board(LiveConsole):
@@ -53,7 +54,7 @@ def table(ledger: Ledger, doing: Mapping[str, str]) -> Table:
         if last is None:
             drawn.add_row(name, "", "", "", "", now)
             continue
-        state = f"failed: {last.reason}" if last.state == FAILED else now
+        state = f"failed: {plain(last.reason)}" if last.state == FAILED else now
         drawn.add_row(
             name, str(last.round or ""), str(last.steps or ""), _score(ledger, last.score), last.vectors, state
         )

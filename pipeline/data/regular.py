@@ -1,0 +1,98 @@
+"""Files from elsewhere are opened only where they are regular, and read no further than they say and may be long."""
+
+import errno
+import io
+import math
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import UserError
+
+LARGEST_GB = 1.0  # of what is read in one piece
+VARIABLE = "RAYSSL_LARGEST_GB"
+
+_NO_WAY = (errno.ELOOP, errno.ENAMETOOLONG)
+_NOWHERE, _OTHERS = "links that lead nowhere", "pipes, sockets and devices"
+
+
+def largest() -> int:
+    """Bytes that are read in one piece, of an image, a table or a row group: RAYSSL_LARGEST_GB, else 1 GB.
+
+    Raises UserError where RAYSSL_LARGEST_GB is no number.
+    """
+    text = os.environ.get(VARIABLE)
+    try:
+        gigabytes = float(text) if text else LARGEST_GB
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 < gigabytes < math.inf:
+        raise UserError(f"{VARIABLE} is {text!r}: a number of gigabytes is needed, e.g. 4")
+    return int(gigabytes * 1e9)
+
+
+def check_size(size: int, what: str) -> None:
+    """Raises UserError for what claims to be larger than what is read in one piece."""
+    if size > largest():
+        most = largest() / 1e9
+        raise UserError(f"{what} has {size / 1e9:.4g} GB: {VARIABLE} says how much is read in one piece, {most:.4g} GB")
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """A regular file, to be read; raises UserError for a pipe, a device or a socket, and never waits for one.
+
+    One without a size, as the system's own in /proc, holds nothing: some of these wait, and some never end.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    status = os.fstat(file.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size > 0:
+        return file
+    file.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path} is no regular file: pipes, sockets and devices are not read")
+    return io.BytesIO()
+
+
+def read_regular(path: str | Path, start: int = 0, stop: int | None = None) -> bytes:
+    """The bytes from `start` up to `stop`, or to the end that the file has now. Raises UserError for too many."""
+    with open_regular(path) as file:
+        size = file.seek(0, io.SEEK_END)
+        end = size if stop is None else min(stop, size)
+        check_size(end - start, str(path))
+        file.seek(start)
+        return file.read(max(0, end - start))
+
+
+def check_target(path: Path, flag: str) -> None:
+    """Raises UserError where a picture would take the place of a device, a pipe or a folder."""
+    status = status_of(str(path))
+    if status is not None and not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{flag} {path} is no regular file: name a new file, or one to be replaced")
+
+
+def status_of(path: str, *, folder: int | None = None) -> os.stat_result | None:
+    """What the system says of what a path leads to; None where that is nothing, or a circle of links."""
+    try:
+        return os.stat(path, dir_fd=folder)
+    except ValueError:  # a NUL is in no name
+        return None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) or error.errno in _NO_WAY:
+            return None
+        raise
+
+
+def kinds_aside(found: list[os.stat_result | None]) -> list[str]:
+    """What those are that are no regular files."""
+    return [_kind(status) for status in found if status is None or not stat.S_ISREG(status.st_mode)]
+
+
+def _kind(status: os.stat_result | None) -> str:
+    if status is None:
+        return _NOWHERE
+    return "folders" if stat.S_ISDIR(status.st_mode) else _OTHERS
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
