@@ -60,7 +60,7 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
     for one in findings:
         state = "DAMAGED" if one.fault is not None else "unfinished" if one.unfinished else "whole"
-        say(f"{state}  {one.path}", file=sys.stderr)
+        say(f"{state}  {one.path}{f' ({one.told})' if one.told else ''}", file=sys.stderr)
     for path in left_over(folder):
         say(f"left over  {path}", file=sys.stderr)
     if any(one.unfinished for one in findings):

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -38,13 +38,9 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
 
     Waits, because a worker outlives its killed driver by some seconds. Raises UserError when it stays taken.
     """
-    try:
+    with writing(run / ".lock"):
         run.mkdir(parents=True, exist_ok=True)
         lock = _open_lock(run / ".lock")
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise UserError(f"{run / '.lock'} is a link or folder, not a file: remove it") from None
-        raise UserError(f"{run} cannot be written: {error.strerror}: choose another place") from None
     check_inside(run)
     with lock as file:
         deadline = time.monotonic() + wait_s
@@ -60,9 +56,9 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
                         "wait for it or stop it, or use another --out"
                     ) from None
                 time.sleep(0.1)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with suppress(OSError):  # on a full disk nobody is told who writes
+            os.ftruncate(file.fileno(), 0)
+            os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
 
 
@@ -169,12 +165,17 @@ def stage_done(run: Path, stage: str, key: str) -> bool:
     return done
 
 
+def begin_stage(run: Path, stage: str) -> None:
+    """Record that a stage is at work: until it has ended, files that belong together need not fit."""
+    update_manifest(run, {"running": stage})
+
+
 def mark_stage(run: Path, stage: str, key: str, seconds: float, **facts: Any) -> None:
     """Record that a stage has ended; the rows that it logged are whole."""
     note(run / "metrics.jsonl")
     stages = read_manifest(run)["stages"]
     stages[stage] = {"key": key, "seconds": round(seconds, 2), "finished": time.strftime("%FT%T%z"), **facts}
-    update_manifest(run, {"stages": stages})
+    update_manifest(run, {"stages": stages, "running": None})
 
 
 def stage_key(*parts: Any) -> str:
@@ -250,8 +251,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
 
 def _open_lock(path: Path) -> TextIO:
     """The file that is locked; never what a link in its place leads to."""
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    return _regular(handle, path, "a+")
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        return _regular(os.open(path, flags, 0o644), path, "a+")
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise UserError(f"{path} is a link or folder, not a file: remove it") from None
+        raise
 
 
 def _append(path: Path) -> TextIO:

@@ -211,6 +211,7 @@ class Manifest(Files):
     commit: Text | None = None
     versions: dict[Text, Text] = {}
     machine: Text | None = None
+    running: Text | None = None  # the stage that has begun and has not ended
 
 
 class Record(Part):

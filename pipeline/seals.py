@@ -185,9 +185,9 @@ def damaged_of(folder: Path, *beginnings: str) -> list[str]:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether files of a folder are being written, or were when a process was killed."""
+    """Whether a stage or some files of a folder are at work, or were when a process was killed."""
     store = store_of(folder)
-    return store is not None and bool(_told(store, "writing"))
+    return store is not None and bool(_told(store, "writing") or (_values(store) or {}).get("running"))
 
 
 def store_of(folder: Path) -> Path | None:

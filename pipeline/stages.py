@@ -61,14 +61,16 @@ from pipeline.records import lost_of, read_evaluation, verb_of
 from pipeline.reporter import Reporter
 from pipeline.runfolder import (
     MetricsLog,
+    begin_stage,
     data_name,
     mark_stage,
     stage_done,
     stage_key,
+    update_manifest,
     writer_lock,
 )
 from pipeline.schemas import Draws
-from pipeline.seals import damaged_of, fits
+from pipeline.seals import damaged_of, digest, fits
 from pipeline.search.apply import check_own_encoder, load_searcher
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.tracking import Tracker, start_tracker
@@ -276,7 +278,8 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     ids = np.concatenate([split.ids for split in splits.values()])
     first = next(iter(splits.values()))
     stage_name = "index" if name == data_name(run) else f"index/{name}"
-    key = stage_key("index", dataclasses.asdict(config.index), first.encoder_hash, first.data_fingerprint, len(ids))
+    contents = digests(run, name, FOLDER if has_search(run) else "")
+    key = stage_key("index", dataclasses.asdict(config.index), whiten, first.encoder_hash, contents)
     if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
         return
     began = time.perf_counter()
@@ -285,6 +288,7 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     if told := recall_warning(recall, config.index.factory, len(ids)):
         warn(f"{run / 'index' / name}: {told}")
     with writer_lock(run):
+        begin_stage(run, stage_name)
         save_index(
             index,
             run / "index" / name,
@@ -299,6 +303,12 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
         mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
 
 
+def digests(run: Path, name: str, part: str) -> dict[str, str]:
+    """The sha256 of the embeddings that a stage reads, by path."""
+    files = sorted((run / "embeddings" / name / part).glob("*.parquet"))
+    return {str(file.relative_to(run)): digest(file) for file in files}
+
+
 def whitening_of(run: Path) -> Whitening:
     """Fitted to the images that the run was trained on: all that it is asked of is whitened alike."""
     return fit_whitening(normalise(load_splits(run, data_name(run))["train"].vectors))
@@ -310,8 +320,9 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     splits = load_splits(run, name)
     first = splits["train"]
     networks = sorted(path.parent for path in embeddings_folder(run, name, "baseline").glob("*/train.parquet"))
-    own = [dataclasses.asdict(config.evaluate), VERSIONS, [folder.name for folder in networks]]
-    key = stage_key("evaluate", own, first.encoder_hash, first.data_fingerprint, search_hash(run))
+    own = [dataclasses.asdict(config.evaluate), VERSIONS]
+    contents = [digests(run, name, part) for part in ("", FOLDER, *(f"baseline/{one.name}" for one in networks))]
+    key = stage_key("evaluate", own, first.encoder_hash, search_hash(run), contents)
     if stage_done(run, "evaluate", key) and has_records(run, "health/"):
         return
     began = time.perf_counter()
@@ -329,6 +340,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
         records += evaluate_baseline(plain, pictures, splits, **settings)
     records += search_records(run, name, settings)
     with writer_lock(run):
+        begin_stage(run, "evaluate")
         write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
         doubts = doubts_of_figures(read_evaluation(run)["flat"]) if config.method is not None else []
         mark_stage(run, "evaluate", key, time.perf_counter() - began, warnings=doubts)
@@ -375,9 +387,11 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
             f"{run} takes {encoder.channels} of {encoder.image_size}"
         )
     with writer_lock(run):
+        begin_stage(run, f"embed/{dataset.name}")
         save_splits(work, encoder, "")
         if has_search(run):
             search_other_data(work, encoder)
+        update_manifest(run, {"running": None})
 
 
 def search_other_data(work: Work, encoder: Encoder) -> None:
@@ -528,6 +542,8 @@ def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
     began = time.perf_counter()
     facts: dict[str, Any] = {}
     work.reporter.progress({"run": work.run.name, "stage": name})
+    if work.is_main:
+        begin_stage(work.run, name)
     yield facts
     if work.is_main:
         mark_stage(work.run, name, key, time.perf_counter() - began, **facts)

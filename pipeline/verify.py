@@ -27,11 +27,12 @@ from pipeline.tune.search import load_search
 
 @dataclass(frozen=True)
 class Finding:
-    """One file or folder; `fault` is None when it is whole, or not finished."""
+    """One file or folder; `fault` is None when it is whole, or not finished, of which `told` may say more."""
 
     path: Path
     fault: str | None
     unfinished: bool = False
+    told: str | None = None
 
 
 def verify(folder: Path, *, deep: bool = False) -> Iterator[Finding]:
@@ -136,7 +137,7 @@ def _run(run: Path, deep: bool) -> Iterator[Finding]:
     unfinished = is_unfinished(run)
     for finding in _together(run):
         early = finding.fault is not None and unfinished
-        yield Finding(finding.path, None, unfinished=True) if early else finding
+        yield Finding(finding.path, None, unfinished=True, told=finding.fault) if early else finding
 
 
 def _together(run: Path) -> Iterator[Finding]:
@@ -148,18 +149,25 @@ def _together(run: Path) -> Iterator[Finding]:
     if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
         yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
     if has_search(run) or (run / TENSORS).exists():
-        yield _try(run / FILE, lambda: _check_search(run))
+        yield _or_stale(_try(run / FILE, lambda: _check_search(run)))
     for folder in sorted(path.parent for path in run.glob("finetuned/encoder.json")):
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for path in sorted(run.glob("embeddings/**/*.parquet")):
         if not path.name.startswith("."):
-            yield _try(path, lambda path=path: _check_embeddings(run, path))  # type: ignore[misc]
+            yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
-        yield _try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder))  # type: ignore[misc]
+        yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
     if (run / "evaluation.json").exists():
         yield _try(run / "evaluation.json", lambda: _check_evaluation(run))
+
+
+def _or_stale(finding: Finding) -> Finding:
+    """A file that is as it was written, and that what was written later does not fit, is not finished."""
+    if finding.fault is None or fits(finding.path) is not True:
+        return finding
+    return Finding(finding.path, None, unfinished=True, told=finding.fault)
 
 
 def _noted(folder: Path, deep: bool) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_files import png, write_images, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from pipeline.data.shards import _scan
 from pipeline.data.tabular import read_table
 from pipeline.errors import UserError
 from pipeline.query import picture_format
-from tests.data_files import png, write_images, write_tar
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]

@@ -125,7 +125,8 @@ def test_more_minutes_go_on_with_the_best_and_take_in_who_had_no_time() -> None:
 def ledger_of(**changes: object) -> Ledger:
     about = {name: About(name, name, name) for name in ["untrained", *SIX]}
     values = {"speeds": dict.fromkeys(SIX, 0.5), "threads": 1, "rounds": plan_rounds(SIX, 600, 2, FIVE), **changes}
-    return Ledger({"options": {}, "candidates": None}, {"labelled": True}, 15.0, about, list(SIX), **values)  # type: ignore[arg-type]
+    data = {"name": "a", "path": "/a", "fingerprint": "f", "train": 50, "val": 10, "labelled": True}
+    return Ledger({"options": {}, "candidates": None}, data, 15.0, about, list(SIX), **values)  # type: ignore[arg-type]
 
 
 def add(ledger: Ledger, number: int, scores: dict[str, float | None]) -> None:

@@ -7,6 +7,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
+from data_files import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
@@ -15,7 +16,6 @@ from jobs.main import run_verb
 from jobs.query import show
 from pipeline.progress import Display, PlainConsole
 from pipeline.terminal import plain, plain_lines
-from tests.data_files import write_images
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;PWN\x07\x1b[2J\rforged\n\x9b31m\u202egnp.\u2028\x7f[red][/]:smile:"

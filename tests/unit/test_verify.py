@@ -69,7 +69,7 @@ def test_a_finished_run_is_whole(finished: Path) -> None:
         ("embeddings/colours/train.parquet", "embeddings/colours/train.parquet"),
         ("embeddings/colours/test.parquet", "embeddings/colours/test.parquet"),
         ("embeddings/colours/search/test.parquet", "embeddings/colours/search/test.parquet"),
-        ("search.safetensors", "search.json"),
+        ("search.safetensors", "search.safetensors"),
         ("index/colours/index.faiss", "index/colours/index.faiss"),
     ],
 )
@@ -99,12 +99,14 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
     for parameter in encoder.parameters():
         parameter.data += 1
     export_encoder(encoder, finished_copy)
-    found = faults(finished_copy)
     own = any(origin.encoder == OWN for origin in read_search(finished_copy).origins)
-    assert set(found) == {
+    stale = {str(one.path.relative_to(finished_copy)) for one in verify(finished_copy) if one.unfinished}
+    assert stale == {
         "embeddings/colours/train.parquet",
         "embeddings/colours/test.parquet",
         *(["search.json"] if own else []),
+    }
+    assert set(faults(finished_copy)) == {
         "evaluation.json",  # figures of another encoder are not shown as this one's
     }
 
