@@ -221,7 +221,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
     `depthwise`: numbers that depthwise convolutions give of an image, each times the side of its kernel. They have few
     operations, but wait for memory.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    from pipeline.flops import count_operations
 
     depthwise = 0
 
@@ -232,7 +232,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
     convolutions = [m for m in encoder.modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1]
     hooks = [convolution.register_forward_hook(count) for convolution in convolutions]
     try:
-        with FlopCounterMode(display=False) as counter:
+        with count_operations() as counter:
             encoder.output_shape(encoder)
     finally:
         for hook in hooks:

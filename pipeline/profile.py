@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.data.loader import RawBatch
+from pipeline.flops import count_operations
 from pipeline.graph import WARM_STEPS
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.train import autocast, new_step, set_training, to_batch
@@ -232,7 +232,7 @@ def time_loader(work: Work, batches: int = 3) -> float:
 def find_floor(bench: Bench) -> Floor:
     """Count a step's operations and bytes, and measure what the machine attains."""
     batch = bench.place(next(bench.batches))
-    with FlopCounterMode(display=False) as counter:
+    with count_operations() as counter:
         bench.forward(batch).backward()  # type: ignore[no-untyped-call]
     saved = saved_bytes(lambda: bench.forward(batch))
     bench.update()

@@ -22,6 +22,7 @@ def main() -> int:
     """Try what has not been tried; exit code 1 where anything came out wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
+    parser.add_argument("--only", choices=("faults", "damages"))
     parser.add_argument("--edits", type=int, default=20, help="of every JSON file")
     options = parser.parse_args()
     out = options.out.absolute()
@@ -29,7 +30,7 @@ def main() -> int:
     kept = out / KEPT
     done = {row["name"] for row in rows(kept)}
     with prepared(out / "work") as faults, kept.open("a") as file:
-        for case in cases(faults, options.edits):
+        for case in cases(faults, options.only, options.edits):
             if case.name in done:
                 continue
             outcome = faults.tried(case) if isinstance(case, Fault) else faults.suffered(case)
@@ -42,10 +43,12 @@ def main() -> int:
     return int(any(row["result"] not in GOOD for row in rows(kept)))
 
 
-def cases(faults: Faults, edits: int) -> Iterator[Fault | Damage]:
-    """All of them."""
-    yield from faults.faults()
-    yield from faults.damages(edits)
+def cases(faults: Faults, only: str | None, edits: int) -> Iterator[Fault | Damage]:
+    """All of them, or those of one kind."""
+    if only != "damages":
+        yield from faults.faults()
+    if only != "faults":
+        yield from faults.damages(edits)
 
 
 def kind_of(case: Fault | Damage) -> str:
