@@ -64,7 +64,9 @@ def trial_processes(server: Server) -> set[int]:
     return {int(pid) for pid, _, words in rows if words.startswith("ray::") and "Func" in words and belongs(int(pid))}
 
 
-def test_a_search_that_is_killed_goes_on_and_repeats_nothing(server: Server, tmp_path: Path) -> None:
+def test_a_search_whose_trial_is_killed_and_that_is_stopped_goes_on_and_repeats_nothing(
+    server: Server, tmp_path: Path
+) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
     settings["train__steps"] = 160
@@ -74,11 +76,14 @@ def test_a_search_that_is_killed_goes_on_and_repeats_nothing(server: Server, tmp
     [victim, *_] = trial_processes(server) - earlier
     os.kill(victim, signal.SIGKILL)
     wait_for(lambda: driver.poll() is not None or len(ended(out)) >= 2, "two trials that have ended", seconds=400)
-    before = ended(out)
     assert driver.poll() is None, driver.communicate()
+    driver.send_signal(signal.SIGINT)
+    _, told = driver.communicate(timeout=240)
+    assert driver.returncode == 130, told
+    assert told.splitlines()[-1] == "rayssl: stopped; the same command goes on with the trials that are left"
+    assert (out / "best.json").exists()
+    before = ended(out)
     assert len(before) < 4
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.communicate(timeout=240)
 
     [died] = [trial for trial in before.values() if trial.state == FAILED]
     assert died.reason == "the trial's process died: it was killed, or out of memory"
@@ -154,21 +159,6 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(server: Server,
         assert steps == sorted(set(steps))  # the history of one network, not of a place in the population
         assert steps[-1] == trial.curve[-1][0] == 48
         assert trial.changes["train.learning_rate"] == trial.schedule[-1]["parameters"]["train.learning_rate"]
-
-
-def test_ctrl_c_keeps_what_has_ended(server: Server, tmp_path: Path) -> None:
-    out = tmp_path / "tuned"
-    settings = {"space": "crop,color", "search": "random", "trials": 40, "share": 0.5, "images": 200, "concurrent": 1}
-    driver = start(out, server, **settings)
-    wait_for(lambda: driver.poll() is not None or ended(out), "a trial that has ended", seconds=400)
-    driver.send_signal(signal.SIGINT)
-    _, told = driver.communicate(timeout=240)
-    assert driver.returncode == 130, told
-    assert told.splitlines()[-1] == "rayssl: stopped; the same command goes on with the trials that are left"
-    trials = ended(out)
-    assert 1 <= len(trials) < 40
-    assert all(trial.state == FINISHED for trial in trials.values())
-    assert (out / "best.json").exists()
 
 
 @pytest.fixture
