@@ -9,7 +9,7 @@ match them is refused and can always be built again.
 import math
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipeline.documents import load
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
+from pipeline.runfolder import settled
 from pipeline.schemas import IndexFile
 from pipeline.seals import check, digest, forget
 from pipeline.whitening import Whitening
@@ -258,8 +259,12 @@ def save_index(
     dim: int,
     count: int,
     whitened: bool = False,
+    embeddings: Mapping[str, str] | None = None,
 ) -> None:
-    """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index."""
+    """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index.
+
+    `embeddings`: the sha256 of the files that it was built from, by path in the run.
+    """
     forget(folder / "index.faiss", folder / "manifest.json")  # until both are there, neither is finished
     with replacing(folder / "index.faiss") as temporary:
         faiss.write_index(index, str(temporary))
@@ -273,6 +278,7 @@ def save_index(
         "count": count,
         "encoder_hash": encoder_hash,
         "data_fingerprint": data_fingerprint,
+        "embeddings": dict(embeddings) if embeddings is not None else None,
         "sha256": sha256(folder / "index.faiss"),
     }
     write_json(folder / "manifest.json", facts)
@@ -283,13 +289,15 @@ def load_index(folder: Path | str) -> tuple[faiss.Index, dict[str, Any]]:
 
     Raises UserError where either is missing, damaged, of another schema, or does not fit the other.
     """
-    folder = Path(folder)
+    return settled(Path(folder), lambda: _load(Path(folder)))
+
+
+def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
     manifest = _read_manifest(folder)
     path = folder / "index.faiss"
     if not path.is_file():
         raise UserError(f"{path} does not exist: {_remedy(folder)} writes it")
-    if digest(path) != manifest["sha256"]:
-        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it anew")
+    _check_sum(folder, manifest)
     try:
         with _reading_limits(path.stat().st_size):
             index = faiss.read_index(str(path))
@@ -300,7 +308,14 @@ def load_index(folder: Path | str) -> tuple[faiss.Index, dict[str, Any]]:
             f"{path} holds {index.ntotal} vectors of {index.d} dimensions, its manifest says {manifest['count']} "
             f"of {manifest['dim']}: {_remedy(folder)} writes it anew"
         )
+    _check_sum(folder, manifest)  # it may have been replaced meanwhile
     return index, manifest
+
+
+def _check_sum(folder: Path, manifest: dict[str, Any]) -> None:
+    path = folder / "index.faiss"
+    if digest(path) != manifest["sha256"]:
+        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it anew")
 
 
 def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint: str) -> None:
@@ -315,6 +330,14 @@ def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint:
             f"the index was built over data {manifest['data_fingerprint'][:12]}, the embeddings are of "
             f"{data_fingerprint[:12]}: `rayssl index RUN` builds it anew"
         )
+
+
+def check_embeddings(manifest: dict[str, Any], run: Path) -> None:
+    """Raise UserError where the embeddings that an index was built from have been written anew since."""
+    told: dict[str, str] = manifest.get("embeddings") or {}  # older ones do not tell
+    for name, expected in told.items():
+        if digest(run / name) != expected:
+            raise UserError(f"{run / name} is not what the index was built from: `rayssl index {run}` builds it anew")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from pipeline.embeddings import Embeddings, load_embeddings
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, load_encoder
-from pipeline.index import check_matches, load_index, search
-from pipeline.runfolder import data_name, own_data, winner_of
+from pipeline.index import check_embeddings, check_matches, load_index, search
+from pipeline.runfolder import data_name, own_data, settled, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
 from pipeline.weights import read_manifest as read_export
@@ -55,10 +55,7 @@ def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> li
     name = data or data_name(run)
     if data is not None:
         check_data_name(run, data)
-    index, manifest = load_index(run / "index" / name)
-    chosen = search_hash(run)
-    splits = _load_splits(run / "embeddings" / name / (FOLDER if chosen else ""), run)
-    check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
+    index, chosen, splits = settled(run, lambda: _load(run, name))
     refuse_unread(asked)
     shown = _shown(run)
     vectors = _embedded(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
@@ -79,6 +76,16 @@ def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> li
         else {"query": one.name, "error": one.problem, "neighbors": []}
         for row, one in enumerate(asked)
     ]
+
+
+def _load(run: Path, name: str) -> tuple[Any, str | None, list[Embeddings]]:
+    """The index, the hash of what was chosen to be searched, and the embeddings, which fit each other."""
+    index, manifest = load_index(run / "index" / name)
+    chosen = search_hash(run)
+    splits = _load_splits(run / "embeddings" / name / (FOLDER if chosen else ""), run)
+    check_matches(manifest, chosen or encoder_hash(run), splits[0].data_fingerprint)
+    check_embeddings(manifest, run)
+    return index, chosen, splits
 
 
 def _neighbors(known: dict[int, dict[str, Any]], ids: list[int], scores: list[float]) -> list[dict[str, Any]]:
@@ -167,8 +174,7 @@ def save_run_gallery(
 ) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
-    from pipeline.own import open_own
-    from pipeline.prepare import open_other
+    from pipeline.prepare import open_data, open_other
 
     config = configuration.load(run / "config.json")
     own = data_name(run)
@@ -177,13 +183,13 @@ def save_run_gallery(
         size, channels = config.data.image_size, config.data.channels
         dataset = open_other(config.data, other, image_size=size, channels=channels)
     else:
-        dataset = open_own(run, config)
+        dataset = open_data(config)  # also where an image has gone since: the others are shown
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 
     def look_up(found: int) -> NDArray[np.uint8]:
-        images, row = places[found]
-        return images[row]
+        images, row = places.get(found, (None, 0))
+        return UNREAD if images is None else images[row]
 
     save_gallery(results, look_up, path, asked, Shown.of(config.data.range, config.data.background))
 

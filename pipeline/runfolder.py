@@ -11,12 +11,12 @@ import socket
 import stat
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
 from pipeline.errors import UserError
@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 COMMIT = "RAYSSL_COMMIT"  # variable by which a job is told the commit of its code
+WAIT_FOR_WRITER = 10.0  # seconds that a reader waits for files to fit
 PACKAGES = ("rayssl", "torch", "torchvision", "ray", "albumentations", "faiss-gpu", "faiss-cpu", "numpy")
+
+
+T = TypeVar("T")
+_held: set[Path] = set()  # run folders that this process writes
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
 
     Waits, because a worker outlives its killed driver by some seconds. Raises UserError when it stays taken.
     """
-    with writing(run / ".lock"):
+    with writing(run):
         run.mkdir(parents=True, exist_ok=True)
         lock = _open_lock(run / ".lock")
     check_inside(run)
@@ -59,7 +64,48 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
         with suppress(OSError):  # on a full disk nobody is told who writes
             os.ftruncate(file.fileno(), 0)
             os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
+        held = run.absolute()
+        _held.add(held)
+        try:
+            yield
+        finally:
+            _held.discard(held)
+
+
+def settled(folder: Path, read: Callable[[], T]) -> T:
+    """What `read` makes of files in a run folder; what does not fit is read again while another process writes there.
+
+    Files that belong together are replaced one after the other: a reader beside a writer may see one of each state.
+    """
+    run = next(
+        (above for above in (folder.absolute(), *folder.absolute().parents[:4]) if (above / ".lock").exists()), None
+    )
+    deadline = time.monotonic() + WAIT_FOR_WRITER
+    while run is not None and run not in _held and time.monotonic() < deadline:
+        try:
+            return read()
+        except UserError:
+            if not _is_written(run):
+                break
+        time.sleep(0.02)
+    return read()
+
+
+def _is_written(run: Path) -> bool:
+    """Whether another process has the lock of a run folder."""
+    try:
+        handle = os.open(run / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def check_inside(run: Path) -> None:

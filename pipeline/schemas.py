@@ -333,6 +333,7 @@ class IndexFile(Document):
     encoder_hash: Text
     data_fingerprint: Text
     sha256: Sha256
+    embeddings: dict[Inside, Sha256] | None = None  # that it was built from, by path in the run
 
 
 class EmbeddingsFacts(Document):

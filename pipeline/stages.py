@@ -299,6 +299,7 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
             dim=vectors.shape[1],
             count=len(ids),
             whitened=whiten,
+            embeddings=contents,
         )
         mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
 

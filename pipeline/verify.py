@@ -14,7 +14,7 @@ from pipeline.embeddings import load_embeddings, read_facts
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.files import UNFINISHED
-from pipeline.index import check_matches, load_index
+from pipeline.index import check_embeddings, check_matches, load_index
 from pipeline.records import VERBS, read_evaluation, told_of
 from pipeline.runfolder import MetricsLog, data_name, read_manifest, read_race
 from pipeline.seals import audit, fits, forget_folder, is_unfinished, note, store_of
@@ -207,6 +207,7 @@ def _check_embeddings(run: Path, path: Path) -> None:
 def _check_index(run: Path, folder: Path) -> None:
     _, manifest = load_index(folder)
     check_matches(manifest, search_hash(run) or encoder_hash(run), manifest["data_fingerprint"])
+    check_embeddings(manifest, run)
 
 
 def _check_evaluation(run: Path) -> None:

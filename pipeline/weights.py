@@ -27,6 +27,7 @@ from pipeline.models.timm_networks import (
     is_timm,
     tags_of,
 )
+from pipeline.runfolder import settled
 from pipeline.schemas import EncoderFile
 from pipeline.seals import check, digest
 
@@ -127,13 +128,23 @@ def _normalisation_of(name: str) -> Normalisation | None:
 
 def read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The manifest and the tensors of an exported encoder, after checking schema and sha256."""
+    return settled(folder, lambda: _read_export(folder))
+
+
+def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     manifest = read_manifest(folder)
     path = folder / "encoder.safetensors"
     if not path.is_file():
         raise UserError(f"{path} is missing; export the encoder again")
-    if digest(path) != manifest["sha256"]:
+    _check_sum(path, manifest["sha256"])
+    state = read_state(path)
+    _check_sum(path, manifest["sha256"])  # it may have been replaced meanwhile
+    return manifest, state
+
+
+def _check_sum(path: Path, expected: str) -> None:
+    if digest(path) != expected:
         raise UserError(f"{path} is damaged: its sha256 is not the one in encoder.json; export the encoder again")
-    return manifest, read_state(path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

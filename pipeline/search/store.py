@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.documents import load, made_of
 from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json
+from pipeline.runfolder import settled
 from pipeline.schemas import SearchFile
 from pipeline.seals import check, digest, forget
 from pipeline.search.choice import Candidate
@@ -99,10 +100,14 @@ def search_hash(run: Path) -> str | None:
     return str(_read(run)["hash"]) if has_search(run) else None
 
 
+def _both(run: Path) -> tuple[dict[str, Any], Any]:
+    values = _read(run)
+    return values, _load(run, values)
+
+
 def read_search(run: Path) -> Search:
     """What `write_search` wrote; raises UserError where it is missing, damaged or of another schema."""
-    values = _read(run)
-    tensors = _load(run, values)
+    values, tensors = settled(run, lambda: _both(run))
     try:
         parts = [
             Part(Seen(one["source"], one["what"]), bool(one["whitened"]), _projection(tensors, f"part{i}"))
@@ -120,8 +125,7 @@ def read_search(run: Path) -> Search:
 
 def read_candidates(run: Path) -> list[Candidate]:
     """The candidates that were compared, with the validation images that each named rightly."""
-    values = _read(run)
-    tensors = _load(run, values)
+    values, tensors = settled(run, lambda: _both(run))
     try:
         return [
             made_of(Candidate, {**one, "correct": tensors[f"correct{i}"].astype(bool)})
