@@ -60,11 +60,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _is_place(error: OSError, path: Path) -> bool:
-    """Whether an error is about the file that is written or a folder above it, not about something read meanwhile."""
+    """Whether an error is about what is written or a folder above it, not about something read meanwhile."""
     if error.filename is None:
         return False
     named = Path(os.fsdecode(error.filename))
-    return path.is_relative_to(named) or (named.parent == path.parent and named.name.startswith(f".{path.name}."))
+    return (
+        path.is_relative_to(named)
+        or named.is_relative_to(path)
+        or (named.parent == path.parent and named.name.startswith(f".{path.name}."))
+    )
 
 
 def remove_unfinished(path: Path) -> None:

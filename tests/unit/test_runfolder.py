@@ -1,6 +1,7 @@
 """A run folder has one writer and keeps what it was told."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.files import write_json
 from pipeline.runfolder import (
     MetricsLog,
     describe_software,
     mark_stage,
     read_manifest,
+    settled,
     stage_done,
     stage_key,
     update_manifest,
@@ -158,3 +161,38 @@ def test_a_last_line_that_was_cut_off_is_dropped(cut: int, tmp_path: Path) -> No
 def test_cutting_back_what_is_not_there_writes_nothing(tmp_path: Path) -> None:
     MetricsLog(tmp_path).cut_back("pretrain", 0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_waits_until_what_another_process_replaces_fits(tmp_path: Path) -> None:
+    names = ("a.json", "b.json")
+
+    def write(number: int) -> None:
+        for name in names:
+            write_json(tmp_path / name, number)
+
+    def read() -> int:
+        one, other = (json.loads((tmp_path / name).read_text()) for name in names)
+        if one != other:
+            raise UserError(f"{one} does not fit {other}")
+        return int(one)
+
+    write(0)
+    with writer_lock(tmp_path):
+        pass
+    child = os.fork()
+    if child == 0:
+        with writer_lock(tmp_path):
+            for number in range(1, 300):
+                write(number)
+        os._exit(0)
+    try:
+        found = [settled(tmp_path, read)]
+        while found[-1] < 299:
+            found.append(settled(tmp_path, read))
+    finally:
+        os.waitpid(child, 0)
+    assert found == sorted(found)
+    assert len(set(found)) > 2
+    write_json(tmp_path / names[0], -1)  # nobody writes: it is told at once
+    with pytest.raises(UserError, match="-1 does not fit 299"):
+        settled(tmp_path, read)
