@@ -55,7 +55,7 @@ def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> li
     name = data or data_name(run)
     if data is not None:
         check_data_name(run, data)
-    index, chosen, splits = settled(run, lambda: _load(run, name))
+    index, chosen, splits = settled(run, lambda: load_searched(run, name))
     refuse_unread(asked)
     shown = _shown(run)
     vectors = _embedded(load_encoder(run), asked, shown) if chosen is None else _searched(run, asked, shown)
@@ -78,7 +78,7 @@ def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> li
     ]
 
 
-def _load(run: Path, name: str) -> tuple[Any, str | None, list[Embeddings]]:
+def load_searched(run: Path, name: str) -> tuple[Any, str | None, list[Embeddings]]:
     """The index, the hash of what was chosen to be searched, and the embeddings, which fit each other."""
     index, manifest = load_index(run / "index" / name)
     chosen = search_hash(run)
