@@ -139,7 +139,8 @@ def _one_line(error: "ValidationError") -> str:
 
 
 def _key(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
+    text = " ".join(".".join(str(part) for part in location).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
 def _short_repr(value: Any) -> str:

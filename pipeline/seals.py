@@ -135,12 +135,12 @@ def fits(path: Path) -> bool | None:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, which is hashed in full once; empty for what is no file."""
+    """The sha256 of a file, which is hashed in full once; empty for what is no file, or not there."""
     store = _store_above(path)
     folder = store.parent if store is not None else path.absolute().parent
     try:
         return Stamps.of(folder).digest(path.absolute().relative_to(folder).as_posix())
-    except DamagedError:
+    except (DamagedError, FileNotFoundError, NotADirectoryError):
         return ""
 
 

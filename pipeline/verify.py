@@ -160,7 +160,7 @@ def _together(run: Path) -> Iterator[Finding]:
     for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
         yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
     if (run / "evaluation.json").exists():
-        yield _try(run / "evaluation.json", lambda: _check_evaluation(run))
+        yield _or_stale(_try(run / "evaluation.json", lambda: _check_evaluation(run)))
 
 
 def _or_stale(finding: Finding) -> Finding:
