@@ -9,6 +9,8 @@ Reading keeps away from what makes pyarrow import pandas where that is installed
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,15 +91,8 @@ def load_embeddings(path: Path | str) -> Embeddings:
 
 def read_facts(path: Path) -> dict[str, Any]:
     """What a file of embeddings tells of itself; raises UserError like `load_embeddings`, but reads no row."""
-    try:
-        open_regular(path).close()
+    with _reading(path):
         return _facts_of(pq.read_schema(path).metadata, path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
-    except DamagedError as error:
-        raise _damaged(path, str(error)) from None
-    except (OSError, pa.ArrowException):
-        raise _damaged(path, "not readable as parquet") from None
 
 
 def name_in(run: Path, name: str, path: str) -> str:
@@ -130,18 +125,24 @@ def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), vectors.shape[1])
 
 
-def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """A regular file that is there is read in the block; raises UserError where it is none, or no parquet."""
     try:
         open_regular(path).close()
-        # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
-        with pa.OSFile(str(path)) as file:
-            table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        yield
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
     except DamagedError as error:
         raise _damaged(path, str(error)) from None
     except (OSError, pa.ArrowException):
         raise _damaged(path, "not readable as parquet") from None
+
+
+def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
+    # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
+    with _reading(path), pa.OSFile(str(path)) as file:
+        table = pq.ParquetFile(file, page_checksum_verification=True).read()
     _check_columns(table, path)
     return table, _facts_of(table.schema.metadata, path)
 

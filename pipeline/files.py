@@ -83,6 +83,23 @@ def remove_unfinished(path: Path) -> None:
                 os.close(handle)
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether somebody holds the lock of a file; None where the file system does not tell."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(handle)
+    return False
+
+
 def _claim(path: Path) -> tuple[Path, int]:
     """A new temporary file of `path`, and the descriptor that holds its lock."""
     while True:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
 from pipeline.errors import UserError
-from pipeline.files import replacing, writing
+from pipeline.files import is_locked, replacing, writing
 from pipeline.schemas import Manifest, RaceFile, Row
 from pipeline.seals import check, forget, note, seal_of, update
 
@@ -45,7 +45,7 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
     """
     with writing(run):
         run.mkdir(parents=True, exist_ok=True)
-        lock = _open_lock(run / ".lock")
+        lock = _open_own(run / ".lock", os.O_RDWR, "a+")
     check_inside(run)
     with lock as file:
         deadline = time.monotonic() + wait_s
@@ -85,27 +85,10 @@ def settled(folder: Path, read: Callable[[], T]) -> T:
         try:
             return read()
         except UserError:
-            if not _is_written(run):
+            if not is_locked(run / ".lock"):
                 break
         time.sleep(0.02)
     return read()
-
-
-def _is_written(run: Path) -> bool:
-    """Whether another process has the lock of a run folder."""
-    try:
-        handle = os.open(run / ".lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(handle)
-    return False
 
 
 def check_inside(run: Path) -> None:
@@ -252,7 +235,7 @@ class MetricsLog:
         """Append rows and hand them to the operating system: they survive the death of this process."""
         if rows:
             forget(self.path)
-            with writing(self.path), _append(self.path) as file:
+            with writing(self.path), _open_own(self.path, os.O_WRONLY | os.O_APPEND, "a") as file:
                 file.write("".join(json.dumps(_finite(row)) + "\n" for row in rows))
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -295,24 +278,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row
 
 
-def _open_lock(path: Path) -> TextIO:
-    """The file that is locked; never what a link in its place leads to."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+def _open_own(path: Path, flags: int, mode: str) -> TextIO:
+    """A file of a run to be written; never what a link in its place leads to."""
+    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        return _regular(os.open(path, flags, 0o644), path, "a+")
+        return _regular(os.open(path, flags, 0o644), path, mode)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise UserError(f"{path} is a link or folder, not a file: remove it") from None
-        raise
-
-
-def _append(path: Path) -> TextIO:
-    """A file to append to; never what a link in its place leads to."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return _regular(os.open(path, flags, 0o644), path, "a")
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
             raise UserError(f"{path} is a link or folder, not a file: remove it") from None
         raise
 

@@ -1,7 +1,5 @@
 """Is every file of a run folder whole, and does it belong to the others? And what makes the missing whole."""
 
-import fcntl
-import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,7 +11,7 @@ from pipeline.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.embeddings import load_embeddings, read_facts
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
-from pipeline.files import UNFINISHED
+from pipeline.files import UNFINISHED, is_locked
 from pipeline.index import check_embeddings, check_matches, load_index
 from pipeline.records import VERBS, read_evaluation, told_of
 from pipeline.runfolder import MetricsLog, data_name, read_manifest, read_race
@@ -59,7 +57,7 @@ def is_older(folder: Path) -> bool:
 
 def left_over(folder: Path) -> list[Path]:
     """What a killed writer left: files that never got their name."""
-    found = {path for path in folder.rglob(f".*{UNFINISHED}") if not _is_held(path)}
+    found = {path for path in folder.rglob(f".*{UNFINISHED}") if is_locked(path) is False}
     found |= {path for path in folder.rglob(".*.*") if path.is_file() and _is_temporary(path)}
     found |= set(folder.glob("checkpoints/.writing-*"))
     found |= {path for ending in ("new", "old") for path in folder.glob(f"population/*.{ending}")}
@@ -213,21 +211,6 @@ def _check_index(run: Path, folder: Path) -> None:
 def _check_evaluation(run: Path) -> None:
     if told := told_of(run, read_evaluation(run)["set_aside"]):
         raise UserError(told)
-
-
-def _is_held(path: Path) -> bool:
-    """Whether a living process writes to a temporary file."""
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
 
 
 def _is_temporary(path: Path) -> bool:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,16 @@ from pipeline.data import Dataset, Images, Reading
 from pipeline.data.listing import Listing
 from pipeline.data.sources import find_source
 from pipeline.errors import UserError
+
+# What may stand in the place of a file, by what it is called, and how it is made at a path.
+SPECIAL: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "dead link": lambda path: path.symlink_to("/nowhere/at/all"),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "folder": lambda path: path.mkdir(),
+    "file of the system": lambda path: path.symlink_to("/proc/self/mem"),
+}
 
 
 def png(number: int) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from data_files import SPECIAL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -115,26 +116,16 @@ def test_a_hostile_file_is_one_line(name: str, read: Callable[[Path], Any], tmp_
 
 
 @pytest.mark.parametrize("read", READERS)
-@pytest.mark.parametrize(
-    "kind", ["fifo", "socket", "device", "folder", "dead link", "circle", "not utf-8", "huge", "long"]
-)
+@pytest.mark.parametrize("kind", [*SPECIAL, "socket", "not utf-8", "huge", "long"])
 def test_what_is_no_file_of_text_is_one_line(
     kind: str, read: Callable[[Path], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "given.json"
-    if kind == "fifo":
-        os.mkfifo(path)
+    if kind in SPECIAL:
+        SPECIAL[kind](path)
     elif kind == "socket":
         monkeypatch.chdir(tmp_path)  # a socket's path may have 107 characters
         socket.socket(socket.AF_UNIX).bind("given.json")
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "dead link":
-        path.symlink_to("nowhere")
-    elif kind == "circle":
-        path.symlink_to(path)
     elif kind == "not utf-8":
         path.write_bytes(b'{"operations": ["\xff\xfe"]}')
     elif kind == "huge":

@@ -10,14 +10,13 @@ import tarfile
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_files import png, write_images, write_tar
+from data_files import SPECIAL, png, write_images, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -31,16 +30,6 @@ from pipeline.query import picture_format
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]
-
-Making = Callable[[Path], object]
-SPECIAL: dict[str, Making] = {
-    "pipe": os.mkfifo,
-    "device": lambda path: path.symlink_to("/dev/zero"),
-    "dead link": lambda path: path.symlink_to("/nowhere/at/all"),
-    "link to itself": lambda path: path.symlink_to(path.name),
-    "folder": lambda path: path.mkdir(),
-    "file of the system": lambda path: path.symlink_to("/proc/self/mem"),
-}
 
 
 def opened(path: Path | str, **said: object) -> Dataset:

@@ -1,7 +1,6 @@
 """A run folder that was edited, or made by somebody else: one line that says what, and nothing outside of it."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import SPECIAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -87,21 +87,13 @@ def test_a_file_of_nonsense_is_one_line(file: str, what: str, older: Path) -> No
         path.write_bytes(before)
 
 
-def hold_a_pipe(path: Path) -> None:
-    os.mkfifo(path)
-
-
-def hold_nothing(path: Path) -> None:
-    path.symlink_to(path.name)
-
-
-@pytest.mark.parametrize("put", [hold_a_pipe, hold_nothing, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
+@pytest.mark.parametrize("kind", ["pipe", "link to itself", "folder", "device"])
 @pytest.mark.parametrize("file", READERS)
-def test_what_is_no_file_is_one_line(file: str, put: Callable[[Path], object], older: Path) -> None:
+def test_what_is_no_file_is_one_line(file: str, kind: str, older: Path) -> None:
     path = older / file
     path.rename(path.with_name("aside"))
     try:
-        put(path)
+        SPECIAL[kind](path)
         assert "damaged" in one_line(READERS[file], older)
     finally:
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_files import SPECIAL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
@@ -151,19 +152,11 @@ def test_an_odd_state_is_one_line(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", GOOD)
-@pytest.mark.parametrize("kind", ["fifo", "device", "folder", "dead link", "circle", "hole", "long", "nobody"])
+@pytest.mark.parametrize("kind", [*SPECIAL, "hole", "long", "nobody"])
 def test_what_is_no_file_of_weights_is_one_line(kind: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"given{suffix}"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "device":
-        path.symlink_to("/dev/zero")
-    elif kind == "folder":
-        path.mkdir()
-    elif kind == "dead link":
-        path.symlink_to("nowhere")
-    elif kind == "circle":
-        path.symlink_to(path)
+    if kind in SPECIAL:
+        SPECIAL[kind](path)
     elif kind == "hole":
         path.write_bytes(GOOD[suffix])
         os.truncate(path, 2**42)
