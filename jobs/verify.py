@@ -4,7 +4,6 @@ Exit codes: 0: whole, or not finished yet, which is told; 2: damaged.
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> int:
 
     findings = list(verify(folder, deep=values["deep"]))
     if values["repair"]:
-        repair(folder, findings, run=values["yes"])
+        make_whole(folder, findings, run=values["yes"])
         findings = list(verify(folder))
     show(folder, findings)
     if values["json"]:
@@ -69,22 +68,33 @@ def show(folder: Path, findings: "list[Finding]") -> None:
         say(f"older  {folder} was written before files were noted: not every change can be seen", file=sys.stderr)
 
 
-def repair(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
+def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
     """Remove what is left over, and tell or run what makes the rest whole."""
+    from pipeline.repair import AGAIN, clear, remove, repairs_of
     from pipeline.runfolder import writer_lock
-    from pipeline.verify import clear, repairs, started_by
+    from pipeline.verify import left_over, owner_of
 
+    damaged: dict[Path, list[str]] = {}
+    for one in findings:
+        if one.fault is not None:
+            owner = owner_of(folder, one.path)
+            damaged.setdefault(owner, []).append(one.path.relative_to(owner).as_posix())
+    wanted = [one for owner, names in damaged.items() for one in repairs_of(owner, names)]
     with writer_lock(folder):
-        gone = clear(folder, findings if run else [])
+        gone = left_over(folder)
+        for path in gone:
+            remove(path)
+        if run:
+            gone += [path for owner, names in damaged.items() for path in clear(owner, names)]
     for path in gone:
         say(f"removed  {path}", file=sys.stderr)
-    for command in repairs(folder, findings):
-        say(f"{'runs' if run else 'to do'}  {command}", file=sys.stderr)
-        if run and command == started_by(folder):  # a text out of the folder: nothing that it names is run
-            train_again(folder)
-        elif run:
-            _, verb, *rest = shlex.split(command)
-            run_verb(verb, rest)
+    for repair in wanted:
+        runs = run and repair.verb != ""
+        say(f"{'runs' if runs else 'to do'}  {repair.told}", file=sys.stderr)
+        if runs and repair.verb == AGAIN:
+            train_again(repair.folder)
+        elif runs:
+            run_verb(repair.verb, [str(repair.folder)])
 
 
 def train_again(run: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pipeline.errors import UserError
+from pipeline.errors import MissingError, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -90,9 +90,9 @@ def load(path: Path, schema: "type[BaseModel]", remedy: str, missing: str | None
         values = parse(read_bytes(path))
         fit(values, schema)
     except FileNotFoundError:
-        raise UserError(missing or f"{path} does not exist: {remedy}") from None
+        raise MissingError(missing or f"{path} does not exist: {remedy}") from None
     except NotADirectoryError:
-        raise UserError(f"{path} does not exist: {remedy}") from None
+        raise MissingError(f"{path} does not exist: {remedy}") from None
     except PermissionError:
         raise UserError(f"{path} cannot be read: permission denied") from None
     except OtherSchemaError as error:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.documents import DamagedError, OtherSchemaError, fit, open_regular, parse
-from pipeline.errors import UserError
+from pipeline.errors import MissingError, UserError
 from pipeline.files import replacing
 from pipeline.runfolder import data_name
 from pipeline.schemas import EmbeddingsFacts
@@ -89,6 +89,11 @@ def load_embeddings(path: Path | str) -> Embeddings:
     )
 
 
+def files_of(folder: Path) -> list[Path]:
+    """The files of embeddings in a folder; what a killed writer of an older version left there begins with a dot."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """What a file of embeddings tells of itself; raises UserError like `load_embeddings`, but reads no row."""
     with _reading(path):
@@ -132,7 +137,7 @@ def _reading(path: Path) -> Iterator[None]:
         open_regular(path).close()
         yield
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: {_remedy(path)} writes it") from None
+        raise MissingError(f"{path} does not exist: {_remedy(path)} writes it") from None
     except DamagedError as error:
         raise _damaged(path, str(error)) from None
     except (OSError, pa.ArrowException):

@@ -24,6 +24,10 @@ class UserError(Exception):
     """Wrong input: one line that says what, its value and what would be right. Commands end with exit code 2."""
 
 
+class MissingError(UserError):
+    """A file that a command reads is not there."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint " (did you mean 'x'?)" for a misspelt word, or an empty string when nothing is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

@@ -17,12 +17,13 @@ UNFINISHED = ".unfinished"  # ends the name of a file that is being written, so 
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, *, noted: bool = True) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well.
 
     It carries no suffix that says what it is: a writer that goes by the suffix has to be told. What writers of `path`
     that were killed have left is removed. Raises UserError where there is no writing at that place, and an OSError
-    that names `path` where the disk fails. In a folder that notes what is finished in it, the file is noted.
+    that names `path` where the disk fails. In a folder that notes what is finished in it, the file is
+    `noted`.
     """
     from pipeline.seals import rewriting
 
@@ -35,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
-            with rewriting(path):
+            with rewriting(path) if noted else contextlib.nullcontext():
                 os.replace(temporary, path)
         finally:
             with contextlib.suppress(OSError):

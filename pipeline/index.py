@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.documents import load
-from pipeline.errors import UserError
+from pipeline.errors import MissingError, UserError
 from pipeline.files import replacing, sha256, write_json
 from pipeline.metrics import normalise
 from pipeline.runfolder import settled
@@ -296,7 +296,7 @@ def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
     manifest = _read_manifest(folder)
     path = folder / "index.faiss"
     if not path.is_file():
-        raise UserError(f"{path} does not exist: {_remedy(folder)} writes it")
+        raise MissingError(f"{path} does not exist: {_remedy(folder)} writes it")
     _check_sum(folder, manifest)
     try:
         with _reading_limits(path.stat().st_size):

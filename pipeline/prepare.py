@@ -13,11 +13,10 @@ from pipeline.data import AUTO, WORDS, Dataset, Reading, of_classes, open_datase
 from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
-from pipeline.files import UNFINISHED
 from pipeline.places import at_places_of, check_there, moved, started_at
 from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, other_seconds, plan_for, step_seconds
 from pipeline.progress import format_bytes, format_duration
-from pipeline.runfolder import as_recorded, describe_software, recorded, update_manifest, writer_lock
+from pipeline.runfolder import as_recorded, describe_software, is_unstarted, recorded, update_manifest, writer_lock
 
 if TYPE_CHECKING:
     from pipeline.methods.base import Traits
@@ -143,11 +142,6 @@ def prepare(
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that are no image's: {named}")
     return Prepared(config, run, dataset, planned)
-
-
-def is_unstarted(run: Path) -> bool:
-    """Whether a folder holds nothing, or what a command that was killed at its first file has left."""
-    return all(path.name == ".lock" or path.name.endswith(UNFINISHED) for path in run.iterdir())
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:

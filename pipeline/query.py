@@ -15,9 +15,9 @@ from pipeline.data.formats import marks
 from pipeline.data.regular import check_target
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.documents import parse, read_bytes
-from pipeline.embeddings import Embeddings, load_embeddings
+from pipeline.embeddings import Embeddings, files_of, load_embeddings
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError, nearest
+from pipeline.errors import MissingError, UserError, nearest
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_embeddings, check_matches, load_index, search
 from pipeline.runfolder import data_name, own_data, settled, winner_of
@@ -162,7 +162,7 @@ def save_gallery(
         for cell, neighbor in zip(row[1:], result["neighbors"]):
             caption = f"{neighbor['score']:.3f}" + ("" if neighbor["label"] is None else f"  {neighbor['label']}")
             _show(cell, images_lookup(neighbor["id"]), caption)
-    with replacing(path) as temporary:
+    with replacing(path, noted=False) as temporary:  # a picture of one's own, wherever it is put
         drawn: dict[str, Any] = (
             {"pil_kwargs": marks(kind.upper())} if kind not in ("pdf", "svg") else {}
         )  # so that it is no data later
@@ -203,9 +203,9 @@ def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:
 
 
 def _load_splits(folder: Path, run: Path) -> list[Embeddings]:
-    paths = sorted(folder.glob("*.parquet"))
+    paths = files_of(folder)
     if not paths:
-        raise UserError(f"{folder} holds no embeddings: `rayssl embed {run}` writes them")
+        raise MissingError(f"{folder} holds no embeddings: `rayssl embed {run}` writes them")
     return [load_embeddings(path) for path in paths]
 
 

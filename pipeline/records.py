@@ -31,8 +31,13 @@ def read_evaluation(run: Path | str) -> dict[str, Any]:
     values = load(path, Evaluation, remedy, f"{path} does not exist: `rayssl evaluate {run}` writes it")
     whole = fits(path)
     encoder = encoder_hash_in(Path(run))
-    true = [record for record in values["records"] if _is_true(record, Path(run), whole, encoder)]
-    lost = [record["metric"] for record in values["records"] if record not in true]
+    true: list[dict[str, Any]] = []
+    lost: list[str] = []
+    for record in values["records"]:
+        if _is_true(record, Path(run), whole, encoder):
+            true.append(record)
+        else:
+            lost.append(record["metric"])
     flat = values["flat"] if whole is not False and not lost else flat_of(true)
     return {**values, "records": true, "flat": flat, "set_aside": lost}
 

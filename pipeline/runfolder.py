@@ -13,14 +13,15 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
 
 from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
-from pipeline.errors import UserError
-from pipeline.files import is_locked, replacing, writing
+from pipeline.errors import MissingError, UserError
+from pipeline.files import UNFINISHED, is_locked, replacing, writing
 from pipeline.schemas import Manifest, RaceFile, Row
 from pipeline.seals import check, forget, note, seal_of, update
 
@@ -35,6 +36,7 @@ PACKAGES = ("rayssl", "torch", "torchvision", "ray", "albumentations", "faiss-gp
 
 T = TypeVar("T")
 _held: set[Path] = set()  # run folders that this process writes
+_settling: ContextVar[bool] = ContextVar("_settling", default=False)
 
 
 @contextmanager
@@ -77,18 +79,34 @@ def settled(folder: Path, read: Callable[[], T]) -> T:
 
     Files that belong together are replaced one after the other: a reader beside a writer may see one of each state.
     """
-    run = next(
-        (above for above in (folder.absolute(), *folder.absolute().parents[:4]) if (above / ".lock").exists()), None
-    )
+    places = (folder.absolute(), *folder.absolute().parents[:4])
+    run = next((place for place in places if (place / ".lock").exists()), None)
+    if run is None or run in _held or _settling.get():
+        return read()
+    within = _settling.set(True)  # what is read within is read again as a whole
+    try:
+        return _settled(run, read)
+    finally:
+        _settling.reset(within)
+
+
+def _settled(run: Path, read: Callable[[], T]) -> T:
     deadline = time.monotonic() + WAIT_FOR_WRITER
-    while run is not None and run not in _held and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         try:
             return read()
+        except MissingError:  # nothing is taken away while something is written
+            raise
         except UserError:
             if not is_locked(run / ".lock"):
                 break
         time.sleep(0.02)
     return read()
+
+
+def is_unstarted(run: Path) -> bool:
+    """Whether a folder holds nothing, or what a command that was killed at its first file has left."""
+    return all(path.name == ".lock" or path.name.endswith(UNFINISHED) for path in run.iterdir())
 
 
 def check_inside(run: Path) -> None:
@@ -226,7 +244,7 @@ class MetricsLog:
         if not os.path.lexists(self.path):
             return
         with replacing(self.path) as temporary, temporary.open("w") as file:
-            for row in self.rows():  # one by one: a long run's log need not fit in memory
+            for row in self.rows(all_whole=False):  # one by one: a long run's log need not fit in memory
                 if row.get("stage") != stage or row.get("step", -1) < step:
                     file.write(json.dumps(row) + "\n")
         forget(self.path)  # it will be appended to
@@ -238,14 +256,17 @@ class MetricsLog:
             with writing(self.path), _open_own(self.path, os.O_WRONLY | os.O_APPEND, "a") as file:
                 file.write("".join(json.dumps(_finite(row)) + "\n" for row in rows))
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """All whole rows; a last line that a crash cut off is left out. Raises UserError where another is damaged."""
+    def rows(self, *, all_whole: bool = True) -> Iterator[dict[str, Any]]:
+        """All whole rows; a last line that a crash cut off is left out.
+
+        Raises UserError where another is damaged, unless these are left out too.
+        """
         number, remedy = 0, f"remove it, and `rayssl report {self.run}` shows the rest"
         try:
             with open_regular(self.path) as file:
                 while line := file.readline(LONGEST_LINE + 1):
                     number += 1
-                    row = _row(line)
+                    row = _row(line) if all_whole else _whole_row(line)
                     if row is not None:
                         yield row
         except FileNotFoundError:
@@ -256,7 +277,7 @@ class MetricsLog:
 
     def check(self) -> None:
         """Raises UserError where the rows are not those that the last stage ended with."""
-        check(self.path, f"its curves are lost: restore it, or `rayssl verify {self.run} --repair` forgets it")
+        check(self.path, f"its curves are lost: restore it, or `rayssl verify {self.run} --repair --yes` forgets it")
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
@@ -276,6 +297,13 @@ def _row(line: bytes) -> dict[str, Any] | None:
             return None
         raise
     return row
+
+
+def _whole_row(line: bytes) -> dict[str, Any] | None:
+    try:
+        return _row(line)
+    except DamagedError:
+        return None
 
 
 def _open_own(path: Path, flags: int, mode: str) -> TextIO:

@@ -49,6 +49,8 @@ class Noted:
 def started(folder: Path) -> None:
     """From now on the files of this folder are noted, in files.json; a run does so in its manifest."""
     if store_of(folder) is None:
+        if os.path.lexists(folder / OTHERS):
+            raise UserError(f"{folder / OTHERS} is damaged: `rayssl verify {folder} --repair --yes` removes it")
         folder.mkdir(parents=True, exist_ok=True)
         update(folder / OTHERS, lambda values: {**values, "schema": 1, "files": {}})
 
@@ -151,12 +153,17 @@ def noted_hash(path: Path) -> str | None:
     return None if sealed is None else str(sealed["sha256"])
 
 
-def audit(folder: Path, *, deep: bool = False) -> Iterator[Noted]:
-    """Every file that is noted, compared with its note; `deep` reads it whatever is remembered of it."""
+def forget_stamps(folder: Path) -> None:
+    """From now on every file of a folder is read in full once more, whatever was remembered of it."""
+    Stamps._kept[folder.absolute()] = Stamps(folder.absolute())
+
+
+def audit(folder: Path) -> Iterator[Noted]:
+    """Every file that is noted, compared with its note."""
     store = store_of(folder)
     if store is None:
         return
-    stamps = Stamps(store.parent) if deep else Stamps.of(store.parent)
+    stamps = Stamps.of(store.parent)
     for name, sealed in sorted(files_of(store).items()):
         yield Noted(folder / name, _fault(folder, name, sealed, stamps))
     for name, sealed in sorted(_told(store, "writing").items()):
@@ -187,7 +194,14 @@ def damaged_of(folder: Path, *beginnings: str) -> list[str]:
 def is_unfinished(folder: Path) -> bool:
     """Whether a stage or some files of a folder are at work, or were when a process was killed."""
     store = store_of(folder)
-    return store is not None and bool(_told(store, "writing") or (_values(store) or {}).get("running"))
+    return store is not None and bool(_told(store, "writing") or running_stage(folder))
+
+
+def running_stage(folder: Path) -> str | None:
+    """The stage of a run that has begun and has not ended."""
+    store = store_of(folder)
+    running: str | None = (_values(store) or {}).get("running") if store is not None else None
+    return running
 
 
 def store_of(folder: Path) -> Path | None:

@@ -33,7 +33,7 @@ from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.documents import load
 from pipeline.embed import embed_images, stage_features
-from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
+from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder
 from pipeline.errors import UserError
 from pipeline.evaluate import (
@@ -306,7 +306,7 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
 
 def digests(run: Path, name: str, part: str) -> dict[str, str]:
     """The sha256 of the embeddings that a stage reads, by path."""
-    files = sorted((run / "embeddings" / name / part).glob("*.parquet"))
+    files = files_of(run / "embeddings" / name / part)
     return {str(file.relative_to(run)): digest(file) for file in files}
 
 
@@ -545,7 +545,12 @@ def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
     work.reporter.progress({"run": work.run.name, "stage": name})
     if work.is_main:
         begin_stage(work.run, name)
-    yield facts
+    try:
+        yield facts
+    except UserError:  # nothing goes on where the input is wrong
+        if work.is_main:
+            update_manifest(work.run, {"running": None})
+        raise
     if work.is_main:
         mark_stage(work.run, name, key, time.perf_counter() - began, **facts)
     distributed.barrier()

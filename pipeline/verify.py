@@ -1,21 +1,21 @@
-"""Is every file of a run folder whole, and does it belong to the others? And what makes the missing whole."""
+"""Is every file of a run folder whole, and does it belong to the others?"""
 
-import shlex
-import shutil
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline import config as configuration
 from pipeline.checkpoint import checkpoint_fault, list_checkpoints
-from pipeline.embeddings import load_embeddings, read_facts
+from pipeline.embeddings import files_of, load_embeddings, read_facts
 from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.files import UNFINISHED, is_locked
 from pipeline.index import check_embeddings, check_matches, load_index
-from pipeline.records import VERBS, read_evaluation, told_of
-from pipeline.runfolder import MetricsLog, data_name, read_manifest, read_race
-from pipeline.seals import audit, fits, forget_folder, is_unfinished, note, store_of
+from pipeline.records import read_evaluation, told_of
+from pipeline.repair import told_repair
+from pipeline.runfolder import MetricsLog, is_unstarted, read_manifest, read_race
+from pipeline.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from pipeline.search.apply import check_own_encoder
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder
@@ -52,7 +52,8 @@ def _weight(finding: Finding) -> int:
 
 def is_older(folder: Path) -> bool:
     """Whether a folder was written before finished files were noted: a change of some of them cannot be seen."""
-    return store_of(folder) is None and (folder / "manifest.json").is_file()
+    kept = ("manifest.json",) if not _is_shared(folder) else ("race.json", "search.json")
+    return store_of(folder) is None and any((folder / name).is_file() for name in kept)
 
 
 def left_over(folder: Path) -> list[Path]:
@@ -64,66 +65,69 @@ def left_over(folder: Path) -> list[Path]:
     return sorted(found)
 
 
-def started_by(folder: Path) -> str:
-    """The command that started a run or a search, as it is told there; to be shown, never to be run."""
-    return next(iter(_started_by(folder)), "")
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders of a race, also of candidates of which not much is left; of a run itself."""
+    if not os.path.lexists(folder / "race.json"):
+        return [folder]
+    marks = ("config.json", "manifest.json", "encoder.json", "checkpoints")
+    return sorted({path.parent for mark in marks for path in folder.glob(f"*/{mark}")})
 
 
-def repairs(folder: Path, findings: list[Finding]) -> list[str]:
-    """The commands that make whole what is damaged or gone, each once, in the order of the stages."""
-    names = [one.path.relative_to(folder).as_posix() for one in findings if one.fault is not None]
-    wanted = {command for name in names for command in _commands(folder, name)}
-    order = ["restore", "run", "finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report"]
-    return sorted(wanted, key=lambda text: next((i for i, verb in enumerate(order) if f" {verb} " in text), 0))
+def owner_of(folder: Path, path: Path) -> Path:
+    """The run of a race that a file is of; else the folder itself."""
+    return next((run for run in runs_of(folder) if path.is_relative_to(run)), folder)
 
 
-def clear(folder: Path, findings: list[Finding]) -> list[Path]:
-    """Remove what was left over, and checkpoints and logs that nothing makes whole; returns what is gone now."""
-    gone = left_over(folder)
-    for path in gone:
-        _remove(path)
-    for one in findings:
-        name = one.path.relative_to(folder).as_posix()
-        if one.fault is None or not name.startswith(("checkpoints/step-", "metrics.jsonl")):
-            continue
-        place = folder / "/".join(name.split("/")[:2])
-        if name == "metrics.jsonl":
-            _remove(place)
-            note(place)  # that it is not there
-        else:
-            forget_folder(place)
-            shutil.rmtree(place, ignore_errors=True)
-        gone.append(place)
-    return list(dict.fromkeys(gone))
+def _is_shared(folder: Path) -> bool:
+    """Whether a folder is a race or a search, whose files are noted in files.json."""
+    return os.path.lexists(folder / "race.json") or _is_search(folder)
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
+def _is_search(folder: Path) -> bool:
+    inside = any(os.path.lexists(folder / name) for name in ("trials", "best.json", "search.json"))
+    return inside and not any(os.path.lexists(folder / name) for name in ("manifest.json", "config.json"))
 
 
 def _findings(folder: Path, deep: bool) -> Iterator[Finding]:
-    if (folder / "race.json").exists():
+    if os.path.lexists(folder / "race.json"):
         yield from _race(folder, deep)
-    elif (folder / "trials").exists() or (folder / "best.json").exists():
+    elif _is_search(folder):
         yield from _tuning(folder, deep)
+    elif is_unstarted(folder):
+        yield Finding(folder, None, unfinished=True, told="nothing has been finished in it")
     else:
         yield from _run(folder, deep)
 
 
 def _race(folder: Path, deep: bool) -> Iterator[Finding]:
     yield _try(folder / "race.json", lambda: read_race(folder))
+    yield from _notes(folder)
     yield from _noted(folder, deep)
-    for run in sorted(path.parent for path in folder.glob("*/config.json")):
+    for run in runs_of(folder):
         yield from _run(run, deep)
+    yield _try(folder / "race.json", lambda: _check_winner(folder))
+
+
+def _check_winner(folder: Path) -> None:
+    winner = read_race(folder)["winner"]
+    if winner is not None and folder / winner not in runs_of(folder):
+        raise UserError(f"{folder / winner}, the winner of the race, is gone: restore it, or start the race again")
 
 
 def _tuning(folder: Path, deep: bool) -> Iterator[Finding]:
     yield _try(folder / "search.json", lambda: load_search(folder))
+    yield from _notes(folder)
     yield from _noted(folder, deep)
     yield _try(folder / "trials", lambda: load_trials(folder))
+
+
+def _notes(folder: Path) -> Iterator[Finding]:
+    """files.json, where it is there and is not what was written."""
+    path = folder / OTHERS
+    if os.path.lexists(path) and store_of(folder) != path:
+        yield Finding(
+            path, f"{path} is damaged: `rayssl verify {folder} --repair --yes` removes it, and goes by the rest"
+        )
 
 
 def _run(run: Path, deep: bool) -> Iterator[Finding]:
@@ -131,6 +135,11 @@ def _run(run: Path, deep: bool) -> Iterator[Finding]:
     yield _try(run / "config.json", lambda: configuration.load(run / "config.json"))
     yield _try(run / "manifest.json", lambda: read_manifest(run))
     yield from _noted(run, deep)
+    for checkpoint in list_checkpoints(run / "checkpoints"):
+        yield Finding(checkpoint, checkpoint_fault(checkpoint))
+    if running := running_stage(run):
+        told = f"{running} has begun and has not ended"
+        yield Finding(run / "manifest.json", None, unfinished=True, told=told)
     # What belongs together is judged when all of it is there; each file by itself has been compared already.
     unfinished = is_unfinished(run)
     for finding in _together(run):
@@ -139,9 +148,8 @@ def _run(run: Path, deep: bool) -> Iterator[Finding]:
 
 
 def _together(run: Path) -> Iterator[Finding]:
-    yield _try(run / "metrics.jsonl", lambda: [None for _ in MetricsLog(run).rows()])
-    for checkpoint in list_checkpoints(run / "checkpoints"):
-        yield Finding(checkpoint, checkpoint_fault(checkpoint))
+    if fits(run / "metrics.jsonl") is not True:
+        yield _try(run / "metrics.jsonl", lambda: [None for _ in MetricsLog(run).rows()])
     if (run / "encoder.json").exists() or (run / "encoder.safetensors").exists():
         yield _try(run / "encoder.safetensors", lambda: load_encoder(run))
     if (run / "decoder.json").exists() or (run / "decoder.safetensors").exists():
@@ -152,8 +160,8 @@ def _together(run: Path) -> Iterator[Finding]:
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
-    for path in sorted(run.glob("embeddings/**/*.parquet")):
-        if not path.name.startswith("."):
+    for folder in sorted({path.parent for path in run.glob("embeddings/**/*.parquet")}):
+        for path in files_of(folder):
             yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
     for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
         yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
@@ -169,11 +177,12 @@ def _or_stale(finding: Finding) -> Finding:
 
 
 def _noted(folder: Path, deep: bool) -> Iterator[Finding]:
-    for one in audit(folder, deep=deep):
+    if deep:
+        forget_stamps(folder)
+    for one in audit(folder):
         fault = None
         if one.fault is not None:
-            name = one.path.relative_to(folder).as_posix()
-            fault = f"{one.path} is damaged ({one.fault}): {_told_repair(folder, name)}"
+            fault = f"{one.path} is damaged ({one.fault}): {told_repair(folder, one.path)}"
         yield Finding(one.path, fault, one.unfinished)
 
 
@@ -218,68 +227,3 @@ def _is_temporary(path: Path) -> bool:
     name, dot, rest = path.name.removeprefix(".").rpartition(".")
     base, _, random = name.rpartition(".") if path.suffix else (name, "", rest)
     return bool(dot) and len(random) == 8 and base.endswith(path.suffix) and base != ""
-
-
-def _told_repair(folder: Path, name: str) -> str:
-    if name.startswith("checkpoints/step-"):
-        return "`rayssl verify --repair --yes` removes it, and the one before is taken where training goes on"
-    if name == "metrics.jsonl":
-        return "its curves are lost: restore it, or `rayssl verify --repair --yes` goes on without them"
-    if commands := _commands(folder, name):
-        return f"{' and '.join(f'`{command}`' for command in commands)} makes it anew"
-    return "restore it, or start again in a new --out"
-
-
-def _commands(folder: Path, name: str) -> list[str]:
-    """The commands that write a file anew; none where only the person who started it all can."""
-    if not (folder / "manifest.json").exists() and (folder / "race.json").exists() and "/" in name:
-        below, _, rest = name.partition("/")
-        return _commands(folder / below, rest)
-    run = shlex.quote(str(folder))
-    first, _, rest = name.partition("/")
-    if name == "evaluation.json":
-        return [f"rayssl {verb} {run}" for verb in _verbs_of_figures(folder)]
-    if first == "embeddings":
-        return [f"rayssl embed {run}{_place(folder, rest.split('/')[0])}"]
-    if first in ("index", "search", FILE, TENSORS):
-        return [f"rayssl index {run}"]
-    if first == "finetuned" or name == "checkpoints/finetune.json":
-        return [f"rayssl finetune {run}"]
-    if first in ("reconstruct", "interpolate", "anomalies"):
-        return [f"rayssl {first} {run}"]
-    if name in ("report.html", "comparison.json"):
-        return [f"rayssl report {run}"]
-    if first in ("figures", "encoder.json", "encoder.safetensors", "encoder_module.py", "MODEL_CARD.md", "decoder.json",
-                 "decoder.safetensors", "best.json", "trials", "trials.parquet", "tune-report.html"):  # fmt: skip
-        return _started_by(folder)
-    return []
-
-
-def _verbs_of_figures(run: Path) -> list[str]:
-    """The stages that a run has had, and that wrote figures."""
-    try:
-        stages = read_manifest(run)["stages"]
-    except UserError:
-        return ["evaluate"]
-    return [*(verb for verb in dict.fromkeys(VERBS.values()) if verb in stages), "evaluate"]
-
-
-def _place(run: Path, data: str) -> str:
-    """--data.path of other images than the run's own."""
-    try:
-        if data == data_name(run):
-            return ""
-        found = [read_facts(path) for path in sorted((run / "embeddings" / data).glob("t*.parquet"))]
-    except UserError:
-        return " --data.path PLACE"
-    return f" --data.path {shlex.quote(found[0]['data_path'])}" if found else " --data.path PLACE"
-
-
-def _started_by(folder: Path) -> list[str]:
-    """The command that started a run or a search."""
-    try:
-        command = load_search(folder).get("command") if (folder / "trials").exists() else None
-        command = command or read_manifest(folder).get("command")
-    except UserError:
-        return []
-    return [command] if isinstance(command, str) and command else []

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import RESNETS
 from pipeline.documents import load
-from pipeline.errors import UserError
+from pipeline.errors import MissingError, UserError
 from pipeline.given import cut
 from pipeline.memory import free_memory
 from pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
@@ -135,7 +135,7 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     manifest = read_manifest(folder)
     path = folder / "encoder.safetensors"
     if not path.is_file():
-        raise UserError(f"{path} is missing; export the encoder again")
+        raise MissingError(f"{path} is missing; export the encoder again")
     _check_sum(path, manifest["sha256"])
     state = read_state(path)
     _check_sum(path, manifest["sha256"])  # it may have been replaced meanwhile

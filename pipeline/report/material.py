@@ -15,7 +15,7 @@ from pipeline.runfolder import MetricsLog
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
-    from pipeline.embeddings import Embeddings
+    from pipeline.embeddings import Embeddings, files_of
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 
@@ -59,7 +59,7 @@ class Material:
         from pipeline.embeddings import load_embeddings
 
         folder = self._embeddings_folder()
-        return {path.stem: load_embeddings(path) for path in sorted(folder.glob("*.parquet"))}
+        return {path.stem: load_embeddings(path) for path in files_of(folder)}
 
     def split(self, name: str) -> "Embeddings":
         """The embeddings of one split with at least one row; raises NothingToShowError where there are none."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import UserError
+from pipeline.errors import MissingError, UserError
 from pipeline.files import write_json
 from pipeline.runfolder import (
     MetricsLog,
@@ -196,3 +196,38 @@ def test_a_reader_waits_until_what_another_process_replaces_fits(tmp_path: Path)
     write_json(tmp_path / names[0], -1)  # nobody writes: it is told at once
     with pytest.raises(UserError, match="-1 does not fit 299"):
         settled(tmp_path, read)
+
+
+def test_what_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
+    reads = []
+
+    def read() -> None:
+        reads.append(1)
+        raise MissingError("index.faiss does not exist")
+
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with writer_lock(tmp_path):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    try:
+        os.read(ready[0], 1)
+        with pytest.raises(MissingError):
+            settled(tmp_path, lambda: settled(tmp_path / "index", read))
+    finally:
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)
+    assert len(reads) == 1
+
+
+def test_a_log_with_a_line_that_is_damaged_goes_on(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"stage": "pretrain", "step": 0}\n{"stage": "pre\n{"stage": "pretrain", "step": 1}\n'
+    )
+    with pytest.raises(UserError, match="line 2 of"):
+        list(log.rows())
+    log.cut_back("pretrain", 1)
+    assert list(log.rows()) == [{"stage": "pretrain", "step": 0}]

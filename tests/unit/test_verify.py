@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jobs.main import run_verb
+from pipeline import seals
+from pipeline.embeddings import files_of
 from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.runfolder import begin_stage
 from pipeline.search.store import OWN, read_search
 from pipeline.verify import verify
 
@@ -164,3 +170,82 @@ def test_embeddings_that_were_written_anew_or_are_gone_leave_no_index_that_is_ta
         run_index(finished_copy)
         assert load_searched(finished_copy, "colours")
         assert faults(finished_copy) == {}
+
+
+@pytest.fixture
+def race(finished_copy: Path, tmp_path: Path) -> Path:
+    """A race of one candidate, which has won."""
+    folder = tmp_path / "race"
+    seals.started(folder)
+    write_json(folder / "race.json", {"schema": 1, "winner": "cand"})
+    finished_copy.rename(folder / "cand")
+    return folder
+
+
+def test_of_a_race_too_no_command_out_of_a_folder_is_run(race: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.runfolder import update_manifest
+
+    update_manifest(race / "cand", {"command": "rayssl run evil --out 'elsewhere"})
+    (race / "cand/encoder_module.py").write_text("")
+    monkeypatch.setattr("jobs.verify.run_verb", lambda *words: pytest.fail(f"{words} was run"))
+    assert run_verb("verify", [str(race), "--repair", "--yes"]) == 0  # made from the candidate's own checkpoint
+
+
+@pytest.mark.parametrize("gone", ["cand", "cand/config.json", "cand/checkpoints/step-000000005/model.safetensors"])
+def test_what_a_race_lacks_is_told(gone: str, race: Path) -> None:
+    assert faults(race) == {}
+    path = race / gone
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert [name for name in faults(race) if gone.startswith(name) or name == "race.json"]
+
+
+def test_the_note_of_a_race_is_verified_itself(race: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (race / "files.json").write_text("x")
+    assert set(faults(race)) == {"files.json"}
+    with pytest.raises(UserError, match=r"files\.json is damaged"):
+        seals.started(race)
+    assert run_verb("verify", [str(race), "--repair", "--yes"]) == 0
+    assert "older" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_found_while_a_run_is_unfinished(finished_copy: Path) -> None:
+    begin_stage(finished_copy, "pretrain")
+    assert faults(finished_copy) == {}
+    told = [one.told for one in verify(finished_copy) if one.path.name == "manifest.json" and one.unfinished]
+    assert told == ["pretrain has begun and has not ended"]
+    flip(finished_copy / "checkpoints/step-000000005/model.safetensors")
+    assert set(faults(finished_copy)) == {"checkpoints/step-000000005"}
+
+
+def test_a_folder_in_which_nothing_was_finished_is_unfinished(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    [found] = verify(tmp_path)
+    assert (found.fault, found.unfinished) == (None, True)
+
+
+def test_deep_reads_what_is_remembered(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seals, "SETTLED", -1.0)
+    monkeypatch.setattr(seals, "_stamp", lambda found: [found.st_size, found.st_ino])  # as where a disk rots
+    assert faults(finished_copy) == {}
+    for name in ("checkpoints/step-000000005/model.safetensors", "encoder.safetensors"):
+        flip(finished_copy / name)
+    assert faults(finished_copy) == {}
+    found = {str(one.path.relative_to(finished_copy)) for one in verify(finished_copy, deep=True) if one.fault}
+    assert {"checkpoints/step-000000005", "encoder.safetensors"} <= found
+
+
+def test_figures_that_cannot_be_read_are_computed_anew(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(finished_copy / "evaluation.json")
+    ran: list[str] = []
+    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb))
+    run_verb("verify", [str(finished_copy), "--repair", "--yes"])
+    assert ran[-1] == "evaluate"
+    assert not (finished_copy / "evaluation.json").exists()  # which evaluate would refuse to go on with
+
+
+def test_left_over_parquet_of_older_versions_is_no_data(finished_copy: Path) -> None:
+    folder = finished_copy / "embeddings" / "colours"
+    before = files_of(folder)
+    shutil.copy(folder / "train.parquet", folder / ".train.parquet.abcdefgh.parquet")
+    assert files_of(folder) == before
+    assert len(before) == 2

@@ -1,0 +1,143 @@
+"""What makes the damaged and missing files of a folder whole: which command, told or run.
+
+Only commands of ours on folders that were named are ever run. A text that stands in a folder, such as the command that
+started it, is told and never run: it may come from elsewhere.
+"""
+
+import shlex
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.embeddings import files_of, read_facts
+from pipeline.errors import UserError
+from pipeline.records import VERBS, read_evaluation
+from pipeline.runfolder import data_name, read_manifest
+from pipeline.seals import OTHERS, forget_folder, note
+from pipeline.search.store import FILE, TENSORS
+from pipeline.tune.search import load_search
+
+ORDER = ("finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report")
+AGAIN = "again"  # what pre-training leaves, from the checkpoint that is there
+STARTED = (
+    "figures", "encoder.json", "encoder.safetensors", "encoder_module.py", "MODEL_CARD.md", "decoder.json",
+    "decoder.safetensors", "best.json", "trials", "trials.parquet", "tune-report.html",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What makes files of a folder whole; `verb` is empty where only the person who started it all can."""
+
+    folder: Path
+    verb: str
+    told: str
+
+
+def repairs_of(folder: Path, names: Iterable[str]) -> list[Repair]:
+    """What makes files whole, by their paths in a run or search: each once, in the order of the stages."""
+    wanted = dict.fromkeys(repair for name in names for repair in _repairs(folder, name))
+    return sorted(wanted, key=lambda one: ORDER.index(one.verb) if one.verb in ORDER else -1)
+
+
+def told_repair(folder: Path, path: Path) -> str:
+    """What to do about one file of a run or search."""
+    name, place = path.relative_to(folder).as_posix(), shlex.quote(str(folder))
+    if name.startswith("checkpoints/step-"):
+        return f"`rayssl verify {place} --repair --yes` removes it, and the one before is taken where training goes on"
+    if name == "metrics.jsonl":
+        return f"its curves are lost: restore it, or `rayssl verify {place} --repair --yes` goes on without them"
+    if found := _repairs(folder, name):
+        return f"{' and '.join(f'`{one.told}`' for one in found)} makes it anew"
+    return "restore it, or start again in a new --out"
+
+
+def clear(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Remove damaged files that nothing makes whole and that stand in the way; returns what is gone now."""
+    gone = []
+    for name in names:
+        place = folder / name
+        if name.startswith("checkpoints/step-"):
+            place = folder / "/".join(name.split("/")[:2])
+            forget_folder(place)
+            remove(place)
+        elif name in ("metrics.jsonl", OTHERS) or (name == "evaluation.json" and not _is_readable(folder)):
+            remove(place)
+            note(place)  # that it is not there
+        elif not place.exists() and not _repairs(folder, name) and name not in ("config.json", "manifest.json"):
+            note(place)
+        else:
+            continue
+        gone.append(place)
+    return list(dict.fromkeys(gone))
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _is_readable(run: Path) -> bool:
+    try:
+        read_evaluation(run)
+    except UserError:
+        return False
+    return True
+
+
+def _repairs(folder: Path, name: str) -> list[Repair]:
+    first, _, rest = name.partition("/")
+    if name == "evaluation.json":
+        return [_command(folder, verb) for verb in _verbs_of_figures(folder)]
+    if first == "embeddings":
+        return [_embedding(folder, rest.split("/")[0])]
+    if first in ("index", "search", FILE, TENSORS):
+        return [_command(folder, "index")]
+    if first == "finetuned" or name == "checkpoints/finetune.json":
+        return [_command(folder, "finetune")]
+    if first in ("reconstruct", "interpolate", "anomalies"):
+        return [_command(folder, first)]
+    if name in ("report.html", "comparison.json"):
+        return [_command(folder, "report")]
+    return _started(folder) if first in STARTED else []
+
+
+def _command(folder: Path, verb: str) -> Repair:
+    return Repair(folder, verb, f"rayssl {verb} {shlex.quote(str(folder))}")
+
+
+def _embedding(run: Path, data: str) -> Repair:
+    """Of other images than the run's own the place is told, out of the folder, and so the command is not run."""
+    own = _command(run, "embed")
+    try:
+        if data == data_name(run):
+            return own
+        found = [read_facts(path) for path in files_of(run / "embeddings" / data)]
+    except UserError:
+        found = []
+    place = shlex.quote(found[0]["data_path"]) if found else "PLACE"
+    return Repair(run, "", f"{own.told} --data.path {place}")
+
+
+def _verbs_of_figures(run: Path) -> list[str]:
+    """The stages that a run has had, and that wrote figures."""
+    try:
+        stages = read_manifest(run)["stages"]
+    except UserError:
+        return ["evaluate"]
+    return [*(verb for verb in dict.fromkeys(VERBS.values()) if verb in stages), "evaluate"]
+
+
+def _started(folder: Path) -> list[Repair]:
+    """The command that started a run or a search, to be told; a run's own checkpoint has what pre-training left."""
+    is_search = (folder / "trials").exists()
+    try:
+        command = load_search(folder).get("command") if is_search else read_manifest(folder).get("command")
+    except UserError:
+        return []
+    told = command if isinstance(command, str) and command else ""
+    return [Repair(folder, "" if is_search else AGAIN, told)] if told else []
