@@ -15,7 +15,7 @@ from pipeline.runfolder import MetricsLog
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
-    from pipeline.embeddings import Embeddings, files_of
+    from pipeline.embeddings import Embeddings
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 
@@ -56,7 +56,7 @@ class Material:
 
         Raises NothingToShowError where there are none, UserError where a file is damaged.
         """
-        from pipeline.embeddings import load_embeddings
+        from pipeline.embeddings import files_of, load_embeddings
 
         folder = self._embeddings_folder()
         return {path.stem: load_embeddings(path) for path in files_of(folder)}
