@@ -71,7 +71,8 @@ def _confirm_stop() -> bool:
 
 
 def _to_stderr(line: str) -> None:
-    print(plain(line), file=sys.stderr, flush=True)
+    """A line for people; the tabs of a job's log stay."""
+    print("\t".join(map(plain, line.split("\t"))), file=sys.stderr, flush=True)
 
 
 def _command() -> int:

@@ -3,7 +3,6 @@
 Nothing here asks the network.
 """
 
-import hashlib
 import os
 import zipfile
 from collections.abc import Mapping
@@ -99,9 +98,7 @@ def read_weights(name: str, weights: str, image_size: int, width: int = 1) -> We
 def from_file(source: str, path: Path, normalisation: Normalisation | None, licence: str) -> Weights:
     """The weights in a file."""
     state = read_state(path)  # before the rest is read, of which there may be any amount
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    found = Weights(source, state, sha256=digest, licence=licence)
+    found = Weights(source, state, sha256=digest(path), licence=licence)
     if normalisation is None:
         return found
     return replace(found, mean=normalisation.mean, std=normalisation.std, epsilon=normalisation.epsilon)

@@ -333,6 +333,14 @@ def test_interrupt_and_no_leaves_the_job_running(client: FakeClient, confirm: Ca
     assert f"ray job stop --address {ADDRESS} rayssl-recipes-1" in lines[-2]
 
 
+def test_a_jobs_log_steers_no_terminal_and_keeps_its_tabs(
+    client: FakeClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client.connections = [["\x1b[2Jloss\t0.5\u202e\rforged\n"]]
+    assert jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"]) == 0
+    assert "\\x1b[2Jloss\t0.5\\u202e\\rforged\n" in capsys.readouterr().err
+
+
 def test_command_prints_people_to_stderr_and_json_to_stdout(
     client: FakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:

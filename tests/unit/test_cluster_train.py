@@ -2,10 +2,13 @@
 
 import os
 import socket
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 
-from pipeline.cluster import train
+from pipeline.cluster import closed, train
+from pipeline.cluster.rendezvous import FileRendezvous
 from pipeline.errors import UserError
 
 SLOW = Exception("The current node timed out during startup. This could happen because …")
@@ -181,6 +184,38 @@ def test_a_ray_of_this_machine_starts_no_dashboard_and_no_helpers(monkeypatch):
     train.start_here({})
     assert set(own.values()) & set(during.values()) == set()
     assert {name: getattr(Node, name) for name in names} == own
+
+
+def test_a_ray_of_this_machine_is_closed_to_others_until_it_has_ended(monkeypatch):
+    names = (closed.LOOPBACK_ONLY, closed.MODE, closed.TOKEN, closed.TOKEN_PATH, "RAY_ADDRESS")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    seen = []
+
+    def look(*_, **__):
+        seen.append([os.environ.get(name) for name in names])
+
+    monkeypatch.setattr("ray.init", look)
+    monkeypatch.setattr("ray.shutdown", look)
+    with train.connected(train.Resources(1, None, None, None, 0), print) as own_cluster:
+        assert own_cluster
+        look()
+    look()
+    *during, after = seen
+    assert len(during) == 3
+    for loopback_only, mode, token, *others in during:
+        assert (loopback_only, mode, len(token), others) == ("0", "token", 64, [None, None])
+    assert after == [None] * len(names)
+
+
+@pytest.mark.parametrize(("own_cluster", "meeting"), [(True, FileRendezvous), (False, type(None))])
+def test_the_workers_of_a_ray_of_this_machine_meet_by_a_file(own_cluster, meeting, monkeypatch, tmp_path):
+    trainer = MagicMock()
+    monkeypatch.setattr(train, "lean_trainer", lambda own: trainer)
+    scale = SimpleNamespace(resources_per_worker={"CPU": 1}, use_gpu=False)
+    train.fit([], tmp_path, scale, 0, own_cluster)
+    assert type(trainer.call_args.kwargs["torch_config"]) is meeting
+    trainer.return_value.fit.assert_called_once()
 
 
 def test_a_cluster_without_a_token_is_told_loudly(monkeypatch):

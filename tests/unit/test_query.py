@@ -23,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
 from pipeline.prepare import data_facts
-from pipeline.query import _own_address, _own_ids, answer, picture_format, query, save_gallery
+from pipeline.query import UNREAD, _own_address, _own_ids, answer, picture_format, query, save_gallery, save_run_gallery
 from pipeline.recipes import build_recipe
 from pipeline.runfolder import update_manifest
 
@@ -285,6 +285,23 @@ def test_gallery_shows_each_query_and_its_neighbours(built: Case, tmp_path: Path
         assert picture.width > 4 * 100
         assert picture.height > 2 * 100
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["gallery.png"]
+
+
+def test_a_gallery_has_a_grey_square_for_an_image_that_is_gone(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "pets"
+    shutil.copytree(case.folder, images)
+    config = configuration.override(build_recipe("simclr-folder"), {"data.path": str(images), "data.image-size": SIZE})
+    configuration.save(config, case.run / "config.json")
+    results = query(case.run, [str(images / "cat" / "2.png")], 4)
+    gone = paths_of(results[0])[2]
+    (images / gone).unlink()
+    shown = []
+    monkeypatch.setattr("pipeline.query._show", lambda cell, image, caption: shown.append(image))
+    save_run_gallery(case.run, results, tmp_path / "gallery.png")
+    assert [image is UNREAD for image in shown] == [False, False, False, True, False]
+    assert (tmp_path / "gallery.png").exists()
 
 
 def test_a_query_imports_only_what_it_needs(built: Case) -> None:

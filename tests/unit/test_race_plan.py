@@ -19,6 +19,7 @@ from pipeline.race.plan import (
     steps_for,
     threads_of,
 )
+from pipeline.verify import verify
 
 FIVE = Overhead(5, 5)
 SIX = ["distill", "adapt", "simclr", "essl", "rotnet", "autoencoder"]
@@ -168,6 +169,18 @@ def test_race_json_comes_back_as_it_was(tmp_path) -> None:
     add(ledger, 1, {"distill": 0.5, "adapt": None})
     save_ledger(tmp_path, ledger)
     assert load_ledger(tmp_path) == ledger
+
+
+def test_a_changed_file_of_a_race_is_found(tmp_path) -> None:
+    save_ledger(tmp_path, ledger_of())
+    assert [(one.path.name, one.fault) for one in verify(tmp_path)] == [("race.json", None)]
+    changed = tmp_path / "race.json"
+    changed.write_text(changed.read_text().replace("15.0", "16.0"))  # a race still, and another
+    (found,) = verify(tmp_path)
+    assert found.path == changed
+    assert "sha256" in str(found.fault)
+    with pytest.raises(UserError, match="sha256"):
+        load_ledger(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,9 +15,11 @@ import pytest
 from rich.console import Console
 
 from pipeline.augment import load_views, view_to_dict
+from pipeline.cluster import tune as ray_tune
 from pipeline.cluster.room import cores_a_worker
 from pipeline.cluster.tune import (
     DIED,
+    Room,
     extended,
     find_room,
     fitted,
@@ -56,6 +59,7 @@ from pipeline.tune.search import (
 )
 from pipeline.tune.space import Parameter, build_space
 from pipeline.tune.trial import Course, report_steps, run_trial
+from pipeline.verify import verify
 
 CHANGES = {
     "encoder.name": "cnn-small",
@@ -254,6 +258,19 @@ def test_results_are_those_of_the_best_finished_trial(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["search.json", "best.json", "trials.parquet", "tune-report.html", "trials/0000.json"])
+def test_a_changed_file_of_a_search_is_found(name: str, tmp_path: Path) -> None:
+    search, dataset = plan(tmp_path / "tuned", trials="1")
+    write_search(search, dataset, "rayssl tune …")
+    save_trial(search.out, trial(0, 0.5))
+    write_results(search, dataset)
+    assert [one for one in verify(search.out) if one.fault is not None or one.unfinished] == []
+    changed = search.out / name
+    changed.write_bytes(changed.read_bytes() + b"\n")  # which no reader of JSON minds
+    found = {one.path for one in verify(search.out) if one.fault is not None}
+    assert found - {search.out / "trials"} == {changed}
+
+
 def test_a_search_in_which_all_trials_failed_has_no_best(tmp_path: Path) -> None:
     search, dataset = plan(tmp_path / "tuned")
     write_search(search, dataset, "rayssl tune …")
@@ -319,6 +336,41 @@ def test_room_is_made_from_what_there_is(tmp_path: Path, monkeypatch: pytest.Mon
     ):
         with pytest.raises(UserError, match=r"there is room for|there are 0 GPUs"):
             room(monkeypatch, wrong, *nodes)
+
+
+@pytest.mark.parametrize("own_cluster", [True, False])
+def test_trials_know_whether_all_their_workers_are_here(
+    own_cluster: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, _ = plan(tmp_path)
+    settings: dict[str, Any] = {}
+    monkeypatch.setattr(ray_tune, "connected", lambda *_: nullcontext(own_cluster))
+    monkeypatch.setattr(ray_tune, "find_room", lambda search: Room(1, 2, 1.0, 0.0))
+    monkeypatch.setattr(ray_tune, "pending", lambda search, standing: [] if settings else [0])
+    monkeypatch.setattr("ray.tune.with_parameters", lambda work, **given: settings.update(given["settings"]))
+    monkeypatch.setattr("ray.tune.with_resources", MagicMock())
+    monkeypatch.setattr("ray.tune.Tuner", MagicMock())
+    ray_tune.run_search(search, lambda: None, lambda standing: None, lambda line: None)
+    assert settings["here"] is own_cluster
+    assert settings["workers"] == 2
+
+
+@pytest.mark.parametrize(("here", "meeting"), [(True, "file:///session/store"), (False, "tcp://")])
+def test_workers_that_are_all_here_meet_by_a_file(here: bool, meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    remote, places = MagicMock(), []
+    monkeypatch.setattr("pipeline.cluster.rendezvous.meeting_folder", lambda: Path("/session"))
+    monkeypatch.setattr("ray.remote", remote)
+    monkeypatch.setattr("ray.get", lambda others: None)
+    monkeypatch.setattr("ray.util.get_current_placement_group", MagicMock())
+    monkeypatch.setattr("ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy", MagicMock())
+    monkeypatch.setattr(ray_tune, "join", lambda settings, place, rank: places.append(place))
+    settings = {"workers": 2, "here": here, "cpus": 1.0, "gpus": 0.0}
+    with ray_tune.gathered(settings, {}):
+        pass
+    places += [call.args[2] for call in remote.return_value.options.return_value.remote.call_args_list]
+    assert len(places) == 2
+    assert len(set(places)) == 1
+    assert places[0].startswith(meeting)
 
 
 def test_gpus_and_cores_of_a_worker_are_on_one_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
