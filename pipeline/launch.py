@@ -12,8 +12,9 @@ from pipeline import config as configuration
 from pipeline.config import Config
 from pipeline.data.concluded import lines
 from pipeline.errors import OutsideError, UserError
-from pipeline.prepare import Prepared, announce, prepare
-from pipeline.progress import Display
+from pipeline.plan import START_SECONDS
+from pipeline.prepare import A_GUESS, Prepared, announce, prepare
+from pipeline.progress import Display, format_duration
 from pipeline.runfolder import own_data, writer_lock
 
 if TYPE_CHECKING:
@@ -55,10 +56,14 @@ def start(plan: Plan, display: Display) -> None:
     for config in plan.configs:
         check_resources(config)
     with taken_back(plan.folders):
+        alone = len(plan.configs) == 1
         prepared = [
-            prepare_shown(config, run, plan.command, display, plan.stages)
+            prepare_shown(config, run, plan.command, display, plan.stages, alone=alone)
             for config, run in zip(plan.configs, plan.folders)
         ]
+        if not alone:
+            length = format_duration(START_SECONDS + sum(p.seconds for p in prepared))
+            display({"message": f"all {len(prepared)} are expected to take {length} with the start {A_GUESS}"})
         run_stages(prepared, plan, display)
 
 
@@ -185,13 +190,19 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
 
 
 def prepare_shown(
-    config: Config, run: Path, command: str, display: Display, stages: tuple[str, ...] = ("pretrain",)
+    config: Config,
+    run: Path,
+    command: str,
+    display: Display,
+    stages: tuple[str, ...] = ("pretrain",),
+    *,
+    alone: bool = True,
 ) -> Prepared:
     """Prepare a run, say what it will do, and show how the images are read."""
     warn = _warn(display)
     prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
-    announce(prepared, lambda line: display({"message": line}), stages)
-    return prepared
+    seconds = announce(prepared, lambda line: display({"message": line}), stages, alone=alone)
+    return replace(prepared, seconds=seconds)
 
 
 def open_for_profile(config: Config, display: Display) -> "Work":

@@ -170,9 +170,9 @@ STAGES = {
 DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
 
 
-def other_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str]) -> float:
-    """What a command takes beside its training steps: the start, and the stages that follow, of so many images."""
-    seconds: float = START_SECONDS
+def stages_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str]) -> float:
+    """What the stages take that follow the training steps, of so many images."""
+    seconds = 0.0
     for stage, (own, passes) in STAGES.items():
         if stage in stages:
             seconds += own + passes * images * image_seconds(sizes, machine) / 3

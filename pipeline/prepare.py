@@ -14,7 +14,17 @@ from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
 from pipeline.errors import UserError
 from pipeline.places import at_places_of, check_there, moved, started_at
-from pipeline.plan import MINUTES, STRENGTHS, Machine, Plan, Sizes, other_seconds, plan_for, step_seconds
+from pipeline.plan import (
+    MINUTES,
+    START_SECONDS,
+    STRENGTHS,
+    Machine,
+    Plan,
+    Sizes,
+    plan_for,
+    stages_seconds,
+    step_seconds,
+)
 from pipeline.progress import format_bytes, format_duration
 from pipeline.runfolder import as_recorded, describe_software, is_unstarted, recorded, update_manifest, writer_lock
 
@@ -33,6 +43,7 @@ FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.", "search
 ENOUGH_LABELLED = 500  # validation images with a label, to choose by
 MORE_VALIDATION = 0.2  # of the training images, where there are fewer
 
+A_GUESS = "(a guess for an idle machine: the live line knows better)"
 COLOR_REASONS = {
     True: "colours tell validation images apart better than shapes do",
     False: "shapes tell validation images apart as well as colours do",
@@ -49,6 +60,7 @@ class Prepared:
     run: Path
     dataset: Dataset
     planned: tuple[str, ...] = ()  # paths whose values were planned just now
+    seconds: float = 0.0  # that its stages are expected to take, the start apart
 
 
 def reading_of(data: DataConfig) -> dict[str, Any]:
@@ -516,12 +528,17 @@ def count_steps(config: Config, images: int) -> tuple[int, int]:
     return per_epoch, config.train.steps or config.train.epochs * per_epoch
 
 
-def announce(prepared: Prepared, say: Callable[[str], None], stages: Collection[str] = ("pretrain",)) -> None:
-    """What the run is about to do: images, encoder, steps, expected time of the stages that are asked for, and disk."""
+def announce(
+    prepared: Prepared, say: Callable[[str], None], stages: Collection[str] = ("pretrain",), *, alone: bool = True
+) -> float:
+    """What the run is about to do: images, encoder, steps, expected time of the stages that are asked for, and disk.
+
+    Returns the seconds that these are expected to take, the start apart, which a run that is not `alone` shares.
+    """
     config, data = prepared.config, prepared.dataset
     sizes, needed, free = check_disk(config, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
-    length = expected_length(config, sizes, data, steps, stages)
+    training, after = expected_seconds(config, sizes, data, steps, stages)
     say(f"{prepared.run}")
     for line in lines(data):
         say(line)
@@ -535,19 +552,14 @@ def announce(prepared: Prepared, say: Callable[[str], None], stages: Collection[
     teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]
     if any(teacher):
         say(f"  teacher  {', '.join(filter(None, teacher))}")
-    say(f"  expected {length} (a guess for an idle machine: the live line knows better); "
-        f"{format_bytes(needed)} of {format_bytes(free)} free disk")  # fmt: skip
+    length = expected_length(config, training, after, alone=alone)
+    say(f"  expected {length}; {format_bytes(needed)} of {format_bytes(free)} free disk")
     if "train.steps" in prepared.planned:
         say(f"  planned  {steps:,} steps, about {MINUTES:g} min: --train.minutes or --train.epochs changes it")
     if "augment.color" in prepared.planned and (color := config.augment.color) is not None:
         told = next(told for told, strength in STRENGTHS.items() if strength == color)
         say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
-
-
-def expected_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
-    """A rough guess from the operations that a step needs; see `pipeline.plan.step_seconds`."""
-    sizes = sizes_of(config, flops, depthwise)
-    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+    return training + after
 
 
 def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
@@ -559,24 +571,35 @@ def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
     return Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes, depthwise)
 
 
-def expected_length(
-    config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
-) -> str:
-    """What the training steps take, what comes before and after them, and both together, in words."""
-    training = expected_seconds(config, facts["flops"], steps, facts["depthwise"])
-    told = f"about {format_duration(training)}"
+def training_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
+    """A rough guess from the operations that a step needs; see `pipeline.plan.step_seconds`."""
     if config.train.minutes:
-        training, told = 60 * config.train.minutes, f"{config.train.minutes:g} min"
+        return 60 * config.train.minutes
+    sizes = sizes_of(config, flops, depthwise)
+    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+
+
+def expected_seconds(
+    config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
+) -> tuple[float, float]:
+    """What the training steps take, and what the stages that follow."""
+    training = training_seconds(config, facts["flops"], steps, facts["depthwise"])
+    sizes, machine = sizes_of(config, facts["flops"], facts["depthwise"]), machine_of(config)
     images = sum(len(split) for split in (data.train, data.val, data.test) if split is not None)
     has_labels = bool(data.class_names) and not data.some_classes
     named = [stage for stage in stages if has_labels or stage not in ("probe", "finetune")]
-    sizes = sizes_of(config, facts["flops"], facts["depthwise"])
-    others = other_seconds(sizes, machine_of(config), images, named)
-    after = " and what follows" if len(named) > 1 else ""
-    return (
-        f"{told} of training steps, about {format_duration(others)} more to start{after}: "
-        f"{format_duration(training + others)} in all"
-    )
+    return training, stages_seconds(sizes, machine, images, named)
+
+
+def expected_length(config: Config, training: float, after: float, *, alone: bool) -> str:
+    """What the training steps take, what comes before and after them, and all of it together, in words."""
+    told = f"{config.train.minutes:g} min" if config.train.minutes else f"about {format_duration(training)}"
+    told += " of training steps"
+    if not alone:
+        return f"{told}, about {format_duration(after)} for what follows"
+    what = "to start and for what follows" if after else "to start"
+    told += f", about {format_duration(START_SECONDS + after)} more {what}"
+    return f"{told}: {format_duration(START_SECONDS + training + after)} in all {A_GUESS}"
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

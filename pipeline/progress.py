@@ -118,9 +118,11 @@ def _counting(row: dict[str, Any]) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """E.g. 45 s, 6 min, 2 h 05 min."""
+    """E.g. 45 s, 2.5 min, 12 min, 2 h 05 min."""
     if seconds < 90:
         return f"{seconds:.0f} s"
+    if seconds < 570:
+        return f"{round(seconds / 30) / 2:g} min"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 

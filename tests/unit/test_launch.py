@@ -138,7 +138,10 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
     assert folder == tmp_path
     assert resources.workers == 1
-    assert any("starting Ray" in row.get("message", "") for row in rows)
+    told = [row["message"] for row in rows if "message" in row]
+    assert any("starting Ray" in line for line in told)
+    assert len([line for line in told if line.startswith("all 2 are expected to take")]) == 1
+    assert not any("to start" in line for line in told)  # which both share
 
 
 def test_pending_leaves_out_what_needs_labels(undisturbed: Path):

@@ -22,14 +22,13 @@ from pipeline.plan import (
     LONGEST,
     MINUTES,
     STAGES,
-    START_SECONDS,
     TABLE,
     WARMUP,
     Machine,
     Plan,
     Sizes,
-    other_seconds,
     plan_for,
+    stages_seconds,
     step_seconds,
 )
 from pipeline.recipes import CONTRASTIVE, build_recipe
@@ -301,9 +300,8 @@ def test_plans_of_networks_without_depthwise_convolutions_are_as_they_were() -> 
 
 
 def test_what_a_command_takes_beside_its_steps() -> None:
-    alone = other_seconds(PHOTOS, CPU, 500, ("pretrain",))
-    whole = other_seconds(PHOTOS, CPU, 500, ("pretrain", *STAGES))
-    more = other_seconds(PHOTOS, CPU, 50_000, ("pretrain", *STAGES))
-    assert alone == START_SECONDS
-    assert whole > alone + sum(own for own, _ in STAGES.values())
+    assert stages_seconds(PHOTOS, CPU, 500, ("pretrain",)) == 0
+    whole = stages_seconds(PHOTOS, CPU, 500, ("pretrain", *STAGES))
+    more = stages_seconds(PHOTOS, CPU, 50_000, ("pretrain", *STAGES))
+    assert whole > sum(own for own, _ in STAGES.values())
     assert more > 2 * whole

@@ -21,13 +21,13 @@ from pipeline.prepare import (
     count_steps,
     existing_parent,
     expected_bytes,
-    expected_seconds,
     fit_batch,
     flatten,
     open_data,
     prepare,
     resolve,
     run_name,
+    training_seconds,
 )
 from pipeline.recipes import build_recipe
 
@@ -224,6 +224,8 @@ def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> 
     for part in ("43 train", "5 held out", "12 test", "3 classes", "cnn-small", "simclr", "15 steps of 8", "1 worker"):
         assert part in text
     assert "1 workers" not in text
+    assert "more to start: " in text
+    assert "in all (a guess" in text
 
 
 def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,9 +239,9 @@ def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkey
 def test_guesses_grow_with_the_work(tiny_config: Make, tmp_path: Path) -> None:
     config = prepare_quietly(tiny_config(), tmp_path / "two").config
     more = prepare_quietly(tiny_config(changes={"method.views": 6}), tmp_path / "six").config
-    assert expected_seconds(more, 1e6, 100) == pytest.approx(3 * expected_seconds(config, 1e6, 100))
-    assert expected_seconds(config, 1e6, 200) == pytest.approx(2 * expected_seconds(config, 1e6, 100))
-    assert expected_seconds(config, 1e9, 100) > expected_seconds(config, 1e6, 100)
+    assert training_seconds(more, 1e6, 100) == pytest.approx(3 * training_seconds(config, 1e6, 100))
+    assert training_seconds(config, 1e6, 200) == pytest.approx(2 * training_seconds(config, 1e6, 100))
+    assert training_seconds(config, 1e9, 100) > training_seconds(config, 1e6, 100)
     facts = {"parameters": 1e6, "dim": 100}
     assert expected_bytes(config, facts, 10**6) - expected_bytes(config, facts, 0) == 1.6e9
 

@@ -95,7 +95,8 @@ def test_a_terminal_gets_a_live_line(clock: Clock) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0 s"), (89, "89 s"), (90, "2 min"), (600, "10 min"), (5400, "1 h 30 min"), (7500, "2 h 05 min")],
+    [(0, "0 s"), (89, "89 s"), (90, "1.5 min"), (569, "9.5 min"), (570, "10 min"), (5400, "1 h 30 min"),
+     (7500, "2 h 05 min")],
 )  # fmt: skip
 def test_durations(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
