@@ -85,7 +85,7 @@ def encoder_digest(run: Path) -> str:
     return hashlib.sha256((run / "encoder.safetensors").read_bytes()).hexdigest()
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 300.0) -> Any:
     """The condition's value as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):

@@ -62,7 +62,7 @@ def job_server(project: Path) -> Iterator[Server]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAYSSL_CACHE": str(temporary / "cache"),
-        "RAY_worker_niceness": "0",  # else they stand still while anything else runs here
+        "RAY_worker_niceness": "0",  # see worker_niceness
         "TMPDIR": str(temporary),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

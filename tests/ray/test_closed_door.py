@@ -144,7 +144,11 @@ def test_the_other_side_reaches_nothing(network: Network, open_port: int, tmp_pa
     temporary = Path("/tmp", f"rs{os.getpid()}")  # short: sockets have at most 107 characters
     temporary.mkdir()
     command = ["ip", "netns", "exec", network.here, sys.executable, "-c", PROGRAM, str(tmp_path)]
-    environment |= {"RAY_TMPDIR": str(temporary), "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment |= {
+        "RAY_worker_niceness": "0",
+        "RAY_TMPDIR": str(temporary),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
     driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
     try:
         assert driver.stdout is not None

@@ -88,11 +88,10 @@ def ends_of_training(run: Path) -> str:
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster() -> Iterator[Any]:
     """Two nodes of one core on this machine."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they stand still while anything else runs here
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
     nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
     yield nodes

@@ -162,11 +162,10 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(server: Server,
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Any:
+def cluster() -> Any:
     """Three nodes of one core on this machine."""
     from ray.cluster_utils import Cluster
 
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # else they stand still while anything else runs here
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
     for _ in range(2):
         nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
