@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.data import storage
 from pipeline.data.decode import read_header
+from pipeline.data.labels import HALF
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.regular import check_size, largest
 from pipeline.errors import UserError
@@ -17,7 +18,9 @@ LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 IMAGE_FLAG, LABEL_FLAG = "--data.image-column", "--data.label-column"
 
 _LIKE_LABELS = re.compile(r"(label|class|category)(s|_?names?)?$", re.IGNORECASE)
-_MOST_ROWS = 1 << 16  # read at once
+_MOST_ROWS = 1 << 12  # read at once; more would hardly be quicker
+_MOST_IMAGES = 1 << 6  # the same of a row group's images
+_UNREADABLE = (OSError, MemoryError, ValueError, ArithmeticError, LookupError)  # and pyarrow's own
 _ROWS = 8  # whose bytes are looked at
 
 
@@ -62,10 +65,14 @@ class Part:
         return bool(pa.types.is_struct(kind)) and _subfields(kind).count("path") == 1
 
     def class_names(self, label: str | None) -> list[str] | None:
-        """Names of the classes of a column, where the metadata of the Hugging Face hub tell them."""
+        """Names of the classes of a column, where the metadata of the Hugging Face hub tell them.
+
+        None where one of them holds half of a character, which no file can hold: such metadata say nothing.
+        """
         feature = self._features().get(label or "")
         names = feature.get("names") if isinstance(feature, dict) else None
-        return [str(name) for name in names] if isinstance(names, list) and names else None
+        texts = [str(name) for name in names] if isinstance(names, list) else []
+        return texts if texts and not any(HALF.search(name) for name in texts) else None
 
     def named_columns(self) -> list[str]:
         """Columns with class names."""
@@ -115,32 +122,51 @@ def opened(path: str, footer: Any = None) -> Any:
         raise UserError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
 
 
-def read_columns(path: str, columns: Sequence[str], group: int | None = None) -> Any:
+def read_values(path: str, columns: Sequence[str], footer: Any = None) -> list[tuple[str, list[Any]]]:
+    """Name and values of columns, as Python's own. Raises UserError for what cannot be read, and for bytes as text."""
+    import pyarrow as pa
+
+    table = read_columns(path, columns, footer=footer)
+    found = []
+    for name, column in zip(table.column_names, table.columns):
+        try:
+            found.append((name, column.to_pylist()))
+        except UnicodeDecodeError as error:
+            text = f"{path} cannot be read as parquet: column '{name}' holds a text that is not UTF-8"
+            raise UserError(f"{text} ({error.reason})") from None
+        except (pa.ArrowException, *_UNREADABLE) as error:  # a date of the year 300,000
+            raise UserError(f"{path} cannot be read as parquet: column '{name}': {_first_line(error)}") from None
+    return found
+
+
+def read_columns(path: str, columns: Sequence[str], group: int | None = None, footer: Any = None) -> Any:
     """Columns of a parquet file, or of one of its row groups, as a table. Raises UserError for what cannot be read.
 
-    What they say to be once decompressed is looked at first, and no more is read than in one piece: a dictionary
-    may hold a long value once that stands in every row.
+    What they say to be once decompressed is looked at first. That may be a lie, and a dictionary may hold a long value
+    once that stands in every row: so rows are counted as they come, and no more of them are read than in one piece.
     """
     import pyarrow as pa
 
     try:
-        with opened(path) as file:
+        with opened(path, footer) as file:
             groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
             size, expands = _claimed(file.metadata, groups, columns)
             what = f"{path}: {_listed(columns)}, decompressed,"
             check_size(size, what)
-            if not expands:
-                return file.read_row_groups(groups, columns=list(columns), use_threads=False)
-            return _in_batches(file, groups, columns, size, what)
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as parquet: {(str(error) or 'out of memory').splitlines()[0]}"
-        ) from None
+            rows = _MOST_ROWS if group is None else _MOST_IMAGES
+            if expands:
+                rows = max(1, min(rows, largest() // max(1, size)))
+            return _in_batches(file, groups, columns, rows, what)
+    except (pa.ArrowException, *_UNREADABLE) as error:
+        raise _unreadable(path, error) from None
 
 
 def _unreadable(path: str, error: BaseException) -> UserError:
-    why = str(error).strip() or "there is not enough memory"
-    return UserError(f"{path} cannot be read as parquet: {why.splitlines()[0]}")
+    return UserError(f"{path} cannot be read as parquet: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or "there is not enough memory").splitlines()[0]
 
 
 def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
@@ -156,15 +182,16 @@ def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tupl
     return size, rows * texts > largest()
 
 
-def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], size: int, what: str) -> Any:
+def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], rows: int, what: str) -> Any:
     import pyarrow as pa
 
     batches, total = [], 0
-    rows = max(1, min(_MOST_ROWS, largest() // size))
     for batch in file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False):
         total += batch.nbytes
         check_size(total, what)
         batches.append(batch)
+    if not batches:  # an empty table of the right columns
+        return file.read_row_groups(groups, columns=list(columns), use_threads=False)
     return pa.Table.from_batches(batches)
 
 
@@ -280,7 +307,7 @@ def _first_bytes(part: Part, name: str) -> list[bytes]:
                     found += [value for value in values if value is not None]
                     if len(found) >= _ROWS:
                         return found[:_ROWS]
-    except (pa.ArrowException, OSError, MemoryError, ValueError) as error:
+    except (pa.ArrowException, *_UNREADABLE) as error:
         raise _unreadable(part.path, error) from None
     return found
 

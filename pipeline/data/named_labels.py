@@ -49,7 +49,8 @@ def _distinct(names: list[str] | None) -> list[str] | None:
     if names is None:
         return None
     names = [unicodedata.normalize("NFC", name).strip() for name in names]
-    return [name if name not in names[:i] else f"{name}{_NEVER}{i}" for i, name in enumerate(names)]
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    return [name if first[name] == i else f"{name}{_NEVER}{i}" for i, name in enumerate(names)]
 
 
 def _meaning(value: str | None, texts: set[str], names: list[str]) -> str | None:

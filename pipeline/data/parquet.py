@@ -20,6 +20,7 @@ from pipeline.data.columns import (
     label_of_old,
     open_part,
     read_columns,
+    read_values,
 )
 from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
@@ -120,10 +121,10 @@ class _Content:
         self.part, self.values = part, [None] * n
         self.splits: list[str | None] = [None] * n
         if columns:
-            table = read_columns(part.path, columns)
-            paths = [_name_in(row) for row in table.column(image).to_pylist()] if named else []
-            self.values = table.column(label).to_pylist() if label is not None else self.values
-            self.splits = table.column(split).to_pylist() if split is not None else self.splits
+            found = dict(read_values(part.path, columns, part.footer))
+            paths = [_name_in(row) for row in found[image]] if named else []
+            self.values = found[label] if label is not None else self.values
+            self.splits = found[split] if split is not None else self.splits
         # Without a name for every row, or with one given twice, the row's number has to do.
         self.keys = paths if len(set(paths)) == n and None not in paths else [str(row) for row in range(n)]
 

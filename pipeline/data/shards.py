@@ -1,9 +1,12 @@
 """WebDataset tar shards: `key.jpg` with its label in `key.cls` or `key.json`."""
 
+import errno
 import io
+import re
 import tarfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,7 @@ _BEFORE = (
     tarfile.SOLARIS_XHDTYPE,
 )
 _LONGEST = 1 << 20  # bytes of these
+_MOST_DIGITS = 1000  # side by side in these: tarfile looks at a row of them once for every digit
 
 _KEY_FLAG, _IMAGE_FLAG, _LABELS_FLAG = "--data.key", "--data.image-column", "--data.labels"
 
@@ -124,6 +128,10 @@ def _scan(path: str, relative: str, key: Key) -> _Shard:
                 shard.ends = end == tarfile.NUL * tarfile.BLOCKSIZE
     except RecursionError:
         raise UserError(f"{path} cannot be read as a tar file: too many headers before one member") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise UserError(f"{path} cannot be read as a tar file: a member claims more than any file has") from None
     except (tarfile.TarError, ValueError, ArithmeticError, LookupError) as error:  # of headers that are no numbers
         raise UserError(f"{path} cannot be read as a tar file: {error}") from None
     return shard
@@ -139,6 +147,20 @@ class _Header(tarfile.TarInfo):
         if header.size < 0 or (header.type in _BEFORE and header.size > _LONGEST):
             raise tarfile.ReadError(f"a member claims {header.size:,} bytes")
         return header
+
+    def _block(self, count: int) -> int:
+        """Bytes of the blocks to be read or skipped; sizes from an extended header come by here, too."""
+        if count < 0:
+            raise tarfile.ReadError(f"a member claims {count:,} bytes")
+        return super()._block(count)  # type: ignore[misc, no-any-return]
+
+    def _proc_pax(self, tar: tarfile.TarFile) -> Any:
+        start = tar.fileobj.tell()  # type: ignore[union-attr]
+        claims = tar.fileobj.read(self.size)  # type: ignore[union-attr]
+        tar.fileobj.seek(start)  # type: ignore[union-attr]
+        if any(len(digits) > _MOST_DIGITS for digits in re.findall(rb"\d+", claims)):
+            raise tarfile.ReadError("an extended header holds a number of more than a thousand digits")
+        return super()._proc_pax(tar)  # type: ignore[misc]
 
 
 def _look_at(shard: _Shard, tar: tarfile.TarFile, member: tarfile.TarInfo, key: Key, size: int) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.data import storage
-from pipeline.data.columns import opened, read_columns
+from pipeline.data.columns import opened, read_values
 from pipeline.data.regular import check_size, status_of
 from pipeline.errors import UserError
 
@@ -158,9 +158,9 @@ def _json(path: str, text: str) -> Table:
 def _parquet(path: str, where: str) -> Table:
     with opened(where) as file:
         names = [name for name, kind in zip(file.schema_arrow.names, file.schema_arrow.types) if not _is_large(kind)]
-    table = read_columns(where, names)
-    rows = [list(row) for row in zip(*(column.to_pylist() for column in table.columns))]
-    return Table(path, table.column_names, rows, list(range(1, len(rows) + 1)))
+        found = read_values(where, names, file.metadata)
+    rows = [list(row) for row in zip(*(values for _, values in found))]
+    return Table(path, [name for name, _ in found], rows, list(range(1, len(rows) + 1)))
 
 
 def _is_large(kind: Any) -> bool:

@@ -4,6 +4,7 @@ import ast
 import contextlib
 import io
 import os
+import re
 import struct
 import sys
 import tarfile
@@ -16,12 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_files import SPECIAL, png, write_images, write_tar
+from data_files import SPECIAL, png, write_images, write_parquet, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.asked import images_of
 from pipeline.data import decode, open_dataset
+from pipeline.data.columns import read_columns
 from pipeline.data.dataset import Dataset
 from pipeline.data.shards import _scan
 from pipeline.data.tabular import read_table
@@ -232,11 +234,20 @@ def test_a_member_is_as_large_as_its_file(tmp_path: Path, name: str, size: int, 
         opened(shard(tmp_path, header(name, size, kind) + bytes(512), front=front))
 
 
-@pytest.mark.parametrize("record", [b"30 size=99999999999999999999\n", b"14 size=-1000\n", b"9" * 20 + b" a=b\n"])
-def test_extended_headers_claim_no_more(tmp_path: Path, record: bytes) -> None:
-    more = header("pax", len(record), b"x") + padded(record) + header("z.png", 0)
+@pytest.mark.parametrize("front", [True, False])
+@pytest.mark.parametrize("kind", [b"0", b"Z", b"8"])
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"30 size=99999999999999999999\n", b"28 size=4611686018427387904\n", b"23 size=99999999999999\n",
+        b"14 size=-1000\n", b"14 size=-1536\n", b"11 size=-1\n", b"9" * 20 + b" a=b\n", b"9" * 500_000,
+    ],
+    ids=lambda record: record[:30].decode(),
+)  # fmt: skip
+def test_extended_headers_claim_no_more(tmp_path: Path, record: bytes, kind: bytes, front: bool) -> None:
+    more = header("pax", len(record), b"x") + padded(record) + header("z.png", 0, kind)
     with pytest.raises(UserError, match="cannot be read as a tar file"):
-        opened(shard(tmp_path, more, front=True))
+        opened(shard(tmp_path, more, front=front))
 
 
 def test_headers_before_headers_end(tmp_path: Path) -> None:
@@ -327,6 +338,63 @@ def test_a_dictionary_that_does_not_grow_too_far_is_read_to_the_same_images(
     in_batches = opened(path)
     assert at_once.train.ids.tolist() == in_batches.train.ids.tolist()
     assert all(np.array_equal(at_once.train[i], in_batches.train[i]) for i in range(len(at_once.train)))
+
+
+def whole_number(value: int) -> bytes:
+    """As a parquet footer holds it."""
+    value, digits = value << 1, []
+    while value >= 128:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def test_a_footer_that_claims_too_little_is_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [bytes(500_000)] * 200}), path, compression="zstd", use_dictionary=False)
+    claim = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    data = path.read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    footer = data[start:-8].replace(whole_number(claim), whole_number(56))
+    path.write_bytes(data[:start] + footer + struct.pack("<I", len(footer)) + b"PAR1")
+    assert pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size == 56
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "0.02")
+    with pytest.raises(UserError, match="RAYSSL_LARGEST_GB") as refused:
+        read_columns(str(path), ["image"], 0)
+    (reached,) = re.findall(r"has ([\d.]+) GB", str(refused.value))
+    assert float(reached) < 0.05  # of 0.1
+
+
+NO_TEXT = pa.array([b"ok", b"\xff"] * 4).cast(pa.binary()).view(pa.string())
+
+
+@pytest.mark.parametrize("place", ["label", "split", "path"])
+def test_bytes_in_a_column_of_texts_are_refused(tmp_path: Path, place: str) -> None:
+    columns = {"image": pa.array([png(i) for i in range(8)]), "label": pa.array(["a", "b"] * 4)}
+    columns |= {place: NO_TEXT}
+    if place == "path":
+        columns["image"] = pa.StructArray.from_arrays([columns["image"], columns.pop("path")], names=["bytes", "path"])
+    (tmp_path / "data").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "data" / "a.parquet")
+    with pytest.raises(UserError, match=r"a\.parquet cannot be read as parquet: column .* not UTF-8"):
+        opened(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    "values", [NO_TEXT, pa.array([2**31 - 1] * 8, pa.date32()), pa.array([0] * 8, pa.timestamp("us", "Nowhere/Else"))]
+)
+def test_values_that_python_cannot_hold_are_refused_in_a_table(folder: Path, tmp_path: Path, values: pa.Array) -> None:
+    pq.write_table(pa.table({"path": NAMES[:8], "label": values}), tmp_path / "t.parquet")
+    with pytest.raises(UserError, match=r"t\.parquet cannot be read as parquet: column 'label'"):
+        opened(folder, labels=str(tmp_path / "t.parquet"))
+
+
+def test_names_of_classes_with_half_of_a_character_say_nothing(tmp_path: Path) -> None:
+    columns = {"image": [png(i) for i in range(8)], "label": [0, 1] * 4}
+    write_parquet(tmp_path / "half" / "a.parquet", columns, {"label": ["\ud800", "b"]})
+    write_parquet(tmp_path / "whole" / "a.parquet", columns, {"label": ["a", "b"]})
+    assert opened(tmp_path / "half").class_names == ("0", "1")
+    assert opened(tmp_path / "whole").class_names == ("a", "b")
 
 
 def test_more_rows_than_bytes_are_refused(tmp_path: Path) -> None:
