@@ -6,26 +6,29 @@ keys, of bounded size and depth, and each problem is one line. Nothing in a file
 
 import json
 import math
-import os
-import stat
 from pathlib import Path
 from typing import Any
 
+from pipeline.documents import DamagedError, open_regular
 from pipeline.errors import UserError
 
 LARGEST = 4 * 1024**2  # bytes of a file; an augmentation takes thousands
+LARGEST_YAML = 256 * 1024  # the same; it is read slowly
 MOST_VALUES = 100_000  # in a file, with what YAML's aliases repeat
 DEEPEST = 100  # lists and objects in each other
 MOST_BITS = 64  # of a whole number
+LONGEST_NUMBER = 100  # letters with colons, in YAML: 1:59:59 is one to the base 60
 SHOWN = 80  # letters of a value in a message
 YAML = (".yaml", ".yml")
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
 def read_given(path: Path) -> Any:
     """What a file of JSON, or of YAML where its name ends so, holds. Raises UserError, whose text lacks the path."""
-    text = _text(path)
+    in_yaml = path.suffix.lower() in YAML
+    text = _text(path, LARGEST_YAML if in_yaml else LARGEST)
     try:
-        return _plain(_from_yaml(text) if path.suffix.lower() in YAML else _from_json(text))
+        return _plain(_from_yaml(text) if in_yaml else _from_json(text))
     except RecursionError:
         raise UserError(f"nested more than {DEEPEST} deep: lists and objects can be at most so deep") from None
 
@@ -40,23 +43,26 @@ def cut(text: str, longest: int = SHOWN) -> str:
     return text if len(text) <= longest else f"{text[:longest]} …"
 
 
-def _text(path: Path) -> str:
+def _text(path: Path, most: int) -> str:
     try:
-        # Without waiting, as for a pipe that nobody writes to.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError("a pipe or device: give a JSON or YAML file")
-            content = file.read(LARGEST + 1)
+        with open_regular(path) as file:
+            content = file.read(most + 1)
+    except DamagedError as error:
+        raise UserError(f"{error}: give a JSON or YAML file") from None
     except OSError as error:
         raise UserError(f"{(error.strerror or 'not readable').lower()}: give a JSON or YAML file") from None
     except ValueError:
         raise UserError("no name of a file: give a JSON or YAML file") from None
-    if len(content) > LARGEST:
-        raise UserError(f"larger than {LARGEST // 1024**2} MB: give a JSON or YAML file of settings")
+    if len(content) > most:
+        raise UserError(f"larger than {_size(most)}: give a JSON or YAML file of settings")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise UserError("not text (UTF-8): give a JSON or YAML file") from None
+
+
+def _size(count: int) -> str:
+    return f"{count // 1024**2} MB" if count >= 1024**2 else f"{count // 1024} KB"
 
 
 def _from_json(text: str) -> Any:
@@ -83,16 +89,23 @@ def _from_yaml(text: str) -> Any:
 
 
 def _count(node: Any) -> None:
-    """Bound the nodes of a YAML file, each counted as often as aliases repeat it."""
+    """Bound the nodes of a YAML file, each counted as often as aliases repeat it, and the numbers' lengths."""
     stack, count = [(node, 1)], 0
     while stack:
         one, depth = stack.pop()
         count += 1
         inside = getattr(one, "value", None)
+        if isinstance(inside, str) and _is_long(one.tag, inside):
+            raise UserError(f"a number of {len(inside):,} digits and colons: it must be shorter")
         if isinstance(inside, list):
             _bound(depth, count + len(inside))
             for part in inside:
                 stack += [(each, depth + 1) for each in (part if isinstance(part, tuple) else (part,))]
+
+
+def _is_long(tag: str, text: str) -> bool:
+    """Whether text is a number to the base 60 whose digits would take the square of their count to read."""
+    return tag in _NUMBERS and ":" in text and len(text) > LONGEST_NUMBER
 
 
 def _plain(value: Any) -> Any:

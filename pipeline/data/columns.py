@@ -1,5 +1,6 @@
 """Which column of parquet files holds the images and which the labels: by names, types and the first bytes."""
 
+import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ _MOST_ROWS = 1 << 12  # read at once; more would hardly be quicker
 _MOST_IMAGES = 1 << 6  # the same of a row group's images
 _UNREADABLE = (OSError, MemoryError, ValueError, ArithmeticError, LookupError)  # and pyarrow's own
 _ROWS = 8  # whose bytes are looked at
+_LONGEST_FILE = 1 << 62  # bytes
 
 
 @dataclass(frozen=True)
@@ -171,15 +173,49 @@ def _first_line(error: BaseException) -> str:
 
 def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
     """Bytes that columns say to have decompressed, and whether they may be more in memory than is read in one piece."""
+    paths = [footer.schema.column(i).path for i in range(len(footer.schema))]
+    asked = [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in columns)]
+    _check_chunks(footer, groups, asked)
     size, texts, rows = 0, 0, 0
     for group in groups:
         found = footer.row_group(group)
         rows += found.num_rows
-        for chunk in (found.column(i) for i in range(found.num_columns)):
-            if any(f"{chunk.path_in_schema}.".startswith(f"{name}.") for name in columns):
-                size += chunk.total_uncompressed_size
-                texts += chunk.total_uncompressed_size * (chunk.physical_type == "BYTE_ARRAY")
+        for chunk in (found.column(i) for i in asked):
+            size += chunk.total_uncompressed_size
+            texts += chunk.total_uncompressed_size * (chunk.physical_type == "BYTE_ARRAY")
     return size, rows * texts > largest()
+
+
+def _check_chunks(footer: Any, groups: Sequence[int], columns: Sequence[int]) -> None:
+    """Raises OSError for what a footer should not say of parts of these columns.
+
+    `RowGroupMetaData.column` would end the process there. Whoever reads no rows makes Arrow look at the same, by a way
+    on which errors are caught, and reads nothing of the file.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(_Hollow(), metadata=footer, buffer_size=1, pre_buffer=False) as file:
+        for group in groups:  # each alone: of several only the first would be looked at
+            list(file.reader.iter_batches(0, row_groups=[group], column_indices=columns, use_threads=False))
+
+
+class _Hollow(io.RawIOBase):
+    """A file that is large enough for anything and holds nothing."""
+
+    _place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._place = offset if whence == io.SEEK_SET else _LONGEST_FILE + offset
+        return self._place
 
 
 def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], rows: int, what: str) -> Any:

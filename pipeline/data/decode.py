@@ -100,7 +100,8 @@ def held(data: bytes, channels: int | None) -> Held | None:
     """What the range and the background of a data set are concluded from; None: the image cannot be read."""
     try:
         if data.startswith(NPY):
-            return Held(_counted(_load_npy(data)))
+            with _alone(_npy_pixels(data)):
+                return Held(_counted(_load_npy(data)))
         with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             if channels not in (None, 1, 3):
                 return Held(_counted(_all_values(image, data)))
@@ -160,6 +161,11 @@ def _npy_header(head: bytes) -> Header:
     shape, kind = _npy_says(file)
     height, width, bands = _npy_shape(shape)
     return Header(height, width, bands, bands == 1, wide=kind not in (np.uint8, np.bool_))
+
+
+def _npy_pixels(data: bytes) -> int:
+    shape, _ = _npy_says(io.BytesIO(data))
+    return math.prod(shape[:2])
 
 
 def _npy_says(file: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]:
@@ -274,15 +280,16 @@ def _decode(data: bytes, channels: int | None, load_size: int | None, shown: Sho
     with _alone(header[0] * header[1] if header else 0):
         pixels = _jpeg(data, header, channels, load_size)
     if data.startswith(NPY):
-        pixels = _with_channels(to_bytes(_load_npy(data), shown.range), channels)
+        with _alone(_npy_pixels(data)):
+            pixels = _brought_down(_with_channels(to_bytes(_load_npy(data), shown.range), channels), load_size)
     elif pixels is None:
         with _image(io.BytesIO(data)) as image, _alone(image.height * image.width):
             # Pillow turns a TIFF while it decodes it; of every other format it gives the pixels as they are stored.
             turn = _orientation(image) if image.format != "TIFF" else 1
             pixels = _jpeg(data, (image.height, image.width, image.mode), channels, load_size)
             if pixels is None:
-                pixels = _any_image(image, data, channels, load_size, shown)
-    return np.ascontiguousarray(_turned(_brought_down(pixels, load_size), turn))
+                pixels = _brought_down(_any_image(image, data, channels, load_size, shown), load_size)
+    return np.ascontiguousarray(_turned(pixels, turn))
 
 
 def _bare_jpeg(data: bytes) -> tuple[int, int, str] | None:

@@ -375,7 +375,8 @@ def _parts_of_classes(root: str, top: Node, reading: Reading) -> tuple[list[Part
     parts = [
         Part(top.below[name].below[word], split, name) for name, words in inner.items() for word, split in words.items()
     ]
-    return parts, [Note(f"every class has its own {_listed(inner[whole[0]])}", flag="--data.splits")]
+    notes = [Note(f"every class has its own {_listed(inner[whole[0]])}", flag="--data.splits")]
+    return parts, [*notes, *_left_notes(top.own, ["beside the folders"])]
 
 
 def _within_groups(root: str, parts: list[Part], reading: Reading) -> tuple[list[Part], list[Note]]:
@@ -391,14 +392,24 @@ def _within_groups(root: str, parts: list[Part], reading: Reading) -> tuple[list
         return parts, []
     names = sorted(next(iter(inner)))
     why = _no_classes({name: child.images for name, child in outer.items()})
+    if why is None and _no_classes(_images_of(names, outer.values())) is not None:
+        return parts, []  # dates or batches within classes
     if why is None:
         raise UserError(
             f"{root}: each of {_listed(outer)} holds {_listed(names)}: give --data.labels folder where the former are "
-            "the classes, a CSV with the columns path and label where the latter are, or --data.labels none"
+            "the classes, --data.labels FILE, a CSV with the columns path and label, where the latter are, or "
+            "--data.labels none"
         )
     told = f"the {len(outer):,} folders ({_listed(outer)}) {why}: the folders that each of them holds are the classes"
     found = [Part(child, part.split) for part in parts for child in part.node.below.values()]
-    return found, [Note(told, guess=True, flag="--data.labels")]
+    beside = [Part(Node(part.node.path, part.node.own), part.split, plain=True) for part in parts if part.node.own]
+    return [*found, *beside], [Note(told, guess=True, flag="--data.labels")]
+
+
+def _images_of(names: Iterable[str], outer: Iterable[Node]) -> dict[str, int]:
+    """Images of folders that lie in each of several."""
+    outer = list(outer)
+    return {name: sum(node.below[name].images for node in outer) for name in names}
 
 
 def _inner_wrappers(parts: list[Part]) -> list[Part]:
@@ -439,10 +450,12 @@ def _outside(top: Node, words: Mapping[str, str]) -> list[Note]:
     left = [*(name for name in top.below if name not in words), *(["beside the folders"] if top.own else [])]
     told = [f"{name}/ ({split})" if split not in name.lower() else f"{name}/" for name, split in words.items()]
     notes = [Note(f"splits are the folders {', '.join(told)}", flag="--data.splits")]
-    if images:
-        text = f"{images:,} images in no split are left out ({_listed(left)})"
-        notes.append(Note(text, guess=True, flag="--data.splits"))
-    return notes
+    return [*notes, *_left_notes(images, left)]
+
+
+def _left_notes(images: int, where: Sequence[str]) -> list[Note]:
+    text = f"{images:,} images in no split are left out ({_listed(where)})"
+    return [Note(text, guess=True, flag="--data.splits")] if images else []
 
 
 def _labelled(

@@ -54,7 +54,7 @@ def looked_at(root: str, files: Files, suffixes: tuple[str, ...]) -> Files:
         lower = path.lower()
         if lower.endswith(suffixes):
             rows.append(i)
-        elif not _is_no_image(lower) and files.sizes[i] > 0:  # nothing is in a pipe either, and it would make us wait
+        elif not _is_no_image(lower):
             rows += [i] * _starts_like_one(root, path, looks_like_image)
     return files if len(rows) == len(files) else files.take(rows)
 

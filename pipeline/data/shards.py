@@ -155,9 +155,9 @@ class _Header(tarfile.TarInfo):
         return super()._block(count)  # type: ignore[misc, no-any-return]
 
     def _proc_pax(self, tar: tarfile.TarFile) -> Any:
-        start = tar.fileobj.tell()  # type: ignore[union-attr]
-        claims = tar.fileobj.read(self.size)  # type: ignore[union-attr]
-        tar.fileobj.seek(start)  # type: ignore[union-attr]
+        start = tar.fileobj.tell()
+        claims = tar.fileobj.read(self.size)
+        tar.fileobj.seek(start)
         if any(len(digits) > _MOST_DIGITS for digits in re.findall(rb"\d+", claims)):
             raise tarfile.ReadError("an extended header holds a number of more than a thousand digits")
         return super()._proc_pax(tar)  # type: ignore[misc]

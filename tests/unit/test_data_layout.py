@@ -1,12 +1,15 @@
 """What folders mean: the table of docs/data.md, and trees drawn at random with known truth."""
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.data import open_dataset
 from pipeline.data.layout import alike, file_splits, read_layout, split_words
 from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
 from pipeline.data.reading import Reading
@@ -88,6 +91,12 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
      {"labeled/a": (NONE, "a"), "unlabeled": (NONE, None)}),
     ("classes within years", ["2023/cat", "2023/dog", "2024/cat", "2024/dog"],
      {"2023/cat": (NONE, "cat"), "2024/dog": (NONE, "dog")}),
+    ("years within classes", ["cat/2023", "cat/2024", "dog/2023", "dog/2024"],
+     {"cat/2023": (NONE, "cat"), "dog/2024": (NONE, "dog")}),
+    ("batches within classes of splits", [f"{s}/{c}/batch_{b}" for s in ("train", "test") for c in "xy" for b in "12"],
+     {"train/x/batch_1": (TRAIN, "x"), "test/y/batch_2": (TEST, "y")}),
+    ("images beside the years", [f"{s}{y}" for s in ("train", "test") for y in ("", "/2023/a", "/2023/b", "/2024/a",
+     "/2024/b")], {"train": (TRAIN, None), "test": (TEST, None), "train/2023/a": (TRAIN, "a")}),
     ("classes within batches of splits", [f"{s}/batch_{b}/{c}" for s in ("train", "test") for b in "12" for c in "xy"],
      {"train/batch_1/x": (TRAIN, "x"), "test/batch_2/y": (TEST, "y")}),
     ("unseen in training", ["train/good", "test/good", "test/broken"], {"test/broken": (TEST, "broken")}),
@@ -171,6 +180,26 @@ def test_the_options_settle_them() -> None:
         read("cat", "dog", splits="folder")
 
 
+GROUPS = [f"{kind}/{camera}" for kind in ("ok", "defect") for camera in ("cam1", "cam2")]
+SIDES = [f"train/{kind}/{side}" for kind in ("ok", "defect") for side in ("left", "right")]
+
+
+@pytest.mark.parametrize("folders", [GROUPS, SIDES])
+def test_groups_that_may_be_classes_are_settled_by_what_the_refusal_names(folders: list[str], tmp_path: Path) -> None:
+    names = [f"{folder}/{i}.png" for folder in folders for i in range(4)]
+    write_images(tmp_path / "set", names)
+    inner = [name.split("/")[-2] for name in names]
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in zip(names, inner)))
+    with pytest.raises(UserError) as raised:
+        open_dataset(tmp_path / "set")
+    for word in ("--data.labels folder where the former", "--data.labels FILE, a CSV", "or --data.labels none"):
+        assert word in str(raised.value)
+    assert open_dataset(tmp_path / "set", labels="folder").class_names == ("defect", "ok")
+    assert open_dataset(tmp_path / "set", labels=str(table)).class_names == tuple(sorted(set(inner)))
+    assert open_dataset(tmp_path / "set", labels="none").class_names is None
+
+
 def test_what_was_concluded_is_said() -> None:
     assert "guess: 2 classes are the names of folders" in notes("cat", "dog")
     assert "guess: the 2 folders (2021, 2022) look like dates" in notes("2021", "2022")
@@ -178,6 +207,9 @@ def test_what_was_concluded_is_said() -> None:
     told = notes("train/a", "train/b", "test/a", "test/b", "extra")
     assert "splits are the folders train/, test/" in told
     assert "10 images in no split are left out (extra)" in told
+    told = notes("", "a/train", "a/test", "b/train", "b/test")
+    assert "guess: 10 images in no split are left out (beside the folders)" in told
+    assert "left out" not in notes("a/train", "a/test", "b/train", "b/test")
     assert "2 folders below the class folders are parts of these classes" in notes("a/x", "a/y", "b")
 
 

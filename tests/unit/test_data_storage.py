@@ -1,6 +1,7 @@
 """Listing files: in one order everywhere, with every change noticed, and what follows from names kept."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,49 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, call, refuse)
     with pytest.raises(UserError, match=r"cannot be read: permission denied"):
         found_in(tmp_path)
+
+
+def test_two_stars_at_the_end_go_into_every_folder(tmp_path: Path) -> None:
+    names = ["a/b/x", "a/y", "z"]
+    write(tmp_path, *names)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    for pattern in ("**", "**/**", "**/*", "**/**/*"):
+        assert storage.find(f"{tmp_path}/{pattern}")[1].paths == names
+    assert storage.find(f"{tmp_path}/a/**")[1].paths == ["b/x", "loop/z", "y"]
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What a server is asked, which sends no part of an empty file."""
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe({"/served/x": b"0123456789", "/served/empty": b""})
+    asked: list[str] = []
+    info, cat = memory.info, memory.cat_file
+
+    def cat_file(path: str, **options: Any) -> Any:
+        asked.append("cat")
+        if path.endswith("empty"):
+            raise RuntimeError("416 Range Not Satisfiable")
+        return cat(path, **options)
+
+    monkeypatch.setattr(type(memory), "info", lambda _, path, **options: asked.append("info") or info(path, **options))
+    monkeypatch.setattr(type(memory), "cat_file", lambda _, path, **options: cat_file(path, **options))
+    yield asked
+    memory.rm("/served", recursive=True)
+
+
+def test_a_remote_file_is_read_by_one_request(remote: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert storage.read("memory://served/x") == b"0123456789"
+    assert storage.read("memory://served/x", 2, 5) == b"234"
+    assert remote == ["cat", "cat"]
+    assert storage.read("memory://served/empty") == b""
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "9e-9")
+    with pytest.raises(UserError, match="RAYSSL_LARGEST_GB"):
+        storage.read("memory://served/x")
+    with pytest.raises(RuntimeError, match="416"):
+        storage.read("memory://served/empty", 0, 5)
 
 
 def test_ids_of_many_are_those_of_each() -> None:

@@ -101,6 +101,12 @@ HOSTILE = {
     "sixties.yaml": ("operations: 1" + ":59" * 5000, "digits"),
     "large.json": ("[" + "1," * 200_000 + "1]", "more than 100,000 values"),
     "larger.json": (" " * (files.LARGEST + 1), "larger than 4 MB"),
+    "larger.yaml": ("# " * (files.LARGEST_YAML // 2) + "\na: 1", "larger than 256 KB"),
+    "long sixties.yaml": ("operations: 1" + ":1" * 100_000, "a number of 200,001 digits and colons"),
+    "long broken sixties.yaml": (
+        "operations: [1.5, 1" + ":1" * 100_000 + ".5]",
+        "a number of 200,003 digits and colons",
+    ),
     "empty.json": ("", "not JSON"),
     "null bytes.json": ("\0" * 1000, "not JSON"),
 }
