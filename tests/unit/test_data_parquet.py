@@ -5,12 +5,15 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from data_files import labels_of, listed, png, refused, told, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data import open_dataset
+from pipeline.data.columns import open_part
+from pipeline.data.parquet import _Content
 
 Labelled = list[tuple[int, str | None]]  # number of the image, class
 
@@ -233,3 +236,19 @@ def test_columns_of_labels_in_capitals_and_others_like_them(tmp_path: Path) -> N
     found = listed(tmp_path)
     assert found.class_names == ("0", "1", "2")
     assert "labels: column 'fine_label'; there are 'coarse_label' as well" in told(found)
+
+
+def test_labels_are_read_by_the_footer_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "a.parquet", {"image": [png(i) for i in range(8)], "label": [0, 1] * 4})
+    part = open_part(str(tmp_path / "a.parquet"), "a.parquet")
+    footers: list[Any] = []
+    real = pq.ParquetFile
+
+    def opened(*given: Any, metadata: Any = None, **more: Any) -> Any:
+        footers.append(metadata)
+        return real(*given, metadata=metadata, **more)
+
+    monkeypatch.setattr(pq, "ParquetFile", opened)
+    assert _Content(part, "image", "label", None).values == [0, 1] * 4
+    assert footers
+    assert None not in footers
