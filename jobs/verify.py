@@ -40,9 +40,9 @@ def main(argv: list[str]) -> int:
         raise UserError("--yes goes with --repair: rayssl verify RUN --repair --yes")
     from pipeline.verify import verify
 
-    findings = list(verify(folder, deep=values["deep"]))
+    findings, failed = list(verify(folder, deep=values["deep"])), list[str]()
     if values["repair"]:
-        make_whole(folder, findings, run=values["yes"])
+        failed = make_whole(folder, findings, run=values["yes"])
         findings = list(verify(folder))
     show(folder, findings)
     if values["json"]:
@@ -50,6 +50,8 @@ def main(argv: list[str]) -> int:
     faults = [finding for finding in findings if finding.fault is not None]
     if faults:
         raise UserError(f"{len(faults)} of {len(findings)} files of {folder} are damaged: {faults[0].fault}")
+    if failed:
+        raise UserError(f"{folder} is not repaired: `{failed[0]}` failed, see its line above")
     return 0
 
 
@@ -68,8 +70,8 @@ def show(folder: Path, findings: "list[Finding]") -> None:
         say(f"older  {folder} was written before files were noted: not every change can be seen", file=sys.stderr)
 
 
-def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
-    """Remove what is left over, and tell or run what makes the rest whole."""
+def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[str]:
+    """Remove what is left over, and tell or run what makes the rest whole; returns the commands that failed."""
     from pipeline.repair import AGAIN, clear, remove, repairs_of
     from pipeline.runfolder import writer_lock
     from pipeline.verify import left_over, owner_of
@@ -88,13 +90,15 @@ def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> None:
             gone += [path for owner, names in damaged.items() for path in clear(owner, names)]
     for path in gone:
         say(f"removed  {path}", file=sys.stderr)
+    failed = []
     for repair in wanted:
         runs = run and repair.verb != ""
         say(f"{'runs' if runs else 'to do'}  {repair.told}", file=sys.stderr)
         if runs and repair.verb == AGAIN:
             train_again(repair.folder)
-        elif runs:
-            run_verb(repair.verb, [str(repair.folder)])
+        elif runs and run_verb(repair.verb, [str(repair.folder)]) != 0:
+            failed.append(repair.told)
+    return failed
 
 
 def train_again(run: Path) -> None:

@@ -5,6 +5,7 @@ Leaf code never sees these objects: it takes plain arguments.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -336,9 +337,14 @@ def _from_text(path: str, text: str, current: Any) -> Any:
     return text
 
 
+@functools.cache  # a run reads its config some twenty times, and each of these takes 10 to 20 ms to make
+def _adapter(cls: Any) -> "TypeAdapter[Any]":
+    return TypeAdapter(cls)
+
+
 def _validate(cls: Any, values: Mapping[str, Any], prefix: str) -> Any:
     try:
-        return TypeAdapter(cls).validate_python(values)
+        return _adapter(cls).validate_python(values)
     except ValidationError as error:
         raise UserError(_one_line(cls, error, values, prefix)) from None
 

@@ -67,6 +67,8 @@ def clear(folder: Path, names: Iterable[str]) -> list[Path]:
             note(place)  # that it is not there
         elif not place.exists() and not _repairs(folder, name) and name not in ("config.json", "manifest.json"):
             note(place)
+        elif _stands_in_the_way(place) and _repairs(folder, name):
+            place.rmdir()
         else:
             continue
         gone.append(place)
@@ -79,6 +81,11 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def _stands_in_the_way(place: Path) -> bool:
+    """Whether there is an empty folder, which no file can be renamed to; one that holds something is the user's."""
+    return place.is_dir() and not place.is_symlink() and not any(place.iterdir())
 
 
 def _is_readable(run: Path) -> bool:

@@ -4,8 +4,12 @@ Faults: every operation on a file of the run folder is found by a run that logs 
 of its own: killed in the middle of it, or with an error of the system. What must come out: one line and no traceback,
 nothing damaged, and the same command then ends with the very bits of a run that nothing happened to.
 
-Damages: every file that a finished run has is changed in several ways. `verify` has to find it; what reads it says so
-in one line or does not need it.
+Damages: every file that a finished run has is changed in several ways. `verify` has to find it. `query`, `report` and
+`index` have to answer to the letter what they answer about the undamaged run, or refuse in one line. `verify --repair
+--yes` then has to make the run what it was, to the bit; only of files that nobody but the user can restore may it say
+so instead.
+
+Every command runs without Ray (see zygote.py): the stages that are Ray's are the same code, in one process.
 """
 
 import errno
@@ -15,6 +19,7 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -75,7 +80,7 @@ class Zygote:
     """The process that runs commands with faults: see zygote.py."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.told = folder, folder / "told.txt"
+        self.folder, self.told, self.answered = folder, folder / "told.txt", folder / "answer.txt"
         library = folder / "shim.so"
         subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", str(library), str(HERE / "shim.c"), "-ldl"], check=True)
         environment = {**os.environ, "LD_PRELOAD": str(library), "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
@@ -86,8 +91,10 @@ class Zygote:
         )  # fmt: skip
 
     def ask(self, argv: list[str], fault: list[Any] | None = None, **more: Any) -> int | None:
-        """The exit code of a command; None where it hangs. What it tells is in `self.text()`."""
-        asked = {"argv": argv, "fault": fault, "log": None, "told": str(self.told), "seconds": SECONDS, **more}
+        """The exit code of a command; None where it hangs. See `text` and `answer` for what it says."""
+        self.answered.write_text("")
+        asked = {"argv": argv, "fault": fault, "log": None, "seconds": SECONDS, **more}
+        asked |= {"told": str(self.told), "answer": str(self.answered)}
         send, receive = _pipes(self.process)
         send.write(json.dumps(asked) + "\n")
         send.flush()
@@ -95,8 +102,12 @@ class Zygote:
         return code
 
     def text(self) -> str:
-        """What the last command told."""
-        return self.told.read_text(errors="replace")
+        """What the last command told, on both streams."""
+        return self.answer() + self.told.read_text(errors="replace")
+
+    def answer(self) -> str:
+        """What the last command wrote to its stdout."""
+        return self.answered.read_text(errors="replace")
 
     def close(self) -> None:
         """End it."""
@@ -116,26 +127,44 @@ class Faults:
 
     def __init__(self, zygote: Zygote) -> None:
         self.zygote, self.folder = zygote, zygote.folder
-        self.run = self.folder / "run"
-        self.argv = command(make_images(self.folder / "images"), self.run)
-        self.whole = self.folder / "whole"
-        self.kept, self.log = {}, self.folder / "operations.txt"
+        self.run, self.whole, self.log = (self.folder / name for name in ("run", "whole", "operations.txt"))
+        self.images = make_images(self.folder / "images")
+        self.argv = command(self.images, self.run)
+        self.kept: dict[str, str] = {}
+        self.answers: dict[str, str] = {}
         self.operations: Counter[tuple[str, str]] = Counter()
 
     def undisturbed(self) -> None:
-        """Run once to know what is imported, once to know what is done to which file, and keep what came out."""
-        imported = self.folder / "imported.json"
-        if self.zygote.ask(self.argv, **{"import": str(imported)}) != 0:
-            raise RuntimeError(self.zygote.text())
-        shutil.rmtree(self.run)
-        self.log.unlink(missing_ok=True)
-        if self.zygote.ask(self.argv, [str(self.run), "?", "", 0, 0], log=str(self.log)) != 0:
-            raise RuntimeError(self.zygote.text())
-        self.kept = bits(self.run)
+        """Run once to know what is done to which file, and keep what came out and what readers answer."""
+        self.warm()
+        shutil.rmtree(self.run, ignore_errors=True)
+        self.ended_well(self.argv, [str(self.run), "?", "", 0, 0], log=str(self.log))
+        self.operations = Counter((op, without_chance(path)) for op, path in self.logged() if op in OPERATIONS)
         shutil.rmtree(self.whole, ignore_errors=True)
         shutil.copytree(self.run, self.whole)
-        lines = [line.split(" ", 1) for line in self.log.read_text().splitlines()]
-        self.operations = Counter((op, without_chance(path)) for op, path in lines if op in OPERATIONS)
+        self.kept = bits(self.run)
+        for argv in self.readers():
+            self.ended_well(argv)
+            self.answers[argv[0]] = self.answer_to(argv)
+
+    def warm(self) -> None:
+        """Run every command once where nothing is kept, so that what it imports and computes once is there."""
+        place = self.folder / "warm"
+        shutil.rmtree(place, ignore_errors=True)
+        repair = ["verify", str(place), "--repair"]
+        for argv in (command(self.images, place), repair, *self.readers(place)):
+            self.ended_well(argv, warm=True)
+
+    def ended_well(self, argv: list[str], fault: list[Any] | None = None, **more: Any) -> None:
+        """Run a command that nothing happens to."""
+        self.log.unlink(missing_ok=True)
+        if self.zygote.ask(argv, fault, **more) != 0:
+            raise RuntimeError(f"{argv}: {self.zygote.text()}")
+
+    def logged(self) -> list[tuple[str, str]]:
+        """What the last command that was told to log did to which file."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        return [(line[0], line[2:]) for line in lines]
 
     def faults(self) -> Iterator[Fault]:
         """The first, a middle and the last operation of every kind on every file, in every way."""
@@ -147,9 +176,10 @@ class Faults:
     def tried(self, fault: Fault) -> Outcome:
         """Start anew with the fault, look at what is left, and give the same command again."""
         shutil.rmtree(self.run, ignore_errors=True)
-        code = self.zygote.ask(self.argv, [str(self.run), fault.op, fault.part, fault.nth, ERRORS[fault.error]])
-        told = self.zygote.text()
-        if (wrong := self.wrong_end(fault, code, told)) is not None:
+        self.log.unlink(missing_ok=True)
+        armed = [str(self.run), fault.op, fault.part, fault.nth, ERRORS[fault.error]]
+        code = self.zygote.ask(self.argv, armed, log=str(self.log))
+        if (wrong := self.wrong_end(fault, code)) is not None:
             return wrong
         if (self.run / "manifest.json").exists():
             seen = self.zygote.ask(["verify", str(self.run)])
@@ -171,47 +201,93 @@ class Faults:
                     yield Damage(path, f"edit {seed}")
 
     def suffered(self, damage: Damage) -> Outcome:
-        """Damage a copy of the finished run, verify it, read it in all ways, repair it."""
-        self.start_whole()
+        """Damage copies of the finished run: verify and read one, repair another with `verify --repair --yes`.
+
+        Repaired: `verify --deep` says that all is whole, and BITS are again what they were. Refused: a file of
+        IRREPLACEABLE, which the repair said in a line.
+        """
+        if not self.start_damaged(damage):
+            return Outcome("whole", "the same bytes")
+        code = self.zygote.ask(["verify", str(self.run)])
+        if (wrong := self.not_a_line(["verify"], code)) is not None:
+            return wrong
+        if code == 0:
+            return Outcome("wrong", f"verify sees nothing: {last_line(self.zygote.text())}")
+        for argv in self.readers():
+            self.start_damaged(damage)
+            if (wrong := self.read_wrongly(argv)) is not None:
+                return wrong
+        self.start_damaged(damage)
+        return self.mended(damage)
+
+    def read_wrongly(self, argv: list[str]) -> Outcome | None:
+        """What is wrong about a reader: it may refuse in a line, or answer as it does about the undamaged run."""
+        code = self.zygote.ask(argv)
+        if (wrong := self.not_a_line(argv, code)) is not None:
+            return wrong
+        if code == 0 and self.answer_to(argv) != self.answers[argv[0]]:
+            return Outcome("wrong", f"{argv[0]} answers something else")
+        return None
+
+    def mended(self, damage: Damage) -> Outcome:
+        """What comes of `verify --repair --yes`, and whether the run is then what it was."""
+        repair = ["verify", str(self.run), "--repair", "--yes"]
+        code = self.zygote.ask(repair)
+        if (wrong := self.not_a_line(repair, code)) is not None:
+            return wrong
+        if code != 0:
+            told = last_line(self.zygote.text())
+            alone = damage.path in IRREPLACEABLE and str(self.run / damage.path) in told
+            return Outcome("refused" if alone else "wrong", f"not repaired: {told}")
+        if self.zygote.ask(["verify", str(self.run), "--deep"]) != 0:
+            return Outcome("wrong", f"repaired, and then: {last_line(self.zygote.text())}")
+        query = self.readers()[0]
+        if self.zygote.ask(query) != 0 or self.answer_to(query) != self.answers["query"]:
+            return Outcome("wrong", f"repaired, and query differs: {last_line(self.zygote.text())}")
+        return self.compared("repaired")
+
+    def not_a_line(self, argv: list[str], code: int | None) -> Outcome | None:
+        """What is wrong about how a command about a damaged run ended: well, or with 2 or 3 and a line."""
+        told = self.zygote.text()
+        if code is None or is_traceback(told):
+            return Outcome("hang" if code is None else "traceback", f"{argv[0]}: {last_line(told)}")
+        if code not in (0, 2, 3) or (code != 0 and not last_line(told).startswith("rayssl: ")):
+            return Outcome("wrong", f"{argv[0]} ends with {code}: {last_line(told)}")
+        return None
+
+    def readers(self, run: Path | None = None) -> list[list[str]]:
+        """Commands that read a finished run."""
+        image = str(next(iter(sorted((self.images / "test").rglob("*.png")))))
+        place = str(run or self.run)
+        return [["query", place, image, "-k", "3", "--json"], ["report", place], ["index", place]]
+
+    def answer_to(self, argv: list[str]) -> str:
+        """What a reader that has ended well answers, on its stdout or in a file."""
+        if argv[0] == "query":
+            return self.zygote.answer()
+        if argv[0] == "report":
+            return facts_of_report((self.run / "report.html").read_text())
+        return json.dumps({str(path): digest(path) for path in sorted(self.run.glob("index/*/index.faiss"))})
+
+    def start_damaged(self, damage: Damage) -> bool:
+        """The finished run in the place where it was made, with a damage; whether that changed anything."""
+        shutil.rmtree(self.run, ignore_errors=True)
+        shutil.copytree(self.whole, self.run)
         file = self.run / damage.path
         before = file.read_bytes()
         harm(file, damage.way)
-        if file.is_file() and file.read_bytes() == before:
-            return Outcome("whole", "the same bytes")
-        found = self.zygote.ask(["verify", str(self.run)])
-        told = self.zygote.text()
-        if found is None or "Traceback" in told or "a fault of rayssl itself" in told:
-            return Outcome("hang" if found is None else "traceback", f"verify: {last_line(told)}")
-        if found == 0:
-            return Outcome("wrong", f"verify sees nothing: {last_line(told)}")
-        for argv in self.readers():
-            code = self.zygote.ask(argv)
-            told = self.zygote.text()
-            if code is None or "Traceback" in told or "a fault of rayssl itself" in told:
-                return Outcome("hang" if code is None else "traceback", f"{argv[0]}: {last_line(told)}")
-            if code not in (0, 2, 3):
-                return Outcome("wrong", f"{argv[0]} ends with {code}: {last_line(told)}")
-        return Outcome("refused")
+        return not file.is_file() or file.read_bytes() != before
 
-    def readers(self) -> list[list[str]]:
-        """Commands that read a finished run."""
-        image = str(next((self.folder / "images" / "test").rglob("*.png")))
-        return [["query", str(self.run), image, "-k", "3"], ["report", str(self.run)], ["index", str(self.run)]]
-
-    def start_whole(self) -> None:
-        """The finished run in the place where it was made."""
-        shutil.rmtree(self.run, ignore_errors=True)
-        shutil.copytree(self.whole, self.run)
-
-    def wrong_end(self, fault: Fault, code: int | None, told: str) -> Outcome | None:
+    def wrong_end(self, fault: Fault, code: int | None) -> Outcome | None:
         """What is wrong about how a command with a fault ended."""
+        told = self.zygote.text()
         if code is None:
             return Outcome("hang")
-        if "Traceback" in told or "a fault of rayssl itself" in told:
+        if is_traceback(told):
             return Outcome("traceback", last_line(told))
-        if fault.error == "kill":
-            return None if code in (0, -9) else Outcome("wrong", f"ends with {code}")
-        if code not in (0, 1):
+        if all(op != STRUCK for op, _ in self.logged()):
+            return Outcome("wrong", "this operation was not done: nothing was tried")
+        if code not in ((-signal.SIGKILL,) if fault.error == "kill" else (0, 1)):
             return Outcome("wrong", f"ends with {code}: {last_line(told)}")
         return None
 
@@ -264,6 +340,13 @@ def _places(values: Any) -> Iterator[tuple[Any, Any]]:
 
 HARM = ("flip", "cut", "empty", "delete", "zero", "replace by a folder")
 OWN = {".lock"}
+STRUCK = "!"
+ROW, SIZE, SECONDS_TAKEN = (
+    re.compile(r"<tr>.*?</tr>", re.S),
+    re.compile(r"<td>[\d,.]+ [kMG]?B</td>"),
+    re.compile(r"[\d.]+ s\b"),
+)
+IRREPLACEABLE = {"config.json", "manifest.json"}
 
 
 def command(images: Path, run: Path) -> list[str]:
@@ -290,10 +373,27 @@ def make_images(folder: Path) -> Path:
 
 def bits(run: Path) -> dict[str, str]:
     """Digests of what must be the same."""
-    files = {path for pattern in BITS for path in run.glob(pattern)}
-    found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = {path for pattern in BITS for path in run.glob(pattern) if path.is_file()}
+    found = {str(path.relative_to(run)): digest(path) for path in files}
     flat = json.loads((run / "evaluation.json").read_text())["flat"] if (run / "evaluation.json").exists() else {}
     return {**found, "flat": json.dumps(flat, sort_keys=True)}
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def facts_of_report(page: str) -> str:
+    """A report without what another run of the same has too: the times taken, sizes of files, the order of records."""
+    page = SECONDS_TAKEN.sub("", page)
+    rows = sorted(row for row in ROW.findall(page) if not SIZE.search(row))
+    return "\n".join([ROW.sub("", page), *rows])
+
+
+def is_traceback(told: str) -> bool:
+    """Whether a command told a fault of its own."""
+    return "Traceback" in told or "a fault of rayssl itself" in told
 
 
 def without_chance(path: str) -> str:

@@ -1,8 +1,8 @@
 /* Preloaded: makes chosen file operations fail, or kills the process in the middle of them.
  *
  * Counted are operations on files below one folder: O open for writing, W write, S fsync, R rename, U unlink. Every one
- * is a line "<op> <path>" of the log, if there is one; the one that is armed fails with an errno, or, where that is 0,
- * kills the process: a write after half of its bytes.
+ * is a line "<op> <path>" of the log, if there is one; the one that is armed is a line "! <path>" besides, and fails
+ * with an errno, or, where that is 0, kills the process: a write after half of its bytes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,7 +35,9 @@ static int hit(char op, const char *path) {
     if (!folder[0] || strncmp(path, folder, strlen(folder))) return 0;
     const char *rest = path + strlen(folder);
     if (log_file >= 0) dprintf(log_file, "%c %s\n", op, rest);
-    return op == operation && !strncmp(rest, name, strlen(name)) && --countdown == 0;
+    if (op != operation || strncmp(rest, name, strlen(name)) || --countdown != 0) return 0;
+    if (log_file >= 0) dprintf(log_file, "! %s\n", rest);
+    return 1;
 }
 
 static int failed(void) {

@@ -1,19 +1,22 @@
-"""A process that has imported everything and runs each command in a fork of itself, with one fault armed.
+"""A process that has run everything once and runs each command in a fork of itself, with one fault armed.
 
-Reads a line of JSON per command from stdin, {"argv": […], "told": FILE, "log": FILE or null, "fault": [folder, op,
-part, nth, errno] or null, "seconds": …}, and answers with its exit code, or null where it had to be ended.
+Reads a line of JSON per command from stdin, {"argv": […], "answer": FILE, "told": FILE, "log": FILE or null, "fault":
+[folder, op, part, nth, errno] or null, "seconds": …}, and answers with its exit code, or null where it had to be ended.
+With "warm" the command is run in this process, so that what is imported and computed once need not be again.
+
+A process that has started threads must not fork, and Ray needs seconds: the stages that Ray's workers run are run by
+the command's own process instead. No pretrained network is looked for.
 """
 
 import contextlib
 import ctypes
-import importlib
+import gc
 import json
 import os
 import signal
-import socket
 import sys
+import threading
 import time
-import warnings
 from typing import Any
 
 import torch
@@ -21,28 +24,40 @@ import torch
 import jobs.main
 import pipeline.choose
 import pipeline.launch
-
-torch.set_num_threads(1)
-pipeline.choose.available = list  # no pretrained network: it would be looked at for long
+from pipeline.prepare import Prepared
+from pipeline.progress import Display
+from pipeline.reporter import LocalReporter
+from pipeline.stages import pending, run_worker_stages
 
 
 def main() -> None:
     """Answer until stdin ends."""
+    torch.set_num_threads(1)
+    pipeline.choose.available = list  # no pretrained network: it would be looked at for long
+    pipeline.launch.check_resources = lambda config: None
+    pipeline.launch.run_on_ray = in_this_process
     for line in sys.stdin:
         asked = json.loads(line)
-        code = answer(asked)
-        if asked.get("import"):
-            take_over(asked["import"])
+        code = warmed(asked) if asked.get("warm") else answer(asked)
         print(json.dumps(code), flush=True)
 
 
-def take_over(path: str) -> None:
-    """Import here what a command imported, so that later ones need not."""
-    with open(path) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in json.load(file):
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
+def in_this_process(prepared: list[Prepared], names: list[str], folder: object, display: Display) -> None:
+    """What there is to do in workers, in this process instead of a group of Ray's."""
+    for one in prepared:
+        if stages := pending(one.run, names, one.config, one.dataset):
+            run_worker_stages(one.run, stages, LocalReporter(display))
+
+
+def warmed(asked: dict[str, Any]) -> int:
+    """The exit code of a command that is run here; what it leaves in memory is every fork's, and never collected."""
+    with open(asked["told"], "w") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        code = jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
+    if threading.active_count() > 1:  # pyarrow's own, which Python does not know of, start anew in a fork
+        raise RuntimeError(f"{asked['argv'][0]} left threads behind: a fork of this process may hang")
+    gc.collect()
+    gc.freeze()
+    return code
 
 
 def answer(asked: dict[str, Any]) -> int | None:
@@ -62,15 +77,11 @@ def answer(asked: dict[str, Any]) -> int | None:
 
 
 def run(asked: dict[str, Any]) -> None:
-    """The command, as a worker group of one would run it; never returns."""
+    """The command; never returns."""
     code = 1
     try:
-        told = os.open(asked["told"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(told, 1)
-        os.dup2(told, 2)
-        rank = {"TORCHELASTIC_RUN_ID": "faults", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        if asked["argv"][0] == "run":  # without Ray, in this process
-            os.environ.update(rank, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+        for name, stream in (("answer", 1), ("told", 2)):
+            os.dup2(os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
         log = os.open(asked["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if asked["log"] else -1
         if asked["fault"] is not None:
             folder, op, part, nth, number = asked["fault"]
@@ -79,18 +90,8 @@ def run(asked: dict[str, Any]) -> None:
         code = jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
         sys.stdout.flush()
         sys.stderr.flush()
-        if asked.get("import"):
-            with open(asked["import"], "w") as file:
-                json.dump([name for name in sys.modules if not name.startswith("__")], file)
     finally:
         os._exit(code)
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 if __name__ == "__main__":
