@@ -50,7 +50,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> list[str]:
     check_images(materials, Path(out))
     parts, left_out = draw_sections(SECTIONS, materials)
     write_text(Path(out), render_page(_title(materials), _subtitle(materials), parts, left_out))
-    return [reason for reason in left_out if " is damaged (" in reason]
+    figures = [run.lost for run in loaded if run.lost]
+    return [*figures, *(reason for reason in left_out if " is damaged (" in reason)]
 
 
 def check_images(materials: Sequence[Material], out: Path) -> None:

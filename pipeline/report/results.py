@@ -64,6 +64,12 @@ class Run:
         """`train.seed` of the config: what the untrained network depends on."""
         return int(self.config["train"]["seed"])
 
+    @property
+    def lost(self) -> str:
+        """What is told of figures that are not shown because a file is damaged; empty where they are only stale."""
+        damaged = any(fits(self.folder / name) is False for name in ("evaluation.json", "encoder.json"))
+        return self.untrue if damaged else ""
+
     def estimate(self, metric: str) -> Estimate | None:
         """The figure that the flat view shows for `metric`, with what its record says; None where there is none."""
         value = self.flat.get(metric)

@@ -219,6 +219,21 @@ def test_an_edited_figure_is_not_shown_and_computed_anew(finished_copy: Path, im
     assert read_evaluation(finished_copy)["set_aside"] == []
 
 
+@pytest.mark.parametrize("damage", ["figure", "evaluation.json", "encoder.json"])
+def test_a_report_that_lacks_figures_because_of_damage_says_so(
+    damage: str, finished_copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if damage == "figure":
+        edit_figure(finished_copy)
+    elif damage == "evaluation.json":
+        (finished_copy / damage).unlink()
+    else:
+        values = json.loads((finished_copy / damage).read_text())
+        (finished_copy / damage).write_text(json.dumps({**values, "image_size": values["image_size"] + 1}))
+    assert run_verb("report", [str(finished_copy)]) == 2
+    assert "the report lacks what is damaged" in capsys.readouterr().err
+
+
 def test_an_edited_figure_of_a_probe_is_computed_by_the_probe(finished_copy: Path) -> None:
     edit_figure(finished_copy, "probe/top1")
     assert not has_records(finished_copy, "probe/")

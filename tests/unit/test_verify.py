@@ -249,3 +249,27 @@ def test_left_over_parquet_of_older_versions_is_no_data(finished_copy: Path) -> 
     shutil.copy(folder / "train.parquet", folder / ".train.parquet.abcdefgh.parquet")
     assert files_of(folder) == before
     assert len(before) == 2
+
+
+def in_the_place_of_a_file(path: Path) -> Path:
+    path.unlink()
+    path.mkdir()
+    return path
+
+
+def test_an_empty_folder_in_the_place_of_a_file_does_not_stop_the_repair(finished_copy: Path) -> None:
+    data = json.loads((finished_copy / "manifest.json").read_text())["data"]["name"]
+    index = finished_copy / "index" / data / "index.faiss"
+    before = index.read_bytes()
+    in_the_place_of_a_file(index)
+    assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 0
+    assert index.read_bytes() == before
+
+
+def test_a_repair_that_fails_is_no_success(finished_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = json.loads((finished_copy / "manifest.json").read_text())["data"]["name"]
+    mine = in_the_place_of_a_file(finished_copy / "index" / data / "index.faiss") / "mine.txt"
+    mine.write_text("not to be removed")
+    assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 2
+    assert "is not repaired: `rayssl index" in capsys.readouterr().err
+    assert mine.exists()
