@@ -2,13 +2,14 @@
 
     python tests/faults/all.py --out runs/faults
 
-Prints each that comes out wrong, hangs or shows a traceback, and in the end the table of docs/reliability.md.
+Prints each that comes out wrong, hangs or shows a traceback, and in the end, or after Ctrl-C, the table of
+docs/reliability.md. What came of a case is kept in outcomes.jsonl: remove it to try all anew.
 """
 
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from harness import OPERATIONS, Damage, Fault, Faults, prepared
@@ -19,7 +20,7 @@ KEPT = "outcomes.jsonl"
 
 
 def main() -> int:
-    """Try what has not been tried; exit code 1 where anything came out wrong."""
+    """Try what has not been tried; exit code 1 where anything came out wrong, or is left to be tried."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/faults"))
     parser.add_argument("--only", choices=("faults", "damages"))
@@ -28,19 +29,30 @@ def main() -> int:
     out = options.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     kept = out / KEPT
+    with prepared(out / "work") as faults:
+        wanted = {case.name: case for case in cases(faults, options.only, options.edits)}
+        try:
+            try_those_left(faults, wanted, kept)
+        except KeyboardInterrupt:
+            print("stopped: the same command goes on")
+    found = [row for row in rows(kept) if row["name"] in wanted]
+    print(f"{len(found):,} of {len(wanted):,} cases tried\n\n{table(found, list(wanted.values()))}")
+    return int(len(found) < len(wanted) or any(row["result"] not in GOOD for row in found))
+
+
+def try_those_left(faults: Faults, wanted: dict[str, Fault | Damage], kept: Path) -> None:
+    """Try every case that has not been tried, and note what came of it."""
     done = {row["name"] for row in rows(kept)}
-    with prepared(out / "work") as faults, kept.open("a") as file:
-        for case in cases(faults, options.only, options.edits):
-            if case.name in done:
+    with kept.open("a") as file:
+        for name, case in wanted.items():
+            if name in done:
                 continue
             outcome = faults.tried(case) if isinstance(case, Fault) else faults.suffered(case)
-            row = {"name": case.name, "kind": kind_of(case), "result": outcome.result, "why": outcome.why}
+            row = {"name": name, "kind": kind_of(case), "result": outcome.result, "why": outcome.why}
             file.write(json.dumps(row) + "\n")
             file.flush()
             if outcome.result not in GOOD:
-                print(f"{outcome.result}: {case.name}: {outcome.why}", flush=True)
-    print(table(rows(kept)))
-    return int(any(row["result"] not in GOOD for row in rows(kept)))
+                print(f"{outcome.result}: {name}: {outcome.why}", flush=True)
 
 
 def cases(faults: Faults, only: str | None, edits: int) -> Iterator[Fault | Damage]:
@@ -63,15 +75,15 @@ def rows(path: Path) -> list[dict[str, str]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(found: list[dict[str, str]]) -> str:
-    """Markdown: a row for each kind."""
+def table(found: list[dict[str, str]], wanted: Sequence[Fault | Damage]) -> str:
+    """Markdown: a row for each kind, with how many of its cases were tried."""
     counts = Counter((row["kind"], row["result"]) for row in found)
-    lines = [f"| kind | tried | {' | '.join(RESULTS)} |", f"|---|{'---|' * (len(RESULTS) + 1)}"]
-    for kind in sorted({row["kind"] for row in found}):
-        numbers = [counts[kind, result] for result in RESULTS]
-        lines.append(f"| {kind} | {sum(numbers):,} | {' | '.join(f'{number:,}' for number in numbers)} |")
-    numbers = [sum(counts[kind, result] for kind in {row["kind"] for row in found}) for result in RESULTS]
-    lines.append(f"| all | {sum(numbers):,} | {' | '.join(f'{number:,}' for number in numbers)} |")
+    there = Counter(kind_of(case) for case in wanted)
+    lines = [f"| kind | tried | of | {' | '.join(RESULTS)} |", f"|---|{'---|' * (len(RESULTS) + 2)}"]
+    for name, kinds in [*((kind, [kind]) for kind in sorted(there)), ("all", list(there))]:
+        numbers = [sum(counts[kind, result] for kind in kinds) for result in RESULTS]
+        cells = [sum(numbers), sum(there[kind] for kind in kinds), *numbers]
+        lines.append(f"| {name} | {' | '.join(f'{number:,}' for number in cells)} |")
     return "\n".join(lines)
 
 

@@ -87,7 +87,7 @@ class Zygote:
         environment["RAYSSL_CACHE"] = str(folder / "cache")
         self.process = subprocess.Popen(
             [sys.executable, str(HERE / "zygote.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=environment, cwd=folder,
+            text=True, env=environment, cwd=folder, start_new_session=True,  # Ctrl-C is the harness's to answer
         )  # fmt: skip
 
     def ask(self, argv: list[str], fault: list[Any] | None = None, **more: Any) -> int | None:

@@ -31,7 +31,7 @@ from pipeline.stages import pending, run_worker_stages
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
     pipeline.choose.available = list  # no pretrained network: it would be looked at for long
     pipeline.launch.check_resources = lambda config: None
@@ -40,6 +40,7 @@ def main() -> None:
         asked = json.loads(line)
         code = warmed(asked) if asked.get("warm") else answer(asked)
         print(json.dumps(code), flush=True)
+    os._exit(0)  # some libraries complain when Python ends with them
 
 
 def in_this_process(prepared: list[Prepared], names: list[str], folder: object, display: Display) -> None:
