@@ -16,6 +16,7 @@ from pipeline.data.labels import (
     missing_note,
     notes_beside,
     number_labels,
+    without_labels,
 )
 from pipeline.data.layout import split_words
 from pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits
@@ -207,8 +208,10 @@ def _with_labels(
     listing: Listing, found: _Matched, column: str | None, labels: Sequence[str | None], values: Sequence[Any]
 ) -> Listing:
     numbered = number_labels(found.per_image(listing, labels))
-    if column is None or numbered.numbers is None:
+    if column is None:
         return listing
+    if numbered.numbers is None:  # and not what the folders are called: the table was asked
+        numbered = without_labels(f"column '{column}' of {found.table.path} says nothing of any image")
     used = [value for value, position in zip(values, found.match.positions) if position is not None]
     notes = (*numbered.notes, *missing_note(used, found.table.path), *_id_note(numbered, found.table.path, column))
     return replace(

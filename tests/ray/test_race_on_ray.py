@@ -1,4 +1,4 @@
-"""A race on Ray: killed and continued without anything done twice, on two nodes the same survivors and bytes."""
+"""A race on Ray: killed and continued without anything done twice, on several nodes the same survivors and bytes."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +86,8 @@ def ends_of_training(run: Path) -> str:
     return str(json.loads((run / "manifest.json").read_text())["stages"]["pretrain"]["finished"])
 
 
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """Two nodes of one core on this machine."""
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
-    nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
-    yield nodes
-    nodes.shutdown()
-
-
-def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
-    images: Path, tmp_path: Path, server: Server, cluster: Any
+def test_killed_and_continued_nothing_is_done_twice_and_several_nodes_agree(
+    images: Path, tmp_path: Path, server: Server, nodes: Any
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     plan(images, one)
@@ -126,7 +114,7 @@ def test_killed_and_continued_nothing_is_done_twice_and_two_nodes_agree(
     assert told["winner"] == alone.winner == told["candidates"][0]["name"]
 
     both = subprocess.run(
-        command(images, two, **{"cluster.address": cluster.address}), capture_output=True, text=True, timeout=600
+        command(images, two, **{"cluster.address": nodes.address}), capture_output=True, text=True, timeout=600
     )
     assert both.returncode == 0, both.stderr
     together = load_ledger(two)

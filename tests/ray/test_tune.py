@@ -69,7 +69,7 @@ def test_a_search_whose_trial_is_killed_and_that_is_stopped_goes_on_and_repeats_
 ) -> None:
     out = tmp_path / "tuned"
     settings = {"space": "crop,color,rotation", "search": "optuna", "trials": 4, "share": 1, "images": 200}
-    settings["train__steps"] = 160
+    settings["train__steps"] = 120
     earlier = trial_processes(server)
     driver = start(out, server, **settings)
     wait_for(lambda: driver.poll() is not None or trial_processes(server) - earlier, "a trial", seconds=300)
@@ -92,7 +92,7 @@ def test_a_search_whose_trial_is_killed_and_that_is_stopped_goes_on_and_repeats_
     after = ended(out)
     assert sorted(after) == [0, 1, 2, 3]
     assert {number: after[number] for number in before} == before
-    assert f"{4 - len(before)} trials of 160 steps, " in again.stderr
+    assert f"{4 - len(before)} trials of 120 steps, " in again.stderr
     assert not list(out.glob(".control*"))
     best = max((trial for trial in after.values() if trial.state == FINISHED), key=lambda trial: trial.score or 0)
     assert json.loads((out / "best.json").read_text())["views"] == best.views[:1]
@@ -161,21 +161,9 @@ def test_a_population_that_is_killed_goes_on_and_copies_its_best(server: Server,
         assert trial.changes["train.learning_rate"] == trial.schedule[-1]["parameters"]["train.learning_rate"]
 
 
-@pytest.fixture
-def cluster() -> Any:
-    """Three nodes of one core on this machine."""
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80 * 1024**2})
-    for _ in range(2):
-        nodes.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
-    yield nodes
-    nodes.shutdown()
-
-
-def test_trials_of_two_workers_on_three_nodes_score_as_those_of_one(cluster: Any, tmp_path: Path) -> None:
+def test_trials_of_two_workers_on_three_nodes_score_as_those_of_one(nodes: Any, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"space": "crop,color,rotation", "search": "random", "share": 0.2, "images": 200}
-    settings |= {"train__precision": "fp64", "cluster__address": cluster.address}
+    settings |= {"train__precision": "fp64", "cluster__address": nodes.address}
     alone = tune(tmp_path / "one", trials=3, **settings)
     assert alone.returncode == 0, alone.stderr
     assert "3 trials of 24 steps, 3 at a time" in alone.stderr

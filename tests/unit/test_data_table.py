@@ -104,6 +104,15 @@ def test_rows_find_their_images_however_they_are_written(data: st.DataObject) ->
         assert labels_of(read(Path(root), f"{folder}/x.csv")) == truth
 
 
+@pytest.mark.parametrize("rows", ["a/0.png,\nb/1.png,\n", "a/0.png,nan\n"])
+def test_a_table_that_labels_no_image_leaves_none(rows: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "set", DEEP)
+    found = read(tmp_path / "set", written(tmp_path, f"path,label\n{rows}"))
+    assert found.labels is None
+    assert found.class_names is None
+    assert "no labels: column 'label' of" in told(found)
+
+
 @settings(max_examples=20)
 @given(st.lists(st.sampled_from(["train", "Test", "val", "training", ""]), min_size=8, max_size=8))
 def test_splits_are_those_of_the_table(words: list[str]) -> None:
