@@ -52,7 +52,7 @@ def plan(images: Path, out: Path) -> None:
     race = begin.plan_race(changes, NAMES, 1.0, out, [], began=time.monotonic(), shown=board, command="")
     ledger = race.ledger
     ledger.speeds = {"simclr": 1.0, "rotnet": 0.025}
-    ledger.rounds = [Round(20.0, names=("simclr", "rotnet")), Round(10.0, keep=1, full=True)]
+    ledger.rounds = [Round(10.0, names=("simclr", "rotnet")), Round(5.0, keep=1, full=True)]
     ledger.planned_minutes, ledger.threads = 1.0, 1
     out.mkdir()
     save_ledger(out, ledger)
