@@ -5,7 +5,8 @@
 
 In turns, the order changing from pair to pair: here `run` and `verify`, there `run` alone; then `query --json` on the
 two run folders. Whole commands by the clock, one warm-up of each. A figure is the median over pairs, and a ratio the
-median of the ratios of pairs, with the range of medians that resampling the pairs gives (bootstrap, 95 %).
+median of the ratios of pairs, with the range of medians that resampling the pairs gives (bootstrap, 95 %). `--run RUN`
+measures queries alone, on a run folder that is there.
 """
 
 import argparse
@@ -33,20 +34,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path)
     parser.add_argument("--recipe", default="simclr-digits")
+    parser.add_argument("--run", type=Path)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     trees = {"after": HERE, "before": options.before.resolve()}
     with tempfile.TemporaryDirectory() as place:
-        folder, runs = Path(place), {name: Path(place, name, "0") for name in trees}
+        folder, found = Path(place), {}
         picture = folder / "query.png"
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(picture)
-        found = {
-            "run": pairs(lambda name, turn: whole_run(trees[name], options.recipe, folder / name / str(turn), name),
-                         options.pairs),
-            "query": pairs(lambda name, turn: command(trees[name], "query", str(runs[name]), str(picture), "--json"),
-                           2 * options.pairs),
-        }  # fmt: skip
+        if options.run is None:
+            found["run"] = pairs(
+                lambda name, turn: whole_run(trees[name], options.recipe, folder / name / str(turn), name),
+                options.pairs,
+            )
+        asked = {name: options.run.resolve() if options.run else folder / name / "0" for name in trees}
+        found["query"] = pairs(
+            lambda name, turn: command(trees[name], "query", str(asked[name]), str(picture), "--json"),
+            2 * options.pairs,
+        )
     if options.out:
         write_json(options.out, {**facts("checks", str(options.before)), **found})
     for name, row in found.items():

@@ -65,11 +65,15 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
     return content
 
 
-def parse(content: bytes) -> Any:
-    """The value of some JSON in UTF-8, with finite numbers of sensible length; raises DamagedError for any other."""
+def parse(content: bytes, *, no_numbers: bool = False) -> Any:
+    """The value of some JSON in UTF-8, with finite numbers of sensible length; raises DamagedError for any other.
+
+    With `no_numbers` NaN and Infinity are read as such.
+    """
+    constant = float if no_numbers else _refused
     try:
         text = content.decode("utf-8")
-        value = json.loads(text, parse_constant=_refused, parse_float=_finite, parse_int=_short)
+        value = json.loads(text, parse_constant=constant, parse_float=_finite, parse_int=_short)
     except UnicodeDecodeError as error:
         raise DamagedError(f"not JSON: byte {error.start} is no UTF-8") from None
     except json.JSONDecodeError as error:

@@ -164,15 +164,21 @@ def image_seconds(sizes: Sizes, machine: Machine) -> float:
 # image by the encoder, forward alone. Measured with a few hundred images, which are mostly the former.
 START_SECONDS = 45.0  # Ray, its workers, and the libraries in each
 STAGES = {
-    "probe": (10.0, 2.0), "finetune": (8.0, 8.0), "embed": (15.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
+    "probe": (10.0, 2.0), "finetune": (8.0, 14.0), "embed": (15.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
     "evaluate": (6.0, 0.0), "report": (5.0, 0.0),
 }  # fmt: skip
 DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
 
 
-def stages_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str]) -> float:
-    """What the stages take that follow the training steps, of so many images."""
-    seconds = 0.0
+FROZEN_SECONDS = 2e-2  # of a core, to embed an image of 96 pixels or more by efficientnet_lite0
+CHOSEN_SECONDS = 6e-3  # an image, to compare some forty candidates on
+
+
+def stages_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str], frozen: int = 0) -> float:
+    """What the stages take that follow the training steps, of so many images, with so many frozen networks beside."""
+    of_96 = min(1.0, (sizes.image_size / 96) ** 2)
+    seconds = ("embed" in stages) * frozen * images * of_96 * FROZEN_SECONDS / machine.cores
+    seconds += ("search" in stages) * images * CHOSEN_SECONDS
     for stage, (own, passes) in STAGES.items():
         if stage in stages:
             seconds += own + passes * images * image_seconds(sizes, machine) / 3

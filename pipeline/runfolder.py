@@ -23,7 +23,7 @@ from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regul
 from pipeline.errors import MissingError, UserError
 from pipeline.files import UNFINISHED, is_locked, replacing, writing
 from pipeline.schemas import Manifest, RaceFile, Row
-from pipeline.seals import check, forget, note, seal_of, update
+from pipeline.seals import check, fits, forget, note, seal_of, update
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
@@ -262,11 +262,12 @@ class MetricsLog:
         Raises UserError where another is damaged, unless these are left out too.
         """
         number, remedy = 0, f"remove it, and `rayssl report {self.run}` shows the rest"
+        older = fits(self.path) is None  # or of a stage at work
         try:
             with open_regular(self.path) as file:
                 while line := file.readline(LONGEST_LINE + 1):
                     number += 1
-                    row = _row(line) if all_whole else _whole_row(line)
+                    row = _row(line, older) if all_whole else _whole_row(line, older)
                     if row is not None:
                         yield row
         except FileNotFoundError:
@@ -285,12 +286,16 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if not isinstance(value, float) or math.isfinite(value)}
 
 
-def _row(line: bytes) -> dict[str, Any] | None:
-    """A row of metrics.jsonl; None for a line that was not written to its end."""
+def _row(line: bytes, older: bool) -> dict[str, Any] | None:
+    """A row of metrics.jsonl; None for a line that was not written to its end.
+
+    Older versions wrote NaN where a figure was none: such a figure is left out.
+    """
     if len(line) > LONGEST_LINE:
         raise DamagedError(f"more than {LONGEST_LINE:,} bytes")
     try:
-        row: dict[str, Any] = parse(line)
+        row: dict[str, Any] = parse(line, no_numbers=older)
+        row = _finite(row) if isinstance(row, dict) else row
         fit(row, Row)
     except DamagedError:
         if not line.endswith(b"\n"):
@@ -299,9 +304,9 @@ def _row(line: bytes) -> dict[str, Any] | None:
     return row
 
 
-def _whole_row(line: bytes) -> dict[str, Any] | None:
+def _whole_row(line: bytes, older: bool) -> dict[str, Any] | None:
     try:
-        return _row(line)
+        return _row(line, older)
     except DamagedError:
         return None
 

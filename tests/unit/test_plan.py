@@ -305,3 +305,6 @@ def test_what_a_command_takes_beside_its_steps() -> None:
     more = stages_seconds(PHOTOS, CPU, 50_000, ("pretrain", *STAGES))
     assert whole > sum(own for own, _ in STAGES.values())
     assert more > 2 * whole
+    assert stages_seconds(PHOTOS, CPU, 500, ("pretrain", "embed"), frozen=2) > stages_seconds(
+        PHOTOS, CPU, 500, ("pretrain", "embed")
+    )

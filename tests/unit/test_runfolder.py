@@ -22,6 +22,7 @@ from pipeline.runfolder import (
     update_manifest,
     writer_lock,
 )
+from pipeline.seals import note
 
 DATA = {
     "name": "x", "fingerprint": "f", "train": 3, "val": 1, "test": 1, "image_size": 8, "channels": 1, "classes": None,
@@ -136,6 +137,18 @@ def test_rows_come_back_as_they_were(tmp_path: Path) -> None:
     log.append([])
     log.append(rows("pretrain", range(3, 5)))
     assert list(log.rows()) == rows("pretrain", range(5))
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_older_logs_and_are_damage_in_those_that_are_noted(
+    tmp_path: Path,
+) -> None:
+    log = MetricsLog(tmp_path)
+    log.path.write_text('{"stage": "pretrain", "step": 0, "train/loss": NaN, "health/std": -Infinity}\n')
+    assert list(log.rows()) == [{"stage": "pretrain", "step": 0}]
+    update_manifest(tmp_path, {})
+    note(log.path)
+    with pytest.raises(UserError, match=r"line 1 of .*metrics\.jsonl is damaged .*NaN"):
+        list(log.rows())
 
 
 def test_cut_back_to_a_step(tmp_path: Path) -> None:

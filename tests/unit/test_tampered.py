@@ -81,7 +81,7 @@ def test_a_file_of_nonsense_is_one_line(file: str, what: str, older: Path) -> No
     before = path.read_bytes()
     try:
         path.write_bytes(HOSTILE[what] + (b"\n" if file.endswith("l") else b""))
-        if not (file == "metrics.jsonl" and what in ("empty", "another version")):
+        if not (file == "metrics.jsonl" and what in ("empty", "another version", "NaN")):
             assert str(path.parent if "checkpoints" in file else path) in one_line(READERS[file], older)
     finally:
         path.write_bytes(before)
