@@ -379,9 +379,10 @@ def search_anew(run: Path, display: Display, *, asked: bool) -> None:
     """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
     from pipeline.reporter import LocalReporter
     from pipeline.search.store import has_search
-    from pipeline.stages import check_search, is_whole, run_worker_stages
+    from pipeline.stages import changed_since, check_search, is_whole, run_worker_stages
 
-    if asked or (has_search(run) and not is_whole(lambda: check_search(run))):
+    gone = changed_since(run, "search") or (has_search(run) and not is_whole(lambda: check_search(run)))
+    if asked or gone:
         run_worker_stages(run, ["search"], LocalReporter(display))
 
 

@@ -127,6 +127,8 @@ def read_manifest(run: Path) -> dict[str, Any]:
     path = run / "manifest.json"
     remedy = "restore it, or remove it and give the command that started the run again; finished training is kept"
     missing = f"{run} is not a run folder (no manifest.json): give the folder a run wrote to"
+    if (run / "config.json").exists():
+        missing = f"{path} is gone: the command that started the run writes it anew; finished training is kept"
     values = load(path, Manifest, remedy, missing)
     if values.get("files") is not None and values.get("seal") != seal_of(values):
         raise UserError(f"{path} is damaged (it was changed after it was written): {remedy}")

@@ -950,8 +950,9 @@ def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
 
 
 def keeps_draws_of(run: Path, key: str) -> bool:
-    """Whether the encoder in finetuned/ is of the draws with this key."""
-    return is_whole(lambda: load_encoder(run / "finetuned")) and draws_in(run / "finetuned") == key
+    """Whether finetuned/ is whole and of the draws with this key."""
+    whole = not damaged_of(run, "finetuned/") and is_whole(lambda: load_encoder(run / "finetuned"))
+    return whole and draws_in(run / "finetuned") == key
 
 
 def draws_in(folder: Path) -> Any:

@@ -11,8 +11,9 @@ from pipeline.files import write_text
 from pipeline.report import sections, summary
 from pipeline.report.figures import colours
 from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
-from pipeline.report.results import load_runs
+from pipeline.report.results import Run, load_runs
 from pipeline.report.search import search_section
+from pipeline.seals import damaged_of, fits
 
 T = TypeVar("T")
 Draw = Callable[[Sequence[Material]], str]
@@ -51,7 +52,16 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> list[str]:
     parts, left_out = draw_sections(SECTIONS, materials)
     write_text(Path(out), render_page(_title(materials), _subtitle(materials), parts, left_out))
     figures = [run.lost for run in loaded if run.lost]
-    return [*figures, *(reason for reason in left_out if " is damaged (" in reason)]
+    told = [*figures, *(reason for reason in left_out if " is damaged (" in reason)]
+    return [*told, *(lost for run in loaded for lost in lost_vectors(run, told))]
+
+
+def lost_vectors(run: Run, told: Sequence[str]) -> list[str]:
+    """What is damaged or gone of the vectors that neighbours and map are drawn from, where nothing tells it yet."""
+    data = run.manifest.get("data", {}).get("name")
+    paths = [run.folder / name for name in damaged_of(run.folder, "search.", f"embeddings/{data}/")]
+    lost = [path for path in paths if fits(path) is False and not any(str(path) in one for one in told)]
+    return [f"{path} is damaged: `rayssl verify {run.folder} --repair` says what makes it anew" for path in lost]
 
 
 def check_images(materials: Sequence[Material], out: Path) -> None:

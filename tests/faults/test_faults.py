@@ -48,3 +48,21 @@ def test_a_fault_that_never_struck_is_wrong(faults: Faults) -> None:
 def test_what_only_the_user_can_restore_is_refused(faults: Faults) -> None:
     assert faults.suffered(Damage("config.json", "cut")).result == "refused"
     assert faults.suffered(Damage("encoder.safetensors", "cut")).result == "repaired"
+
+
+@pytest.mark.parametrize(
+    ("path", "way"),
+    [
+        ("finetuned/encoder_module.py", "flip"),
+        ("search.json", "replace by a folder"),
+        ("embeddings/*/train.parquet", "delete"),
+    ],
+)
+def test_what_can_be_made_again_is_repaired(path: str, way: str, faults: Faults) -> None:
+    [file] = faults.whole.glob(path)
+    outcome = faults.suffered(Damage(str(file.relative_to(faults.whole)), way))
+    assert outcome.result == "repaired", outcome.why
+
+
+def test_a_manifest_that_is_gone_is_told(faults: Faults) -> None:
+    assert faults.suffered(Damage("manifest.json", "delete")).result == "refused"

@@ -219,14 +219,16 @@ def test_an_edited_figure_is_not_shown_and_computed_anew(finished_copy: Path, im
     assert read_evaluation(finished_copy)["set_aside"] == []
 
 
-@pytest.mark.parametrize("damage", ["figure", "evaluation.json", "encoder.json"])
-def test_a_report_that_lacks_figures_because_of_damage_says_so(
+@pytest.mark.parametrize(
+    "damage", ["figure", "evaluation.json", "encoder.json", "search.json", "embeddings/*/test.parquet"]
+)
+def test_a_report_that_lacks_something_because_of_damage_says_so(
     damage: str, finished_copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if damage == "figure":
         edit_figure(finished_copy)
-    elif damage == "evaluation.json":
-        (finished_copy / damage).unlink()
+    elif damage != "encoder.json":
+        next(finished_copy.glob(damage)).unlink()
     else:
         values = json.loads((finished_copy / damage).read_text())
         (finished_copy / damage).write_text(json.dumps({**values, "image_size": values["image_size"] + 1}))
