@@ -162,16 +162,16 @@ def image_seconds(sizes: Sizes, machine: Machine) -> float:
 
 # What a stage takes beside training, on one core or however many: seconds of its own, and times that it sees every
 # image by the encoder, forward alone. Measured with a few hundred images, which are mostly the former.
-START_SECONDS = 45.0  # Ray, its workers, and the libraries in each
+START_SECONDS = 60.0  # Ray, its workers, the libraries in each, and the first step
 STAGES = {
-    "probe": (10.0, 2.0), "finetune": (8.0, 14.0), "embed": (15.0, 2.0), "search": (4.0, 2.0), "index": (1.0, 0.0),
-    "evaluate": (6.0, 0.0), "report": (5.0, 0.0),
+    "probe": (5.0, 2.0), "finetune": (6.0, 14.0), "embed": (4.0, 2.0), "search": (1.0, 2.0), "index": (1.0, 0.0),
+    "evaluate": (4.0, 0.0), "report": (5.0, 0.0),
 }  # fmt: skip
 DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
 
 
 FROZEN_SECONDS = 2e-2  # of a core, to embed an image of 96 pixels or more by efficientnet_lite0
-CHOSEN_SECONDS = 6e-3  # an image, to compare some forty candidates on
+CHOSEN_SECONDS = 5e-3  # an image, to compare some forty candidates on
 
 
 def stages_seconds(sizes: Sizes, machine: Machine, images: int, stages: Collection[str], frozen: int = 0) -> float:
