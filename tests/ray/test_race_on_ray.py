@@ -21,6 +21,7 @@ from pipeline.race import begin
 from pipeline.race.board import Board
 from pipeline.race.ledger import Ledger, load_ledger, save_ledger
 from pipeline.race.plan import Round
+from pipeline.verify import verify
 
 pytestmark = pytest.mark.ray
 
@@ -122,3 +123,4 @@ def test_killed_and_continued_nothing_is_done_twice_and_several_nodes_agree(
     assert scores(together) == scores(alone)
     assert digests(two) == digests(one)
     assert together.winner == alone.winner
+    assert [found for out in (one, two) for found in verify(out) if found.fault is not None or found.unfinished] == []
