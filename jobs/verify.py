@@ -18,6 +18,7 @@ from pipeline.terminal import say
 if TYPE_CHECKING:
     from pipeline.verify import Finding
 
+STOPPED = 128  # and above: exit codes of commands that a signal has ended
 SUMMARY = (
     "Check every file of a run, a race or a search against its hash. A file is read in full once, then as long as its "
     "size, times and inode stay; --deep reads all. --repair removes what a killed process left and tells the commands "
@@ -96,7 +97,9 @@ def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[st
         say(f"{'runs' if runs else 'to do'}  {repair.told}", file=sys.stderr)
         if runs and repair.verb == AGAIN:
             train_again(repair.folder)
-        elif runs and run_verb(repair.verb, [str(repair.folder)]) != 0:
+        elif runs and (code := run_verb(repair.verb, [str(repair.folder)])) != 0:
+            if code >= STOPPED:
+                raise SystemExit(code)
             failed.append(repair.told)
     return failed
 

@@ -25,7 +25,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.frozen import descriptor_features, digest_of, frozen_stages
 from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.models.pretrained import available, pretrained_encoder
+from pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
 from pipeline.randomness import permutation
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (
@@ -52,7 +52,6 @@ from pipeline.work import Work, new_encoder
 
 UNTRAINED = "untrained"
 LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on
-FROZEN_MOST = 2  # pretrained networks that are compared
 FROZEN_FLOPS, GPU_TIMES = 2e13, 200  # that one of them may take: of a core, some minutes; a GPU does as much as so many
 DESCRIPTOR_FLOPS = 1e6  # an image, about
 QUERIES, NEIGHBOURS = 6, 6  # validation images and what is found for them, in the report

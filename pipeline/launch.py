@@ -259,7 +259,8 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
             todo = None  # stays so where rank 0 fails: it alone says why
             try:
                 if main:
-                    prepared.append(prepare_shown(config, run, plan.command, display, plan.stages))
+                    shown = prepare_shown(config, run, plan.command, display, plan.stages, alone=len(configs) == 1)
+                    prepared.append(shown)
                     todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
             finally:
                 todo = distributed.broadcast_object(todo)

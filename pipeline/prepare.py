@@ -583,15 +583,14 @@ def expected_seconds(
     config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
 ) -> tuple[float, float]:
     """What the training steps take, and what the stages that follow."""
-    from pipeline.models.pretrained import available
+    from pipeline.models.pretrained import FROZEN_MOST, available
 
     training = training_seconds(config, facts["flops"], steps, facts["depthwise"])
     sizes, machine = sizes_of(config, facts["flops"], facts["depthwise"]), machine_of(config)
     images = sum(len(split) for split in (data.train, data.val, data.test) if split is not None)
     has_labels = bool(data.class_names) and not data.some_classes
     named = [stage for stage in stages if has_labels or stage not in ("probe", "finetune")]
-    frozen = min(2, len(available())) if config.search.vectors == "auto" else 0  # as many as are compared
-    return training, stages_seconds(sizes, machine, images, named, frozen)
+    return training, stages_seconds(sizes, machine, images, named, min(FROZEN_MOST, len(available())))
 
 
 def expected_length(config: Config, training: float, after: float, *, alone: bool) -> str:

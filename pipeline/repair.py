@@ -19,6 +19,7 @@ from pipeline.search.store import FILE, TENSORS
 from pipeline.tune.search import load_search
 
 ORDER = ("finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report")
+IRREPLACEABLE = ("config.json", "manifest.json", "race.json", "search.json")
 AGAIN = "again"  # what pre-training leaves, from the checkpoint that is there
 STARTED = (
     "figures", "encoder.json", "encoder.safetensors", "encoder_module.py", "MODEL_CARD.md", "decoder.json",
@@ -65,8 +66,9 @@ def clear(folder: Path, names: Iterable[str]) -> list[Path]:
         elif name in ("metrics.jsonl", OTHERS) or (name == "evaluation.json" and not _is_readable(folder)):
             remove(place)
             note(place)  # that it is not there
-        elif not place.exists() and not _repairs(folder, name) and name not in ("config.json", "manifest.json"):
+        elif not place.exists() and not _repairs(folder, name) and name not in IRREPLACEABLE:
             note(place)
+            continue
         elif _stands_in_the_way(place) and _repairs(folder, name):
             place.rmdir()
         else:
@@ -102,15 +104,28 @@ def _repairs(folder: Path, name: str) -> list[Repair]:
         return [_command(folder, verb) for verb in _verbs_of_figures(folder)]
     if first == "embeddings":
         return [_embedding(folder, rest.split("/")[0])]
-    if first in ("index", "search", FILE, TENSORS):
+    if first in ("index", "search", FILE, TENSORS) and not _is_search(folder):
         return [_command(folder, "index")]
     if first == "finetuned" or name == "checkpoints/finetune.json":
         return [_command(folder, "finetune")]
     if first in ("reconstruct", "interpolate", "anomalies"):
         return [_command(folder, first)]
     if name in ("report.html", "comparison.json"):
-        return [_command(folder, "report")]
+        return [_report(folder)]
     return _started(folder) if first in STARTED else []
+
+
+def _report(folder: Path) -> Repair:
+    """Of a race, whose name stands for its winner, the page over all of it is told and not run."""
+    if not (folder / "race.json").exists():
+        return _command(folder, "report")
+    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    return Repair(folder, "", f"rayssl report {shlex.join(map(str, runs))} --out {shlex.quote(str(folder))}")
+
+
+def _is_search(folder: Path) -> bool:
+    """Whether it is what `rayssl tune` wrote, whose search.json is another one."""
+    return (folder / "trials").exists()
 
 
 def _command(folder: Path, verb: str) -> Repair:
@@ -141,10 +156,19 @@ def _verbs_of_figures(run: Path) -> list[str]:
 
 def _started(folder: Path) -> list[Repair]:
     """The command that started a run or a search, to be told; a run's own checkpoint has what pre-training left."""
-    is_search = (folder / "trials").exists()
+    is_search = _is_search(folder)
     try:
         command = load_search(folder).get("command") if is_search else read_manifest(folder).get("command")
     except UserError:
         return []
     told = command if isinstance(command, str) and command else ""
-    return [Repair(folder, "" if is_search else AGAIN, told)] if told else []
+    if not told:
+        return []
+    return [Repair(folder, AGAIN if not is_search and _has_checkpoint(folder) else "", told)]
+
+
+def _has_checkpoint(run: Path) -> bool:
+    """Else what made the files again would be training from the first step."""
+    from pipeline.checkpoint import list_checkpoints
+
+    return bool(list_checkpoints(run / "checkpoints"))

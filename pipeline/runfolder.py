@@ -95,8 +95,8 @@ def _settled(run: Path, read: Callable[[], T]) -> T:
     while time.monotonic() < deadline:
         try:
             return read()
-        except MissingError:  # nothing is taken away while something is written
-            raise
+        except MissingError:  # not waited for, but it may have gone between one look at the folder and the next
+            return read()
         except UserError:
             if not is_locked(run / ".lock"):
                 break

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -287,8 +287,7 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
     if told := recall_warning(recall, config.index.factory, len(ids)):
         warn(f"{run / 'index' / name}: {told}")
-    with writer_lock(run):
-        begin_stage(run, stage_name)
+    with writer_lock(run), at_work(run, stage_name):
         save_index(
             index,
             run / "index" / name,
@@ -340,8 +339,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     for plain in VERSIONS:
         records += evaluate_baseline(plain, pictures, splits, **settings)
     records += search_records(run, name, settings)
-    with writer_lock(run):
-        begin_stage(run, "evaluate")
+    with writer_lock(run), at_work(run, "evaluate"):
         write_evaluation(run, records, keep=lambda record: not is_evaluated(record, first.data))
         doubts = doubts_of_figures(read_evaluation(run)["flat"]) if config.method is not None else []
         mark_stage(run, "evaluate", key, time.perf_counter() - began, warnings=doubts)
@@ -387,8 +385,7 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
             f"{dataset.path} was read with {dataset.channels} channels of {dataset.image_size} px: the encoder of "
             f"{run} takes {encoder.channels} of {encoder.image_size}"
         )
-    with writer_lock(run):
-        begin_stage(run, f"embed/{dataset.name}")
+    with writer_lock(run), at_work(run, f"embed/{dataset.name}"):
         save_splits(work, encoder, "")
         if has_search(run):
             search_other_data(work, encoder)
@@ -543,17 +540,22 @@ def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
     began = time.perf_counter()
     facts: dict[str, Any] = {}
     work.reporter.progress({"run": work.run.name, "stage": name})
-    if work.is_main:
-        begin_stage(work.run, name)
-    try:
+    with at_work(work.run, name) if work.is_main else nullcontext():
         yield facts
-    except UserError:  # nothing goes on where the input is wrong
-        if work.is_main:
-            update_manifest(work.run, {"running": None})
-        raise
     if work.is_main:
         mark_stage(work.run, name, key, time.perf_counter() - began, **facts)
     distributed.barrier()
+
+
+@contextmanager
+def at_work(run: Path, name: str) -> Iterator[None]:
+    """A stage that is told to be at work, and no longer where the input turns out to be wrong: nothing goes on then."""
+    begin_stage(run, name)
+    try:
+        yield
+    except UserError:
+        update_manifest(run, {"running": None})
+        raise
 
 
 # Pre-training

@@ -158,10 +158,15 @@ def read(path: str, start: int | None = None, stop: int | None = None) -> bytes:
 
 
 def _read_remote(url: str, start: int, stop: int | None) -> bytes:
-    """By one request: of a file whose size nobody told one byte more than is read is asked for."""
+    """By one request: of a file whose size nobody told one byte more than is read is asked for.
+
+    A web server may send all of it whatever it is asked for: there the size is asked for first.
+    """
     system, inner = _system(url)
     if stop is not None:
         check_size(stop - start, url)
+    elif url.startswith(("http://", "https://")):
+        check_size(int(system.info(inner).get("size") or 0), url)
     try:
         found = bytes(system.cat_file(inner, start=start, end=start + largest() + 1 if stop is None else stop))
     except Exception:  # of each kind of server its own: many refuse to send a part of an empty file

@@ -22,6 +22,7 @@ from pipeline.models.local_weights import (
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder
 
+FROZEN_MOST = 2  # that a run compares itself with, frozen
 TIMM = "timm/"  # before a name, as in timm_networks, which imports torch
 ENLARGED = 4  # images are shown to a frozen network at most at so many times their side
 SMALLEST = 64  # pixels a side that a frozen network sees at least, where its own size is no smaller

@@ -15,6 +15,7 @@ from pipeline.report.results import Run, load_runs
 from pipeline.report.search import search_section
 from pipeline.seals import damaged_of, fits
 
+SHOWN = ("train", "test", "search/")  # of the embeddings
 T = TypeVar("T")
 Draw = Callable[[Sequence[Material]], str]
 Parts = Sequence[tuple[str, str]]  # title and HTML of every section
@@ -59,7 +60,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> list[str]:
 def lost_vectors(run: Run, told: Sequence[str]) -> list[str]:
     """What is damaged or gone of the vectors that neighbours and map are drawn from, where nothing tells it yet."""
     data = run.manifest.get("data", {}).get("name")
-    paths = [run.folder / name for name in damaged_of(run.folder, "search.", f"embeddings/{data}/")]
+    names = damaged_of(run.folder, "search.", *(f"embeddings/{data}/{part}" for part in SHOWN))
+    paths = [run.folder / name for name in names]
     lost = [path for path in paths if fits(path) is False and not any(str(path) in one for one in told)]
     return [f"{path} is damaged: `rayssl verify {run.folder} --repair` says what makes it anew" for path in lost]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from harness import OPERATIONS, Damage, Fault, Faults, prepared
 
-RESULTS = ("whole", "repaired", "refused", "wrong", "hang", "traceback")
-GOOD = RESULTS[:3]
+RESULTS = ("whole", "repaired", "dropped", "refused", "wrong", "hang", "traceback")
+GOOD = RESULTS[:4]
 KEPT = "outcomes.jsonl"
 
 

@@ -203,8 +203,8 @@ class Faults:
     def suffered(self, damage: Damage) -> Outcome:
         """Damage copies of the finished run: verify and read one, repair another with `verify --repair --yes`.
 
-        Repaired: `verify --deep` says that all is whole, and BITS are again what they were. Refused: a file of
-        IRREPLACEABLE, which the repair said in a line.
+        Repaired: `verify --deep` says that all is whole, and BITS are again what they were. Dropped: likewise, without
+        the file, which is of PASSING. Refused: a file of IRREPLACEABLE, which the repair said in a line.
         """
         if not self.start_damaged(damage):
             return Outcome("whole", "the same bytes")
@@ -244,7 +244,14 @@ class Faults:
         query = self.readers()[0]
         if self.zygote.ask(query) != 0 or self.answer_to(query) != self.answers["query"]:
             return Outcome("wrong", f"repaired, and query differs: {last_line(self.zygote.text())}")
-        return self.compared("repaired")
+        gone = sorted(str(path.relative_to(self.whole)) for path in self.whole.rglob("*") if self.is_gone(path))
+        if any(not path.startswith(PASSING) for path in gone):
+            return Outcome("wrong", f"repaired, and gone: {', '.join(gone)}")
+        return self.compared("dropped" if gone else "repaired")
+
+    def is_gone(self, path: Path) -> bool:
+        """Whether a file of the finished run is not there any more."""
+        return path.is_file() and path.name not in OWN and not (self.run / path.relative_to(self.whole)).exists()
 
     def not_a_line(self, argv: list[str], code: int | None) -> Outcome | None:
         """What is wrong about how a command about a damaged run ended: well, or with 2 or 3 and a line."""
@@ -347,6 +354,7 @@ ROW, SIZE, SECONDS_TAKEN = (
     re.compile(r"[\d.]+ s\b"),
 )
 IRREPLACEABLE = {"config.json", "manifest.json"}
+PASSING = ("checkpoints/step-", "metrics.jsonl")  # what nothing makes again and a finished run can do without
 
 
 def command(images: Path, run: Path) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from harness import Damage, Fault, Faults, Outcome, prepared
 
 FAULTS, DAMAGES = 8, 6
-GOOD = ("whole", "repaired", "refused")
+GOOD = ("whole", "repaired", "dropped", "refused")
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_a_reader_that_answers_from_damaged_bytes_is_wrong(faults: Faults, monke
 
 def test_a_fault_that_never_struck_is_wrong(faults: Faults) -> None:
     assert faults.tried(Fault("W", "/no such file", 1, "EIO")).result == "wrong"
+
+
+def test_what_nothing_makes_again_is_dropped(faults: Faults) -> None:
+    assert faults.suffered(Damage("metrics.jsonl", "flip")).result == "dropped"
 
 
 def test_what_only_the_user_can_restore_is_refused(faults: Faults) -> None:

@@ -158,6 +158,24 @@ def test_a_remote_file_is_read_by_one_request(remote: list[str], monkeypatch: py
         storage.read("memory://served/empty", 0, 5)
 
 
+def test_a_part_that_is_too_large_is_not_asked_for(remote: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "4e-9")
+    with pytest.raises(UserError, match="RAYSSL_LARGEST_GB"):
+        storage.read("memory://served/x", 2, 8)
+    assert remote == []
+
+
+def test_a_web_server_is_asked_for_the_size_first(remote: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")  # in place of a server that sends all of a file whatever part it is asked for
+    monkeypatch.setattr(storage, "_system", lambda url: (memory, "/served/x"))
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "9e-9")
+    with pytest.raises(UserError, match="RAYSSL_LARGEST_GB"):
+        storage.read("http://somewhere/x")
+    assert remote == ["info"]
+
+
 def test_ids_of_many_are_those_of_each() -> None:
     keys = ["a/1.png", "ü", "\udcff", ""]
     assert sample_ids(keys).tolist() == [sample_id(key) for key in keys]

@@ -133,6 +133,8 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     configs = [launch.configuration.load(run / "config.json") for run in folders]
     rows: list[dict[str, Any]] = []
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
+    monkeypatch.setattr("pipeline.prepare.training_seconds", lambda *facts: 100.0)
+    monkeypatch.setattr("pipeline.launch.START_SECONDS", 60.0)
     launch.start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
@@ -140,7 +142,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     assert resources.workers == 1
     told = [row["message"] for row in rows if "message" in row]
     assert any("starting Ray" in line for line in told)
-    assert len([line for line in told if line.startswith("all 2 are expected to take")]) == 1
+    assert "all 2 are expected to take 4.5 min with the start" in "\n".join(told)  # 260 s
     assert not any("to start" in line for line in told)  # which both share
 
 

@@ -18,7 +18,9 @@ from pipeline.config import Config, override
 from pipeline.data import Dataset
 from pipeline.errors import UserError
 from pipeline.plan import (
+    CHOSEN_SECONDS,
     FEWEST,
+    FROZEN_SECONDS,
     LONGEST,
     MINUTES,
     STAGES,
@@ -305,6 +307,10 @@ def test_what_a_command_takes_beside_its_steps() -> None:
     more = stages_seconds(PHOTOS, CPU, 50_000, ("pretrain", *STAGES))
     assert whole > sum(own for own, _ in STAGES.values())
     assert more > 2 * whole
-    assert stages_seconds(PHOTOS, CPU, 500, ("pretrain", "embed"), frozen=2) > stages_seconds(
-        PHOTOS, CPU, 500, ("pretrain", "embed")
-    )
+
+    def taken(stage: str, images: int, **more: int) -> float:
+        return stages_seconds(PHOTOS, CPU, images, (stage,), **more)
+
+    assert taken("embed", 500, frozen=2) - taken("embed", 500) == pytest.approx(2 * 500 * FROZEN_SECONDS / 2)
+    seen = taken("embed", 1500) - taken("embed", 500)  # as often by the encoder as for the choice
+    assert taken("search", 1500) - taken("search", 500) - seen == pytest.approx(1000 * CHOSEN_SECONDS)

@@ -225,7 +225,18 @@ def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> 
         assert part in text
     assert "1 workers" not in text
     assert "more to start: " in text
-    assert "in all (a guess" in text
+
+
+def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = prepare_quietly(tiny_config(), tmp_path / "run")
+    monkeypatch.setattr("pipeline.prepare.training_seconds", lambda *facts: 100.0)
+    monkeypatch.setattr("pipeline.prepare.stages_seconds", lambda *facts: 1000.0)
+    monkeypatch.setattr("pipeline.prepare.START_SECONDS", 500.0)
+    lines: list[str] = []
+    assert announce(prepared, lines.append) == 1100
+    assert (
+        "about 1.5 min of training steps, about 25 min more to start and for what follows: 27 min in all" in lines[-1]
+    )
 
 
 def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,7 +232,20 @@ def test_what_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
     finally:
         os.write(done[1], b"x")
         os.waitpid(child, 0)
-    assert len(reads) == 1
+    assert len(reads) == 2  # at once, and not for as long as the other writes
+
+
+def test_what_is_replaced_between_two_looks_is_found_at_the_second(tmp_path: Path) -> None:
+    (tmp_path / ".lock").touch()
+    answers = iter([MissingError("search/train.parquet does not exist"), "embeddings"])
+
+    def read() -> str:
+        answer = next(answers)
+        if isinstance(answer, MissingError):
+            raise answer
+        return answer
+
+    assert settled(tmp_path, read) == "embeddings"
 
 
 def test_a_log_with_a_line_that_is_damaged_goes_on(tmp_path: Path) -> None:

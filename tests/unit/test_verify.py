@@ -1,5 +1,6 @@
 """Every damaged file of a run is found, and only that."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,10 +13,11 @@ from jobs.main import run_verb
 from pipeline import seals
 from pipeline.embeddings import files_of
 from pipeline.errors import UserError
-from pipeline.files import write_json
-from pipeline.runfolder import begin_stage
+from pipeline.files import UNFINISHED, write_json
+from pipeline.runfolder import begin_stage, read_manifest
 from pipeline.search.store import OWN, read_search
-from pipeline.verify import verify
+from pipeline.stages import at_work
+from pipeline.verify import left_over, verify
 
 
 def faults(run: Path) -> dict[str, str]:
@@ -237,7 +239,7 @@ def test_deep_reads_what_is_remembered(finished_copy: Path, monkeypatch: pytest.
 def test_figures_that_cannot_be_read_are_computed_anew(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(finished_copy / "evaluation.json")
     ran: list[str] = []
-    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb))
+    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 0)
     run_verb("verify", [str(finished_copy), "--repair", "--yes"])
     assert ran[-1] == "evaluate"
     assert not (finished_copy / "evaluation.json").exists()  # which evaluate would refuse to go on with
@@ -273,3 +275,63 @@ def test_a_repair_that_fails_is_no_success(finished_copy: Path, capsys: pytest.C
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 2
     assert "is not repaired: `rayssl index" in capsys.readouterr().err
     assert mine.exists()
+
+
+def test_a_repair_that_a_signal_stops_starts_no_other(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip(finished_copy / "finetuned/encoder.safetensors")
+    flip(next(finished_copy.glob("index/*/index.faiss")))
+    ran: list[str] = []
+    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 130)
+    assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 130
+    assert ran == ["finetune"]
+
+
+def test_without_a_checkpoint_no_repair_trains_anew(
+    finished_copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in finished_copy.glob("checkpoints/step-*"):
+        shutil.rmtree(path)
+        seals.forget_folder(path)
+    flip(finished_copy / "encoder.safetensors")
+    monkeypatch.setattr("jobs.verify.train_again", lambda run: pytest.fail("was trained again"))
+    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: 0)
+    assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 2
+    assert "to do  " in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_removed_and_the_rest_is_whole(finished_copy: Path) -> None:
+    flip(finished_copy / "checkpoints/step-000000005/model.safetensors")
+    assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 0
+    assert not (finished_copy / "checkpoints/step-000000005").exists()
+    assert faults(finished_copy) == {}
+
+
+def test_a_race_without_its_ledger_is_damaged_whatever_is_repaired(race: Path) -> None:
+    (race / "race.json").unlink()
+    for _ in range(2):
+        assert run_verb("verify", [str(race), "--repair", "--yes"]) == 2
+    assert "race.json" in seals.files_of(race / seals.OTHERS)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_a_living_writer_writes_is_not_left_over(
+    known: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f".x.abcdefgh{UNFINISHED}"
+    with path.open("w") as file:
+        if known:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        else:
+            monkeypatch.setattr("pipeline.verify.is_locked", lambda path: None)  # a file system that does not tell
+        assert left_over(tmp_path) == []
+    monkeypatch.undo()
+    assert left_over(tmp_path) == [path]
+
+
+def test_a_stage_whose_input_is_wrong_is_not_at_work_any_more(finished_copy: Path) -> None:
+    with pytest.raises(UserError, match="wrong"), at_work(finished_copy, "embed/x"):
+        raise UserError("wrong")
+    assert read_manifest(finished_copy).get("running") is None
+    with pytest.raises(OSError, match="full"), at_work(finished_copy, "embed/x"):
+        raise OSError("full")
+    assert read_manifest(finished_copy)["running"] == "embed/x"
