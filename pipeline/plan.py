@@ -168,8 +168,6 @@ STAGES = {
     "evaluate": (4.0, 0.0), "report": (5.0, 0.0),
 }  # fmt: skip
 DESCRIBED_SECONDS = 3e-3  # of a core, to describe an image without a network, which the evaluation compares with
-
-
 FROZEN_SECONDS = 2e-2  # of a core, to embed an image of 96 pixels or more by efficientnet_lite0
 CHOSEN_SECONDS = 5e-3  # an image, to compare some forty candidates on
 

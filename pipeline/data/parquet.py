@@ -198,8 +198,13 @@ def _odd(value: object) -> bool:
 def _row_group(path: str, group: int, column: str, changed: tuple[int, ...]) -> Any:
     import pyarrow as pa
 
-    images = read_columns(path, [column], group).column(column).combine_chunks()
+    images = read_columns(path, [column], group, _footer(path, changed)).column(column).combine_chunks()
     return images.field("bytes") if pa.types.is_struct(images.type) else images
+
+
+@functools.lru_cache(maxsize=64)
+def _footer(path: str, changed: tuple[int, ...]) -> Any:
+    return open_part(path, path).footer
 
 
 def _bytes_of(images: Any, row: int) -> bytes:
