@@ -137,7 +137,8 @@ def show(race: "Race", board: "Board", parsed: Parsed) -> None:
     say("")
     for line in race.ledger.told:
         say(line)
-    say(f"\nreport   {race.out / 'report.html'}")
+    say("")
+    say(f"report   {race.out / 'report.html'}")
     say(f"search   rayssl query {quote(str(race.out))} IMAGE -k 10")
     if parsed.values["json"]:
         found = {
@@ -163,7 +164,8 @@ def run_then(race: "Race", board: "Board") -> int:
     options = {"data.path": ledger.data["path"], **own}
     words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
     argv = [f"{winner.kind}-folder", *words, "--out", f"{race.out}-tune"]
-    board.say(f"\nrayssl tune {' '.join(map(quote, argv))}")
+    board.say("")
+    board.say(f"rayssl tune {' '.join(map(quote, argv))}")
     return run_verb("tune", argv)
 
 

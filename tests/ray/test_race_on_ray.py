@@ -104,6 +104,7 @@ def test_killed_and_continued_nothing_is_done_twice_and_several_nodes_agree(
 
     again = subprocess.run(here, capture_output=True, text=True, timeout=600, env=server.environment)
     assert again.returncode == 0, again.stderr
+    assert "\\n" not in again.stderr
     alone = load_ledger(one)
     assert alone.results["simclr"][:1] == results
     [last] = alone.entrants(2)
