@@ -32,7 +32,7 @@ from pipeline.launch import open_for_profile
 from pipeline.profile import Bench, plain_pass
 from pipeline.recipes import build_recipe
 from pipeline.runfolder import MetricsLog, describe_software
-from pipeline.work import quicken
+from pipeline.work import compile_or_capture
 
 RECIPE = "simclr-cifar10"
 RESOLUTIONS, BATCHES, WORKERS, VECTORS = (16, 32, 64, 96, 128), (64, 128, 256, 512, 1024), (1, 2), (10**4, 10**5, 10**6)
@@ -78,7 +78,7 @@ def measure_step(options: argparse.Namespace, size: int, batch: int) -> dict[str
     changes |= {"train.batch_size": batch, "train.small_views": 0.0, "encoder.stem": "small"}
     config = override(build_recipe(RECIPE), changes)
     with closing(Bench(open_for_profile(config, lambda row: None))) as bench:  # type: ignore[arg-type]
-        if quicken(bench.method, bench.work.config, bench.work):
+        if compile_or_capture(bench.method, bench.work.config, bench.work):
             bench.record()
         bench.warm_up()
         _, seconds = plain_pass(bench, options.steps)

@@ -61,13 +61,13 @@ def run_stage(
     quiet: bool = False,
 ) -> int:
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
-    from pipeline.launch import proceed
+    from pipeline.launch import continue_runs
     from pipeline.learned import warnings_of
     from pipeline.progress import Display
     from pipeline.records import read_evaluation
 
     with Display() as display:
-        proceed(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
+        continue_runs(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
     if quiet:
         return 0
     for text in warnings_of(run):

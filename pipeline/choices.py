@@ -19,10 +19,10 @@ from pipeline.work import (
     Stopped,
     Work,
     batches_of,
+    compile_or_capture,
     loader_processes,
     new_method,
     new_optimizer,
-    quicken,
     required_method,
     views_of,
 )
@@ -185,7 +185,7 @@ def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:
     per_epoch, _ = count_steps(config, len(work.dataset.train))
     train(
         method, batches_of(work, work.dataset.train, config, 0, ENDLESS), resident=work.resident(),
-        recorded=quicken(method, config, work), optimizer=new_optimizer(method, config.train),
+        recorded=compile_or_capture(method, config, work), optimizer=new_optimizer(method, config.train),
         learning_rate=lambda step: 1e-6, start=0, stop=ENDLESS, steps_per_epoch=per_epoch, seed=config.train.seed,
         device=work.device, precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
     )  # fmt: skip

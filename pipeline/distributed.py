@@ -65,10 +65,10 @@ def gather_rows(x: Tensor) -> Tensor:
     x = x.detach()
     if world_size() == 1:
         return x
-    counts = _gather(torch.tensor([len(x)], device=_device())).tolist()
+    counts = gather(torch.tensor([len(x)], device=_device())).tolist()
     padded = torch.zeros((max(counts), *x.shape[1:]), dtype=x.dtype, device=_device())
     padded[: len(x)] = x
-    slices = torch.split(_gather(padded), max(counts))
+    slices = torch.split(gather(padded), max(counts))
     return torch.cat([rows[:count] for rows, count in zip(slices, counts)]).to(x.device)
 
 
@@ -88,7 +88,7 @@ class _GatherWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.rows = len(x)
-        return _gather(x.contiguous())
+        return gather(x.contiguous())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -181,7 +181,7 @@ class _GlobalBatchNorm(torch.autograd.Function):
         if world_size() > 1:
             # Slices are of one size, so: global variance = mean of the variances + variance of the means. Unlike
             # E[x²] − E[x]² this loses no digits where the mean is large.
-            means, variances = _gather(moments).view(world_size(), 2, -1).unbind(1)
+            means, variances = gather(moments).view(world_size(), 2, -1).unbind(1)
             moments = torch.stack([means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0)])
         mean, variance = moments.to(torch.promote_types(x.dtype, torch.float32)).unbind()
         ctx.save_for_backward(x, weight, mean, torch.rsqrt(variance + eps))
@@ -249,7 +249,7 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _gather(x: Tensor) -> Tensor:
+def gather(x: Tensor) -> Tensor:
     """Equal (B, …) of every worker → (W·B, …)."""
     gathered = torch.empty((world_size() * len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
     dist.all_gather_into_tensor(gathered, x)

@@ -19,7 +19,6 @@ from pipeline.errors import UserError
 from pipeline.files import replacing, sha256, write_json, write_text
 from pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
 from pipeline.records import hash_of_encoder
-from pipeline.runfolder import data_name
 from pipeline.seals import forget, note
 from pipeline.weights import SCHEMA, read_export, read_manifest
 
@@ -92,8 +91,11 @@ features = load("encoder.safetensors")  # images (B, {channels}, H, W) in [0, 1]
 """
 
 
-def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] | None = None) -> str | None:
+def export_encoder(
+    encoder: Encoder, folder: Path | str, extra: dict[str, Any] | None = None, *, data: str = "not stated"
+) -> str | None:
     """Write an encoder's files into `folder`; `extra` is kept in encoder.json under the same name.
+    `data`: what it has been trained on, for the card.
 
     encoder.json is written last: until then its sha256 tells that the weights are not the ones it describes.
     Of weights that come from others: a line that says how the file does in timm or torchvision.
@@ -120,7 +122,7 @@ def export_encoder(encoder: Encoder, folder: Path | str, extra: dict[str, Any] |
         )
     manifest = {"schema": SCHEMA, **described, "stages": list(encoder.stage_names), "sha256": sha256(weights)}
     whose = {"licence": licence_of(encoder), "origin": list(encoder.origins)}
-    _write_card(folder, {**manifest, **whose}, extra or {})
+    _write_card(folder, {**manifest, **whose}, extra or {}, data)
     how = _loading_code(library, encoder, described).splitlines()
     write_json(folder / "encoder.json", {**manifest, **whose, "load": how, "extra": extra or {}})
     if library is None or not encoder.origins:
@@ -257,11 +259,7 @@ def _peer(encoder: Encoder) -> nn.Module:
     return net
 
 
-def _write_card(folder: Path, manifest: dict[str, Any], extra: dict[str, Any]) -> None:
-    try:
-        data = data_name(folder)
-    except UserError:
-        data = "not stated"
+def _write_card(folder: Path, manifest: dict[str, Any], extra: dict[str, Any], data: str) -> None:
     method = extra.get("method") or "nobody: the weights are as they came"
     write_text(
         folder / "MODEL_CARD.md", _CARD.format(**manifest, title=folder.resolve().name, method=method, data=data)

@@ -6,27 +6,32 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, disk_error
+from pipeline.seals import put_noted
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written, so that no reader takes it for data
 
 
 @contextmanager
 def replacing(path: Path, *, noted: bool = True) -> Iterator[Path]:
-    """A temporary file beside `path` to write to; it takes the place of `path` when the block ends well.
+    """`placing` a file; in a folder that notes what is finished in it, the file is `noted`."""
+    with placing(path, put_noted if noted else os.replace) as temporary:
+        yield temporary
+
+
+@contextmanager
+def placing(path: Path, put: Callable[[Path, Path], None]) -> Iterator[Path]:
+    """A temporary file beside `path` to write to; when the block ends well it is `put` in the place of `path`.
 
     It carries no suffix that says what it is: a writer that goes by the suffix has to be told. What writers of `path`
     that were killed have left is removed. Raises UserError where there is no writing at that place, and an OSError
-    that names `path` where the disk fails. In a folder that notes what is finished in it, the file is
-    `noted`.
+    that names `path` where the disk fails.
     """
-    from pipeline.seals import rewriting
-
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path)
@@ -36,8 +41,7 @@ def replacing(path: Path, *, noted: bool = True) -> Iterator[Path]:
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.chmod(0o644)
-            with rewriting(path) if noted else contextlib.nullcontext():
-                os.replace(temporary, path)
+            put(temporary, path)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

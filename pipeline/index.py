@@ -73,14 +73,14 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Wh
         index.train(points)
         index.add_with_ids(points, ids)
     except RuntimeError as error:
-        raise _cannot_build(factory, f"{len(points)} vectors", points.shape[1], error) from None
+        raise cannot_build(factory, f"{len(points)} vectors", points.shape[1], error) from None
     _set_effort(index)
     return index
 
 
-def _cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
+def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
     return UserError(
-        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({_reason(error)}); "
+        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({reason_of(error)}); "
         "Flat always works"
     )
 
@@ -109,7 +109,7 @@ def check_factory(factory: str, dim: int, n: int) -> None:
     try:
         index = faiss.index_factory(dim, built_as(factory), faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as error:
-        raise _cannot_build(factory, "vectors", dim, error) from None
+        raise cannot_build(factory, "vectors", dim, error) from None
     lists = faiss.try_extract_index_ivf(index)
     if lists is not None and lists.nlist > n:
         raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")
@@ -170,7 +170,7 @@ def _inner(index: faiss.Index) -> faiss.Index:
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
 
 
-def _reason(error: RuntimeError) -> str:
+def reason_of(error: RuntimeError) -> str:
     """A FAISS error in one line, without its place in the C++ source."""
     return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: )?", "", " ".join(str(error).split()))
 

@@ -102,7 +102,7 @@ def run(config: Config, out: Path | str) -> Path:
     return out
 
 
-def proceed(plan: Plan, display: Display) -> None:
+def continue_runs(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
     from pipeline.own import open_own
     from pipeline.stages import require_labels
@@ -111,7 +111,7 @@ def proceed(plan: Plan, display: Display) -> None:
         raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
     prepared = []
     for config, run in zip(plan.configs, plan.folders):
-        dataset = open_own(run, config, _reading(display))
+        dataset = open_own(run, config, show_reading(display))
         for name in {"probe", "finetune"} & set(plan.stages):
             require_labels(dataset, name)
         prepared.append(Prepared(config, run, dataset))
@@ -177,7 +177,7 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
     for p in prepared:
         if "index" in plan.stages:
             display({"run": p.run.name, "stage": "index"})
-            run_index(p.run, _warn(display))
+            run_index(p.run, warn_on(display))
         if "evaluate" in plan.stages:
             display({"run": p.run.name, "stage": "evaluate"})
             run_evaluate(p.run, p.dataset)
@@ -199,8 +199,8 @@ def prepare_shown(
     alone: bool = True,
 ) -> Prepared:
     """Prepare a run, say what it will do, and show how the images are read."""
-    warn = _warn(display)
-    prepared = prepare(config, run, command=command, warn=warn, progress=_reading(display))
+    warn = warn_on(display)
+    prepared = prepare(config, run, command=command, warn=warn, progress=show_reading(display))
     seconds = announce(prepared, lambda line: display({"message": line}), stages, alone=alone)
     return replace(prepared, seconds=seconds)
 
@@ -212,7 +212,7 @@ def open_for_profile(config: Config, display: Display) -> "Work":
     from pipeline.reporter import LocalReporter
     from pipeline.work import Work
 
-    config, dataset = open_and_resolve(config, _warn(display), _reading(display))
+    config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
     work = Work.begin(Path(), LocalReporter(display), config, dataset)
     backend = config.augment.backend
     if backend in ("auto", "fastest"):
@@ -277,11 +277,11 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
         dist.destroy_process_group()
 
 
-def _reading(display: Display) -> Callable[[int, int], None]:
+def show_reading(display: Display) -> Callable[[int, int], None]:
     return lambda done, total: display({"stage": "reading images", "done": done, "total": total})
 
 
-def _warn(display: Display) -> Callable[[str], None]:
+def warn_on(display: Display) -> Callable[[str], None]:
     return lambda text: display({"message": f"warning: {text}"})
 
 
@@ -345,7 +345,9 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     data, own = configuration.load(run / "config.json").data, own_data(run)
     if is_gone(data.path) and have_moved(run, other, display):
         return run_worker_stages(run, ["embed", "search"], reporter)
-    dataset = open_other(data, other, image_size=data.image_size, channels=data.channels, progress=_reading(display))
+    dataset = open_other(
+        data, other, image_size=data.image_size, channels=data.channels, progress=show_reading(display)
+    )
     own_place, same_images = dataset.path == own["path"], dataset.known_as(own["fingerprint"]) is not None
     if own_place and is_intact(run):
         return run_worker_stages(run, ["embed", "search"], reporter)
@@ -364,7 +366,7 @@ def move_shown(run: Path, place: str, display: Display) -> None:
     """Note that the run's images are at this place now, and show it; UserError where they are not."""
     from pipeline.own import move_images
 
-    move_images(run, place, lambda text: display({"message": text}), _reading(display))
+    move_images(run, place, lambda text: display({"message": text}), show_reading(display))
 
 
 def have_moved(run: Path, place: str, display: Display) -> bool:
@@ -394,16 +396,16 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     from pipeline.stages import run_index, run_worker_stages
     from pipeline.work import new_encoder
 
-    prepared = prepare(config, run, command=command, warn=_warn(display), progress=_reading(display))
+    prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
     for line in lines(prepared.dataset):
         display({"message": line})
     with writer_lock(run):
         encoder = new_encoder(prepared.config)
-        told = export_encoder(encoder, run, {"method": None})
+        told = export_encoder(encoder, run, {"method": None}, data=prepared.dataset.name)
     for line in (*encoder.told(), *([told] if told else [])):
         display({"message": line})
     run_worker_stages(run, ["embed", "search"], LocalReporter(display))
-    run_index(run, _warn(display))
+    run_index(run, warn_on(display))
 
 
 @dataclass(frozen=True)
@@ -434,12 +436,12 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     name = configuration.method_name(config)
     trained = None
     if name is not None and load_method(name).keeps_decoder:
-        trained = open_trained(run, None, _reading(display))
-    own = trained.dataset if trained is not None else open_own(run, config, _reading(display))
+        trained = open_trained(run, None, show_reading(display))
+    own = trained.dataset if trained is not None else open_own(run, config, show_reading(display))
     images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
     if other is not None:
         found = open_other(
-            config.data, other, image_size=own.image_size, channels=own.channels, progress=_reading(display)
+            config.data, other, image_size=own.image_size, channels=own.channels, progress=show_reading(display)
         )
         images, names = found.train.join(found.val, found.test), found.class_names
     precision = plain_precision(resolve_precision(config.train.precision, device))

@@ -37,7 +37,7 @@ def knn_classify(train: Floats, train_labels: Ints, test: Floats, k: int, temper
         raise UserError(f"k is {k}: with {len(train)} training vectors it must be within 1 … {len(train)}")
     queries, references = normalise(test), normalise(train)
     predictions = np.empty(len(test), dtype=np.int64)
-    for rows in _chunks(len(test), max(k, n_classes)):
+    for rows in chunks(len(test), max(k, n_classes)):
         similarities, neighbours = faiss.knn(queries[rows], references, k, metric=faiss.METRIC_INNER_PRODUCT)
         predictions[rows] = _vote(similarities, train_labels[neighbours], temperature, n_classes)
     return predictions
@@ -172,7 +172,7 @@ def retrieval_per_query(vectors: Floats, labels: Ints) -> dict[str, NDArray[np.f
         raise UserError(f"retrieval among {len(labels)} images: at least two of them must be of one class")
     depth = int(min(max(others.max(), 10), len(labels) - 1))
     parts = []
-    for rows in _chunks(len(queries), len(labels)):
+    for rows in chunks(len(queries), len(labels)):
         nearest = _nearest_others(points, queries[rows], depth)
         hits = labels[nearest] == labels[queries[rows]][:, None]
         parts.append(_query_figures(hits, others[queries[rows]]))
@@ -214,7 +214,7 @@ def rankme(vectors: Floats) -> float:
         gram = wide @ wide.T
     else:
         gram = np.zeros((dim, dim))
-        for rows in _chunks(n, dim):
+        for rows in chunks(n, dim):
             chunk = vectors[rows].astype(np.float64)
             gram += chunk.T @ chunk
     singular = np.sqrt(np.clip(np.linalg.eigvalsh(gram), 0, None))
@@ -241,7 +241,7 @@ def uniformity(vectors: Floats) -> float:
     if n < 2:
         raise UserError(f"uniformity of {n} vectors: it needs at least 2")
     total = 0.0
-    for rows in _chunks(n, n):
+    for rows in chunks(n, n):
         # ‖u − v‖² = 2 − 2 u·v on the sphere
         potential = np.exp(4 * (points[rows] @ points.T) - 4)
         total += float(potential.sum(dtype=np.float64)) - float(np.trace(potential[:, rows], dtype=np.float64))
@@ -277,7 +277,7 @@ def interval_of_mean(
     return max(float(values.mean()) - half, least), min(float(values.mean()) + half, most)
 
 
-def _chunks(n: int, width: int) -> Iterator[slice]:
+def chunks(n: int, width: int) -> Iterator[slice]:
     """Slices of 0 … n whose rows of `width` cells fit the bound."""
     step = max(1, _CELLS // max(width, 1))
     for start in range(0, n, step):

@@ -19,7 +19,7 @@ from pipeline.flops import count_operations
 from pipeline.graph import WARM_STEPS
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.train import autocast, new_step, set_training, to_batch
-from pipeline.work import Work, batches_of, new_method, new_optimizer, quicken, views_of
+from pipeline.work import Work, batches_of, compile_or_capture, new_method, new_optimizer, views_of
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace
@@ -67,7 +67,7 @@ def profile_run(work: Work, steps: int, trace: Path) -> Profile:
     """Measure a run that is opened and has its backend and precision chosen; writes the trace. Nothing is trained."""
     with closing(Bench(work)) as bench:
         floor = find_floor(bench)  # first: no operation of a compiled network is seen
-        recorded = quicken(bench.method, work.config, work)
+        recorded = compile_or_capture(bench.method, work.config, work)
         bench.warm_up()
         parts, encoder = instrumented_pass(bench, steps)
         if recorded:

@@ -47,7 +47,7 @@ def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
     """
     with writing(run):
         run.mkdir(parents=True, exist_ok=True)
-        lock = _open_own(run / ".lock", os.O_RDWR, "a+")
+        lock = open_own(run / ".lock", os.O_RDWR, "a+")
     check_inside(run)
     with lock as file:
         deadline = time.monotonic() + wait_s
@@ -255,7 +255,7 @@ class MetricsLog:
         """Append rows and hand them to the operating system: they survive the death of this process."""
         if rows:
             forget(self.path)
-            with writing(self.path), _open_own(self.path, os.O_WRONLY | os.O_APPEND, "a") as file:
+            with writing(self.path), open_own(self.path, os.O_WRONLY | os.O_APPEND, "a") as file:
                 file.write("".join(json.dumps(_finite(row)) + "\n" for row in rows))
 
     def rows(self, *, all_whole: bool = True) -> Iterator[dict[str, Any]]:
@@ -313,7 +313,7 @@ def _whole_row(line: bytes, older: bool) -> dict[str, Any] | None:
         return None
 
 
-def _open_own(path: Path, flags: int, mode: str) -> TextIO:
+def open_own(path: Path, flags: int, mode: str) -> TextIO:
     """A file of a run to be written; never what a link in its place leads to."""
     flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

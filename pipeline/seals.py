@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+from pipeline.data.cache import cache_dir
 from pipeline.documents import DamagedError, load, open_regular, parse, read_bytes
 from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.files import placing
 
 RUN, OTHERS = "manifest.json", "files.json"  # where the notes of a run are, and those of a search or race
 TRIALS = "trials/"  # what a search has in a folder; in a race the folders are runs with notes of their own
@@ -63,6 +64,12 @@ def rewriting(path: Path) -> Iterator[None]:
     note(path)
 
 
+def put_noted(temporary: Path, path: Path) -> None:
+    """A whole file takes its place, and is noted."""
+    with rewriting(path):
+        os.replace(temporary, path)
+
+
 def forget(*paths: Path) -> None:
     """The files are about to change, or to go."""
     for store, names in _by_store(paths).items():
@@ -92,7 +99,7 @@ def update(store: Path, change: Callable[[Values], Values]) -> None:
         values = {key: value for key, value in change(before).items() if key != "seal"}
         if values.get("files") is not None:
             values["seal"] = seal_of(values)
-        write_json(store, values)
+        _write(store, values, put_noted)
 
 
 def seal_of(values: Mapping[str, Any]) -> str:
@@ -255,7 +262,7 @@ class Stamps:
         """Remember for other processes what was hashed here."""
         if self.changed and (memory := _memory(self.folder)) is not None:
             with suppress(OSError, UserError):  # a cache that cannot be written costs time alone
-                write_json(memory, self.known)
+                _write(memory, self.known, os.replace)
             self.changed = False
 
 
@@ -266,8 +273,6 @@ def save_stamps() -> None:
 
 
 def _memory(folder: Path) -> Path | None:
-    from pipeline.data.cache import cache_dir
-
     key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
     try:
         return cache_dir() / "facts" / f"stamps-{key}.json"
@@ -281,6 +286,11 @@ def _remembered(memory: Path | None) -> dict[str, list[Any]]:
     except (OSError, DamagedError):
         return {}
     return values if isinstance(values, dict) and all(isinstance(one, list) for one in values.values()) else {}
+
+
+def _write(path: Path, values: Values, put: Callable[[Path, Path], None]) -> None:
+    with placing(path, put) as temporary:
+        temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _stamp(found: os.stat_result) -> Stamp:

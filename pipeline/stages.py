@@ -83,15 +83,15 @@ from pipeline.work import (
     Stopped,
     Work,
     batches_of,
+    compile_or_capture,
     loader_processes,
     new_encoder,
     new_method,
     new_optimizer,
-    place,
-    quicken,
     read_at,
     required_method,
     schedule_of,
+    to_device,
 )
 
 BASELINE = "random-init"
@@ -117,7 +117,7 @@ def run_pretrain(work: Work) -> None:
     if already_done(work, "pretrain", key):
         return
     method = new_method(config, work)
-    recorded = quicken(method, config, work)
+    recorded = compile_or_capture(method, config, work)
     optimizer = new_optimizer(method, config.train)
     with stage(work, "pretrain", key) as facts:
         start, saved = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
@@ -136,7 +136,8 @@ def run_pretrain(work: Work) -> None:
             facts.update(guard=guard.facts())
         method.encoder = without_adapters(method.encoder)
         if work.is_main:
-            if told := export_encoder(method.encoder, work.run, {"method": required_method(config), "step": kept}):
+            facts_of = {"method": required_method(config), "step": kept}
+            if told := export_encoder(method.encoder, work.run, facts_of, data=work.dataset.name):
                 work.reporter.message(told)
             if method.keeps_decoder:
                 save_decoder(method, work.run)
@@ -996,7 +997,7 @@ def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
     encoder = new_encoder(work.config, weights=False) if scratch else load_encoder(work.run)
     torch.manual_seed(seed + draw)
     classifier = Classifier(ClassifierConfig(len(work.dataset.class_names or ())), encoder, traits)
-    place(classifier, work)
+    to_device(classifier, work)
     order = Order(len(images), batch, seed + draw)
     steps = settings.epochs * order.steps_per_epoch
     rates = TrainConfig(

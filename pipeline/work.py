@@ -19,6 +19,7 @@ from pipeline.augment import view_from_dict
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
+from pipeline.distributed import use_global_batch_norm
 from pipeline.encoders import Encoder, build_encoder
 from pipeline.errors import UserError
 from pipeline.frozen import frozen_features
@@ -150,7 +151,7 @@ def new_method(config: Config, work: Work) -> Method[Any]:
     torch.manual_seed(config.train.seed + 1)
     method = load_method(required_method(config))(config.method, encoder, traits)
     method.prepare(Before(work.dataset.train.ids, lambda source: work.frozen(source, "train")))
-    return place(method, work)
+    return to_device(method, work)
 
 
 def restrict(encoder: Encoder, settings: TrainConfig) -> None:
@@ -167,7 +168,7 @@ def scales_of(encoder: Encoder, settings: TrainConfig) -> dict[torch.Tensor, flo
     return rate_scales(encoder, settings.layer_decay) if settings.layer_decay < 1 else {}
 
 
-def quicken(method: Method[Any], config: Config, work: Work) -> bool:
+def compile_or_capture(method: Method[Any], config: Config, work: Work) -> bool:
     """Compile the encoder's network where that is asked for; whether to record the whole step as a CUDA graph."""
     if config.train.compile != "yes":
         return False
@@ -184,9 +185,9 @@ def required_method(config: Config) -> str:
     return name
 
 
-def place(method: Method[Any], work: Work) -> Method[Any]:
+def to_device(method: Method[Any], work: Work) -> Method[Any]:
     """Global BatchNorm, precision, device and memory layout."""
-    distributed.use_global_batch_norm(method)
+    use_global_batch_norm(method)
     if work.precision == "fp64":
         method.double()
     return method.to(work.device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

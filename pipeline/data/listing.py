@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,20 @@ from numpy.typing import NDArray
 from pipeline.data.reading import Note
 from pipeline.randomness import permutation
 
-if TYPE_CHECKING:
-    from pipeline.data.content import Contents
-
 TRAIN, VAL, TEST, NONE, OUTSIDE = "train", "val", "test", "", "outside"
 _SPLIT_WORDS = {
     TRAIN: ("train", "training"),
     VAL: ("val", "valid", "validation", "dev"),
     TEST: ("test", "testing"),
 }
+
+
+class Contents(Protocol):
+    """What the files of a set hold."""
+
+    def digest(self) -> str:
+        """Hex digest of it."""
+        ...
 
 
 class Store(ABC):
@@ -66,7 +71,7 @@ class Listing:
     store: Store
     identity: str  # digest of names and sizes: the same on every machine, and all that runs of before know of a set
     stamp: str  # digest of the times of last change: tells that a file was replaced by one of equal size
-    contents: "Contents | None" = None  # of the files; None for a set that its name tells
+    contents: Contents | None = None  # of the files; None for a set that its name tells
     kind: str = ""  # what it is, for people: a folder of images, parquet files …
     notes: tuple[Note, ...] = ()  # what was concluded
     passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set

@@ -57,7 +57,8 @@ def search_untrained(run: Path, reporter: Reporter) -> None:
     """Export the encoder as it comes, and choose what the run is searched by."""
     with writer_lock(run):
         if not has_encoder(run):
-            export_encoder(new_encoder(configuration.load(run / "config.json")), run, {"method": None})
+            encoder = new_encoder(configuration.load(run / "config.json"))
+            export_encoder(encoder, run, {"method": None}, data=own_data(run)["name"])
     run_worker_stages(run, ["search"], reporter)
 
 

@@ -53,7 +53,7 @@ def words(images: Path, tmp_path: Path, monkeypatch) -> list[str]:
 
 def test_a_compiled_network_is_measured_after_its_operations_were_counted(words, monkeypatch, capsys):
     calls = []
-    for name in ("find_floor", "quicken", "instrumented_pass", "plain_pass"):
+    for name in ("find_floor", "compile_or_capture", "instrumented_pass", "plain_pass"):
         monkeypatch.setattr(profile, name, noted(calls, name, getattr(profile, name)))
     with torch.compiler.set_stance("force_eager"):
         assert run_verb("profile", [*words, "--train.compile", "yes"]) == 0
@@ -61,7 +61,7 @@ def test_a_compiled_network_is_measured_after_its_operations_were_counted(words,
     found = json.loads(said.out)
     assert (found["compiled"], found["recorded"]) == (True, False)  # a CPU has no graphs
     assert "network compiled" in said.err
-    assert calls == ["find_floor", "quicken", "instrumented_pass", "plain_pass"]
+    assert calls == ["find_floor", "compile_or_capture", "instrumented_pass", "plain_pass"]
 
 
 def noted(calls: list[str], name: str, call):
@@ -80,7 +80,7 @@ def test_a_recorded_step_is_measured_whole(words, monkeypatch, capsys):
         return torch.from_numpy(work.dataset.train.padded(np.arange(len(work.dataset.train)))[0])
 
     monkeypatch.setattr(RecordedStep, "__call__", lambda *given: steps.append(given) or take_step(*given))
-    monkeypatch.setattr(profile, "quicken", lambda *_: True)
+    monkeypatch.setattr(profile, "compile_or_capture", lambda *_: True)
     monkeypatch.setattr(Work, "resident", held)
     assert run_verb("profile", words) == 0
     said = capsys.readouterr()

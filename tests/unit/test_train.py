@@ -25,7 +25,7 @@ from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import identity, run_pretrain
 from pipeline.train import Hooks, collapse_indicator, resolve_precision, to_batch, to_float, train
-from pipeline.work import Stopped, Work, new_method, quicken
+from pipeline.work import Stopped, Work, compile_or_capture, new_method
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]
@@ -517,7 +517,7 @@ def test_the_network_is_compiled_where_it_is_asked_for(prepared: Prepare) -> Non
     for value, expected in (("yes", True), ("no", False)):
         work = Work.open(prepared(value, "simclr", {"train.compile": value}).run, Silent())
         method = new_method(work.config, work)
-        assert not quicken(method, work.config, work)  # a CPU has no graphs
+        assert not compile_or_capture(method, work.config, work)  # a CPU has no graphs
         assert (method.encoder.net._compiled_call_impl is not None) is expected
 
 
