@@ -77,7 +77,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import config as configuration
-from pipeline import metrics, randomness, randomness_torch, recipes
+from pipeline import metrics, recipes
 from pipeline.augment.batched_backend import apply_table
 from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
 from pipeline.augment.spec import (
@@ -89,22 +89,25 @@ from pipeline.augment.spec import (
     Solarize,
     Spec,
 )
+from pipeline.base import randomness, randomness_torch
+from pipeline.base.device import autocast, resolve_precision
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Silent
+from pipeline.base.vectors import knn_classify, normalise
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data import Dataset, Images, open_dataset
-from pipeline.data.listing import digest
 from pipeline.data.loader import load_batches
 from pipeline.embed import embed_images
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.graph import can_be_recorded
 from pipeline.losses import nt_xent
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
 from pipeline.prepare import resolve
-from pipeline.reporter import Silent
 from pipeline.runfolder import describe_software
-from pipeline.train import Hooks, autocast, new_step, resolve_precision, set_learning_rate, to_batch, train
+from pipeline.train import Hooks, new_step, set_learning_rate, to_batch, train
 from pipeline.whitening import fit_whitening
 from pipeline.work import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 
@@ -1191,7 +1194,7 @@ def rate_encoder(work: Work, method: Method[Any], split: str) -> dict[str, Any]:
     references, queries = work.dataset.train, getattr(work.dataset, split)
     with torch.compiler.set_stance("force_eager"):  # compiling for other batches would take longer than embedding
         known, asked = (
-            metrics.normalise(embed_images(method.encoder, images, device=work.device, precision=work.precision))
+            normalise(embed_images(method.encoder, images, device=work.device, precision=work.precision))
             for images in (references, queries)
         )
     assert references.labels is not None
@@ -1200,7 +1203,7 @@ def rate_encoder(work: Work, method: Method[Any], split: str) -> dict[str, Any]:
     for added, change in (("", lambda vectors: vectors), (", whitened", whiten)):
         vectors, others = change(known), change(asked)
         for name, (k, temperature) in PROTOCOLS.items():
-            predicted = metrics.knn_classify(vectors, references.labels, others, min(k, len(known)), temperature, 10)
+            predicted = knn_classify(vectors, references.labels, others, min(k, len(known)), temperature, 10)
             hits, n = int((predicted == queries.labels).sum()), len(asked)
             interval = list(metrics.interval_of_proportion(hits, n))
             found[name + added] = {"accuracy": hits / n, "interval": interval, "n": n}

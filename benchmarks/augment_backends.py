@@ -20,8 +20,8 @@ import torch
 from pipeline.augment import albumentations_backend, batched_backend
 from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
 from pipeline.augment.spec import OPERATIONS, ColorJitter, Rotation, Spec, Table, Translation
+from pipeline.base.files import write_json
 from pipeline.data import open_dataset
-from pipeline.files import write_json
 from pipeline.runfolder import describe_software
 
 BATCH = 256

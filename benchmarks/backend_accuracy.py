@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from runs import facts, train
 
 from jobs.cli import take_config_paths
+from pipeline.base.device import choose_device
+from pipeline.base.files import write_json
+from pipeline.base.vectors import knn_classify, normalise
 from pipeline.embed import embed_images
 from pipeline.export import load_encoder
-from pipeline.files import write_json
-from pipeline.metrics import knn_classify, normalise
-from pipeline.train import choose_device
 
 BACKENDS = ("albumentations", "batched")
 K, TEMPERATURE = 20, 0.07

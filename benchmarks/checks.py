@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from runs import facts
 
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 
 HERE = Path(__file__).resolve().parent.parent
 

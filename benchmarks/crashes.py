@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 from pipeline.runfolder import describe_software
 
 KINDS = ("checkpoint", "driver", "machine", "start")

@@ -22,7 +22,7 @@ from runs import facts
 from torch import nn
 
 from jobs.cli import take_config_paths
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 
 PUBLISHED = 0.9401
 

@@ -21,7 +21,7 @@ from scipy.ndimage import gaussian_filter, median_filter
 from sklearn.decomposition import PCA
 
 from jobs.cli import take_config_paths
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 from pipeline.trained import Trained, open_trained
 
 CORRUPTIONS = ("gaussian", "salt-and-pepper", "masking")

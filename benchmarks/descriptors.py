@@ -21,11 +21,12 @@ import torch
 from numpy.typing import NDArray
 from runs import facts
 
+from pipeline.base.files import write_json
+from pipeline.base.vectors import knn_classify
 from pipeline.data import Images, open_dataset
 from pipeline.evaluate import raw_pixel_embeddings
-from pipeline.files import write_json
 from pipeline.frozen import BLOCK
-from pipeline.metrics import interval_of_proportion, knn_classify
+from pipeline.metrics import interval_of_proportion
 from pipeline.models.descriptors import DESCRIPTORS, describe
 
 K, TEMPERATURE = 20, 0.07

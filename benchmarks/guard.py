@@ -19,16 +19,16 @@ from numpy.typing import NDArray
 from runs import facts, train
 
 from jobs.cli import take_config_paths
+from pipeline.base.device import choose_device
+from pipeline.base.files import write_json
+from pipeline.base.vectors import knn_classify
 from pipeline.data import Dataset, Images
 from pipeline.embed import embed_images
 from pipeline.encoders import Encoder
 from pipeline.export import load_encoder
-from pipeline.files import write_json
 from pipeline.guard import NEIGHBOURS, TEMPERATURE, paired_error
-from pipeline.metrics import knn_classify
 from pipeline.prepare import Prepared, count_steps
 from pipeline.runfolder import MetricsLog, read_manifest
-from pipeline.train import choose_device
 from pipeline.work import new_encoder
 
 LEAST_SHARE = 0.2  # of the steps

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from runs import train
 
 from jobs.cli import take_config_paths
+from pipeline.base.vectors import kmeans
 from pipeline.data.dataset import Dataset
-from pipeline.metrics import cluster_agreement, kmeans, retrieval
+from pipeline.metrics import cluster_agreement, retrieval
 from pipeline.whitening import fit_whitening
 
 

@@ -38,10 +38,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 from pipeline.augment.spec import HorizontalFlip, RandomResizedCrop, Spec
+from pipeline.base.files import write_json
 from pipeline.data import decode, open_dataset
 from pipeline.data.decode import load_size_of
 from pipeline.data.loader import Order, Views
-from pipeline.files import write_json
 from pipeline.runfolder import describe_software
 from pipeline.train import to_batch
 

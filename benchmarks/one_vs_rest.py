@@ -17,7 +17,7 @@ from runs import facts, train
 
 from jobs.cli import take_config_paths
 from pipeline.anomalies import auroc, normal_images, rank_anomalies
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 from pipeline.trained import open_trained
 
 K = 5

@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.base.device import choose_device, resolve_precision, to_float
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Silent
 from pipeline.config import Config, load, override
 from pipeline.embed import BATCH, embed_images
-from pipeline.files import write_json
 from pipeline.prepare import open_data, prepare
 from pipeline.recipes import build_recipe
-from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, describe_software
 from pipeline.stages import run_index, run_worker_stages
-from pipeline.train import choose_device, resolve_precision, to_float
 from pipeline.work import new_encoder
 
 RECIPE = "simclr-cifar10"

@@ -40,12 +40,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline.data.cache import cache_dir
+from pipeline.base.cache_folder import cache_dir
+from pipeline.base.device import choose_device, resolve_precision, to_float
+from pipeline.base.files import sha256, write_json
+from pipeline.base.vectors import knn_classify
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.files import sha256, write_json
-from pipeline.metrics import interval_of_proportion, knn_classify
+from pipeline.metrics import interval_of_proportion
 from pipeline.runfolder import describe_software
-from pipeline.train import choose_device, resolve_precision, to_float
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).resolve().parent / "peers"

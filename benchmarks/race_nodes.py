@@ -24,8 +24,8 @@ from typing import Any
 from runs import facts
 
 from jobs.cli import take_config_paths
+from pipeline.base.files import write_json
 from pipeline.cluster.train import few_processes
-from pipeline.files import write_json
 
 MEMORY = 80 * 1024**2  # bytes of a node's object store
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.base.progress import Display
+from pipeline.base.reporter import LocalReporter
 from pipeline.config import override
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
-from pipeline.progress import Display
 from pipeline.recipes import build_recipe
-from pipeline.reporter import LocalReporter
 from pipeline.runfolder import describe_software
 from pipeline.stages import run_worker_stages
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.base.files import write_json
 from pipeline.config import override
-from pipeline.files import write_json
 from pipeline.index import build_index, measure_recall
 from pipeline.launch import open_for_profile
 from pipeline.profile import Bench, plain_pass

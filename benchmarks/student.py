@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from runs import facts
 
+from pipeline.base.device import plain_precision
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Silent
 from pipeline.embed import embed_images
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.export import load_encoder
-from pipeline.files import write_json
 from pipeline.methods.distill import DistillConfig
 from pipeline.models.teachers import build_teacher
-from pipeline.reporter import Silent
-from pipeline.train import plain_precision
 from pipeline.work import Work
 
 

@@ -18,7 +18,7 @@ from runs import facts
 from tune_search import difference
 
 from jobs.cli import take_config_paths
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 from pipeline.tune.ledger import load_trials
 from pipeline.tune.space import FAMILIES, applies
 

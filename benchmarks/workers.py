@@ -25,9 +25,9 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from pipeline import config as configuration
-from pipeline.files import write_json
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Silent
 from pipeline.prepare import open_data
-from pipeline.reporter import Silent
 from pipeline.runfolder import describe_software
 from pipeline.train import to_batch, wrap_for_workers
 from pipeline.work import Work, batches_of, new_method

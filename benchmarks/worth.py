@@ -22,10 +22,10 @@ from unittest import mock
 from rich.console import Console
 from runs import facts, train
 
+from pipeline.base.progress import Display
 from pipeline.config import Config, DataConfig, override
 from pipeline.evaluate import read_evaluation
 from pipeline.launch import embed_without_training
-from pipeline.progress import Display
 from pipeline.recipes import HELD_OUT
 from pipeline.runfolder import read_manifest
 from pipeline.stages import run_evaluate, run_index

@@ -11,7 +11,7 @@ from jobs.decoding import counting, out_folder, show
 from jobs.main import run_verb
 
 if TYPE_CHECKING:
-    from pipeline.progress import Display
+    from pipeline.base.progress import Display
 
 SUMMARY = (
     "Rank held-out images, or those of another folder, by how unusual they are: reconstruction error, negative ELBO or "
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=("data.path",))
     run = run_folder(parsed, other_images=True)
-    from pipeline.progress import Display
+    from pipeline.base.progress import Display
 
     with Display() as display:
         out = out_folder(run, parsed, "anomalies")

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.errors import UserError, nearest
-from pipeline.terminal import say
+from pipeline.base.errors import UserError, nearest
+from pipeline.base.terminal import say
 
 # At most 20 flags with --help; every other path of the config works the same way.
 FLAGS = {
@@ -162,8 +162,8 @@ def note_place(run: Path, parsed: Parsed) -> None:
     """Note where the images of a run are now, where that is said."""
     path = parsed.changes.pop(PLACE[0], None)
     if path is not None:
+        from pipeline.base.progress import Display
         from pipeline.launch import move_shown
-        from pipeline.progress import Display
 
         with Display() as display:
             move_shown(run, path, display)

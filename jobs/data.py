@@ -24,12 +24,12 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("data", SUMMARY, argv, arguments, flags=OPTIONS)
     check_paths("data", parsed.changes, [name.removeprefix("--").replace("-", "_") for name in OPTIONS])
+    from pipeline.base.progress import Display
     from pipeline.config import Config, DataConfig, override
     from pipeline.data.concluded import facts, lines
     from pipeline.data.regular import check_target
     from pipeline.data.sheet import write_sheet
     from pipeline.prepare import open_data
-    from pipeline.progress import Display
 
     changes = {**parsed.changes, "data.path": parsed.values["path"]}
     if parsed.values["sheet"]:

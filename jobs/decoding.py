@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parsed
-from pipeline.terminal import say
+from pipeline.base.terminal import say
 
 if TYPE_CHECKING:
-    from pipeline.progress import Display
+    from pipeline.base.progress import Display
     from pipeline.trained import Trained
 
 

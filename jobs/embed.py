@@ -9,8 +9,8 @@ import click
 
 from jobs.cli import Parsed, check_paths, command_line, parse, run_folder
 from jobs.main import run_verb
-from pipeline.errors import UserError
-from pipeline.terminal import plain
+from pipeline.base.errors import UserError
+from pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
     from pipeline.config import Config
@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
     """Parse, embed, print where the embeddings are."""
     argument = click.Argument(["run"], required=False, metavar="[RUN]")
     parsed = parse("embed", SUMMARY, argv, [argument], flags=FLAGS)
+    from pipeline.base.progress import Display
     from pipeline.launch import embed_run, embed_without_training
-    from pipeline.progress import Display
 
     with Display() as display:
         if parsed.values["run"] is None:

@@ -7,7 +7,7 @@ import click
 from jobs.cli import parse, run_argument, run_folder
 from jobs.main import run_verb
 from jobs.start import run_stage
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 GROUPS = ("finetune.", "cluster.")
 SUMMARY = (

@@ -6,7 +6,7 @@ import sys
 from jobs.cli import command_line, parse, run_argument, run_folder
 from jobs.main import run_verb
 from jobs.start import plan_on_run
-from pipeline.terminal import say
+from pipeline.base.terminal import say
 
 SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
 
@@ -17,8 +17,8 @@ def main(argv: list[str]) -> int:
     """Parse, build, print where the index is."""
     parsed = parse("index", SUMMARY, argv, [run_argument()], flags=FLAGS)
     run = run_folder(parsed)
+    from pipeline.base.progress import Display
     from pipeline.launch import changed_config, search_anew
-    from pipeline.progress import Display
     from pipeline.runfolder import read_manifest
     from pipeline.stages import run_index
 

@@ -7,7 +7,7 @@ import click
 from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.decoding import open_shown, out_folder, show
 from jobs.main import run_verb
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 SUMMARY = (
     "Decode the way from image A to image B: straight between the codes, along an arc where the code has a Gaussian "
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"interpolate takes two images and {len(ends)} are named: rayssl interpolate RUN A B")
     if values["grid"] is not None and ends:
         raise UserError(f"--grid {values['grid']} draws all codes and {ends[0]} is one image: leave one of them out")
+    from pipeline.base.progress import Display
     from pipeline.interpolate import draw_grid, interpolate
-    from pipeline.progress import Display
 
     with Display() as display:
         trained = open_shown(run, None, display)

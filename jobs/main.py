@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.errors import UserError, nearest, outside_fault
-from pipeline.terminal import plain_lines, say
+from pipeline.base.errors import UserError, nearest, outside_fault
+from pipeline.base.terminal import plain_lines, say
 
 VERBS = {
     "run": "the whole pipeline by a recipe; on your own images without one: a race",

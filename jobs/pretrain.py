@@ -9,7 +9,7 @@ import click
 from jobs.cli import command_line, parse
 from jobs.main import leave, run_verb
 from jobs.start import concluded, plan_of, stop_early
-from pipeline.terminal import plain
+from pipeline.base.terminal import plain
 
 SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
 
@@ -17,8 +17,8 @@ SUMMARY = "Train an encoder by a recipe and export it; the same command again co
 def main(argv: list[str]) -> int:
     """Parse, train, print where the encoder is."""
     parsed = parse("pretrain", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")])
+    from pipeline.base.progress import Display
     from pipeline.launch import start
-    from pipeline.progress import Display
 
     plan = plan_of(parsed, ("pretrain",), command_line())
     with Display() as display:

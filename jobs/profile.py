@@ -10,8 +10,8 @@ import click
 
 from jobs.cli import RUN_FLAGS, parse
 from jobs.main import run_verb
-from pipeline.errors import UserError
-from pipeline.terminal import plain
+from pipeline.base.errors import UserError
+from pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,10 +34,10 @@ def main(argv: list[str]) -> int:
     path = Path(parsed.values["trace"])
     if not path.absolute().parent.is_dir():
         raise UserError(f"--trace {path}: {path.absolute().parent} is no folder")
+    from pipeline.base.progress import Display
     from pipeline.config import override
     from pipeline.launch import open_for_profile
     from pipeline.profile import profile_run
-    from pipeline.progress import Display
     from pipeline.recipes import build_recipe
 
     with Display() as display:

@@ -12,7 +12,7 @@ import click
 
 from jobs.cli import PLACE, parse, run_argument, run_folder
 from jobs.main import run_verb
-from pipeline.terminal import say
+from pipeline.base.terminal import say
 
 SUMMARY = (
     "The most similar images of a run to some images, with cosine scores. IMAGE is a file, a folder or a URL. One that "

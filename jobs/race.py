@@ -11,7 +11,7 @@ import click
 
 from jobs.cli import Parsed, command_line, parse
 from jobs.main import leave, run_verb
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 if TYPE_CHECKING:
     from pipeline.race.board import Board
@@ -116,9 +116,9 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
     """Let another candidate be the winner."""
     if place is None or parsed.changes:
         raise UserError("--choose NAME takes the folder of a race and nothing else: rayssl race OUT --choose NAME")
+    from pipeline.base.lease import writer_lock
     from pipeline.race.board import Board
     from pipeline.race.end import overrule
-    from pipeline.runfolder import writer_lock
 
     out = Path(place)
     if not (out / "race.json").is_file():

@@ -24,10 +24,10 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
+    from pipeline.base.lease import writer_lock
+    from pipeline.base.progress import Display
     from pipeline.evaluate import write_evaluation
-    from pipeline.progress import Display
     from pipeline.reconstruct import reconstruct
-    from pipeline.runfolder import writer_lock
 
     with Display() as display:
         trained = open_shown(run, parsed.values["encoder"], display)

@@ -8,8 +8,8 @@ import click
 
 from jobs.cli import PLACE, note_place, parse
 from jobs.main import run_verb
-from pipeline.errors import UserError
-from pipeline.terminal import plain
+from pipeline.base.errors import UserError
+from pipeline.base.terminal import plain
 
 SUMMARY = "A self-contained report.html over one run, or over several with comparison.json beside it."
 
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Parse, write, print where the report is."""
     runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
     parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--data.path", "--out"), only=PLACE)
-    from pipeline.progress import PlainConsole
+    from pipeline.base.progress import PlainConsole
     from pipeline.report import print_comparison
     from pipeline.runfolder import read_manifest, winner_of
     from pipeline.stages import run_report

@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     if parsed.values["recipe"] is None and "data.path" in parsed.changes:
         return run_race(parsed)
     refuse_race_options(parsed)
+    from pipeline.base.progress import Display
     from pipeline.launch import ALL, start
-    from pipeline.progress import Display
 
     plan = plan_of(parsed, ALL, command_line())
     with Display() as display:

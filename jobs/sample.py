@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
-    from pipeline.progress import Display
+    from pipeline.base.progress import Display
     from pipeline.sample import sample
 
     with Display() as display:

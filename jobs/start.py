@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import Parsed, command_line
-from pipeline.terminal import plain, plain_lines
+from pipeline.base.terminal import plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,7 +38,7 @@ def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
 def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tuple[str, ...], command: str) -> "Plan":
     """Stages on an existing run folder, whose config may be changed only within `groups`."""
     from pipeline import config as configuration
-    from pipeline.errors import UserError
+    from pipeline.base.errors import UserError
     from pipeline.launch import Plan
 
     for path in parsed.changes:
@@ -61,9 +61,9 @@ def run_stage(
     quiet: bool = False,
 ) -> int:
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
+    from pipeline.base.progress import Display
     from pipeline.launch import continue_runs
     from pipeline.learned import warnings_of
-    from pipeline.progress import Display
     from pipeline.records import read_evaluation
 
     with Display() as display:

@@ -11,7 +11,7 @@ import click
 from jobs.cli import Parsed, command_line, parse
 from jobs.main import run_verb
 from jobs.start import concluded
-from pipeline.terminal import plain
+from pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
     from pipeline.tune.board import Board

@@ -12,8 +12,8 @@ import click
 
 from jobs.cli import parse, run_argument
 from jobs.main import run_verb
-from pipeline.errors import UserError
-from pipeline.terminal import say
+from pipeline.base.errors import UserError
+from pipeline.base.terminal import say
 
 if TYPE_CHECKING:
     from pipeline.verify import Finding
@@ -73,8 +73,8 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
 def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[str]:
     """Remove what is left over, and tell or run what makes the rest whole; returns the commands that failed."""
+    from pipeline.base.lease import writer_lock
     from pipeline.repair import AGAIN, clear, remove, repairs_of
-    from pipeline.runfolder import writer_lock
     from pipeline.verify import left_over, owner_of
 
     damaged: dict[Path, list[str]] = {}
@@ -106,8 +106,8 @@ def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[st
 
 def train_again(run: Path) -> None:
     """What pre-training leaves, from the run's own checkpoint."""
-    from pipeline.progress import Display
-    from pipeline.reporter import LocalReporter
+    from pipeline.base.progress import Display
+    from pipeline.base.reporter import LocalReporter
     from pipeline.stages import run_worker_stages
 
     if (run / "config.json").exists():

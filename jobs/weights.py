@@ -8,7 +8,7 @@ import click
 
 from jobs.cli import parse
 from jobs.main import run_verb
-from pipeline.terminal import plain, say
+from pipeline.base.terminal import plain, say
 
 if TYPE_CHECKING:
     from pipeline.models.pretrained import Available
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
 
 
 def _fetch(name: str, weights: str, *, as_json: bool) -> int:
+    from pipeline.base.progress import format_bytes
     from pipeline.models.fetch import fetch, find_remote
-    from pipeline.progress import format_bytes
 
     remote = find_remote(name, weights)
     size = format_bytes(remote.bytes) if remote.bytes is not None else "of unknown size"
@@ -54,7 +54,7 @@ def _fetch(name: str, weights: str, *, as_json: bool) -> int:
 
 
 def _table(found: "list[Available]") -> list[str]:
-    from pipeline.progress import format_bytes
+    from pipeline.base.progress import format_bytes
 
     if not found:
         return [

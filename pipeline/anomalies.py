@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
 from pipeline.embed import embed_images
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
 from pipeline.reconstruct import squared_error
 from pipeline.trained import Progress, Trained
 

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pipeline.base.errors import UserError
 from pipeline.data import decode, to_square
 from pipeline.data.decode import load_size_of, read_header
 from pipeline.data.formats import SUFFIXES
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.data.storage import find, is_url
-from pipeline.errors import UserError
 
 MOST_BYTES = 256 * 1024**2  # of one encoded image from elsewhere
 PATIENCE = 30.0  # seconds that a server may stay silent

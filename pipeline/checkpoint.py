@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.documents import load
-from pipeline.errors import UserError
-from pipeline.files import sha256, writing
-from pipeline.schemas import CheckpointFile, CheckpointState
-from pipeline.seals import check, digest, forget, forget_folder, note
+from pipeline.base.atomic import writing
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.files import sha256
+from pipeline.base.schemas import CheckpointFile, CheckpointState
+from pipeline.base.seals import check, digest, forget, forget_folder, note
 
 SCHEMA = 1
 EXTRA = "extra.safetensors"

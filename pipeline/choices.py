@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from pipeline import config as configuration
-from pipeline import distributed
 from pipeline.augment import Spec, view_from_dict
+from pipeline.base import collectives
 from pipeline.config import Config
 from pipeline.graph import can_be_recorded, has_compiler
 from pipeline.methods import load_method
@@ -37,26 +37,26 @@ def fix_precision(work: Work) -> None:
     """Write down what `auto` became, once: a run that is continued on another machine must not change it."""
     if work.config.train.precision != "auto":
         return
-    chosen: Any = distributed.broadcast_object(work.precision)
+    chosen: Any = collectives.broadcast_object(work.precision)
     work.precision = chosen
     work.config = replace(work.config, train=replace(work.config.train, precision=chosen))
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
+    collectives.barrier()
 
 
 def fix_backend(work: Work) -> None:
     """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
     if work.config.augment.backend not in ("auto", "fastest"):
         return
-    found = distributed.broadcast_object(choose_backend(work) if work.is_main else None)
+    found = collectives.broadcast_object(choose_backend(work) if work.is_main else None)
     assert found is not None
     chosen, reason = found
     work.reporter.message(f"augmentation: {chosen} backend ({reason})")
     work.config = replace(work.config, augment=replace(work.config.augment, backend=chosen))
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
+    collectives.barrier()
 
 
 def choose_backend(work: Work) -> tuple[Any, str]:
@@ -106,11 +106,11 @@ def fix_steps(work: Work) -> Config:
     if config.train.minutes is None or config.train.steps is not None:
         return config
     work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
-    seconds = distributed.broadcast_object(seconds_a_step(work))
+    seconds = collectives.broadcast_object(seconds_a_step(work))
     work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 / seconds))))
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
+    collectives.barrier()
     return work.config
 
 
@@ -122,7 +122,7 @@ def fix_compile(work: Work) -> None:
     work.config = replace(work.config, train=replace(work.config.train, compile=chosen))
     if work.is_main:
         configuration.save(work.config, work.run / "config.json")
-    distributed.barrier()
+    collectives.barrier()
 
 
 def compiling_pays(work: Work) -> bool:

@@ -17,16 +17,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import config as configuration
-from pipeline import distributed, seals
+from pipeline.base import collectives, seals
+from pipeline.base.device import plain_precision
+from pipeline.base.errors import UserError, nearest
+from pipeline.base.randomness import permutation
 from pipeline.config import Config
 from pipeline.data import Images
 from pipeline.encoders import Encoder, describe
-from pipeline.errors import UserError, nearest
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.frozen import descriptor_features, digest_of, frozen_stages
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
-from pipeline.randomness import permutation
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (
     AUTO_DIM,
@@ -47,7 +48,6 @@ from pipeline.search.choice import (
 from pipeline.search.networks import LAST, names_of, pooled_stages
 from pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
 from pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
-from pipeline.train import plain_precision
 from pipeline.work import Work, new_encoder
 
 UNTRAINED = "untrained"
@@ -148,7 +148,7 @@ def choose_vectors(work: Work) -> Search | None:
     decided: Any = None
     if work.is_main:
         decided = decide(work, look, single, train, val)
-    vectors, candidates, facts, dim = distributed.broadcast_object(decided)
+    vectors, candidates, facts, dim = collectives.broadcast_object(decided)
     return finish(work, look, vectors, candidates, facts, dim)
 
 

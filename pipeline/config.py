@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypedDict
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.errors import UserError, nearest
+from pipeline.base.errors import UserError, nearest
 from pipeline.methods import METHODS, load_method
 
 SCHEMA = 1
@@ -290,16 +290,16 @@ def _settles(path: str, planned: str) -> bool:
 
 def save(config: Config, path: Path) -> None:
     """Write as JSON, whole or not at all."""
-    from pipeline.files import write_json
+    from pipeline.base.files import write_json
 
     write_json(path, to_dict(config))
 
 
 def load(path: Path) -> Config:
     """Read a saved config; raises UserError where it is missing, damaged or of another schema version."""
-    from pipeline.documents import load as load_document
-    from pipeline.schemas import Document
-    from pipeline.seals import check
+    from pipeline.base.documents import load as load_document
+    from pipeline.base.schemas import Document
+    from pipeline.base.seals import check
 
     remedy = "restore it, or start the run again in a new --out"
     values = load_document(path, Document, remedy, f"{path} does not exist: {path.parent} is not a run folder")

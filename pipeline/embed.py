@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import distributed
+from pipeline.base import collectives
+from pipeline.base.device import autocast, to_float
 from pipeline.data.dataset import Images
 from pipeline.encoders import Encoder
-from pipeline.train import autocast, to_float
 
 BATCH = 256
 READERS = 8  # threads that read images for a GPU, at most
@@ -68,8 +68,8 @@ def extract(
     encoder.eval()
     encoder.to(memory_format=torch.channels_last)  # a third quicker in bf16 on a CPU
     size = int(encoder.image_size)  # type: ignore[arg-type]
-    bounds = np.linspace(0, len(images), distributed.world_size() + 1).astype(int)
-    mine = np.arange(bounds[distributed.rank()], bounds[distributed.rank() + 1])
+    bounds = np.linspace(0, len(images), collectives.world_size() + 1).astype(int)
+    mine = np.arange(bounds[collectives.rank()], bounds[collectives.rank() + 1])
     collected: dict[str, Tensor] = {}
     done = 0
     # One empty batch where there is nothing to do: the shapes must be known on every worker.
@@ -83,7 +83,7 @@ def extract(
         done += len(pixels)
         if progress is not None:
             progress(done, len(mine))
-    return {name: distributed.gather_rows(value).numpy() for name, value in collected.items()}
+    return {name: collectives.gather_rows(value).numpy() for name, value in collected.items()}
 
 
 def read_ahead(images: Images, indices: NDArray[np.int64], size: int, device: torch.device) -> Iterator[Tensor]:
@@ -91,7 +91,7 @@ def read_ahead(images: Images, indices: NDArray[np.int64], size: int, device: to
 
     Beside a GPU by several threads, because one cannot keep it busy; beside a CPU, whose cores are busy, by one.
     """
-    threads = max(1, min(READERS, (os.cpu_count() or 1) // distributed.world_size())) if device.type == "cuda" else 1
+    threads = max(1, min(READERS, (os.cpu_count() or 1) // collectives.world_size())) if device.type == "cuda" else 1
 
     def read(rows: NDArray[np.int64]) -> Tensor:
         pixels = torch.from_numpy(images.square(rows, size))

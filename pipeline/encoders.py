@@ -25,7 +25,7 @@ from pipeline.backbones import (
     pooled,
     smallest_image,
 )
-from pipeline.errors import UserError, nearest
+from pipeline.base.errors import UserError, nearest
 from pipeline.models.timm_networks import TIMM, build_timm, config_of, find_stages, is_timm, spread, timm_stages
 from pipeline.weights import OWN, Weights, load_weights, read_weights
 

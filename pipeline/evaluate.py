@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline import metrics
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
+from pipeline.base.vectors import kmeans, knn_classify, normalise
 from pipeline.embeddings import Embeddings
-from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.records import flat_of, read_evaluation, sealed
 from pipeline.runfolder import read_manifest
 from pipeline.whitening import fit_whitening
@@ -220,10 +221,10 @@ def _record(
 
 def _knn_records(train: Embeddings, test: Embeddings, k: int, temperature: float) -> list[Record]:
     """Of the features, and of whitened ones."""
-    points = metrics.normalise(train.vectors)
+    points = normalise(train.vectors)
     whiten = fit_whitening(points)
     known = replace(train, vectors=whiten(points))
-    asked = replace(test, vectors=whiten(metrics.normalise(test.vectors)))
+    asked = replace(test, vectors=whiten(normalise(test.vectors)))
     what = " of L2-normalised embeddings, whitened by those of the former"
     return [
         _knn_record("knn/top1", train, test, k, temperature),
@@ -235,9 +236,7 @@ def _knn_record(metric: str, train: Embeddings, test: Embeddings, k: int, temper
     assert train.labels is not None
     assert test.labels is not None
     used = min(k, len(train.vectors))
-    predicted = metrics.knn_classify(
-        train.vectors, train.labels, test.vectors, used, temperature, _n_classes(train, test)
-    )
+    predicted = knn_classify(train.vectors, train.labels, test.vectors, used, temperature, _n_classes(train, test))
     n = len(test.labels)
     hits = int((predicted == test.labels).sum())
     protocol = (
@@ -252,7 +251,7 @@ def _cluster_records(test: Embeddings, clusters: int, seed: int) -> list[Record]
     n = len(test.labels)
     if n < clusters:
         return []
-    assignment = metrics.kmeans(test.vectors, clusters, seed)
+    assignment = kmeans(test.vectors, clusters, seed)
     intervals = metrics.cluster_intervals(assignment, test.labels, seed)
     protocol = (
         f"k-means with {clusters} clusters on the L2-normalised embeddings of {n} images of {test.split}, best of 10 "

@@ -10,11 +10,11 @@ from torch import nn
 
 from pipeline.augment.defaults import finetune_view
 from pipeline.augment.spec import Spec
+from pipeline.base.errors import UserError
+from pipeline.base.randomness import permutation
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.randomness import permutation
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import distributed
+from pipeline.base import collectives
 from pipeline.data import Images
 from pipeline.data.cache import keep_floats, kept_floats
 from pipeline.encoders import Encoder
@@ -90,7 +90,7 @@ def frozen_stages(
 
 def _kept(keys: list[str], n: int) -> list[Floats | None]:
     """Rank 0's, whichever workers have them: workers must not disagree by a rounding."""
-    found: Any = distributed.broadcast_object([kept_floats(key, n) for key in keys] if _is_main() else None)
+    found: Any = collectives.broadcast_object([kept_floats(key, n) for key in keys] if _is_main() else None)
     return found  # type: ignore[no-any-return]
 
 
@@ -101,7 +101,7 @@ def _keep(values: dict[str, Floats]) -> None:
 
 
 def _is_main() -> bool:
-    return distributed.rank() == 0
+    return collectives.rank() == 0
 
 
 def digest_of(encoder: Encoder) -> str:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline import distributed
 from pipeline.augment.batched_backend import pack, unpack
 from pipeline.augment.fixed_backend import apply_arrays, arrays_of
+from pipeline.base import collectives
 from pipeline.data.loader import Drawn, RawBatch
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.optim import set_learning_rate
@@ -35,7 +35,7 @@ WARM_STEPS = 3  # without a graph first: libraries choose and compile their kern
 def can_be_recorded(method: type[Method[Any]], optimizer: str, resident: Tensor | None) -> bool:
     """Whether the step is always the same for the device, whatever the batch."""
     held = resident is not None and resident.is_cuda
-    return held and method.draws_only_views and optimizer in RECORDED_OPTIMIZERS and distributed.world_size() == 1
+    return held and method.draws_only_views and optimizer in RECORDED_OPTIMIZERS and collectives.world_size() == 1
 
 
 def has_compiler() -> bool:

@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import distributed
+from pipeline.base import collectives
+from pipeline.base.randomness import permutation
+from pipeline.base.vectors import kmeans, knn_classify
 from pipeline.data.dataset import Images
 from pipeline.embed import embed_images
 from pipeline.encoders import Encoder
 from pipeline.layers import without_adapters
-from pipeline.metrics import kmeans, knn_classify
-from pipeline.randomness import permutation
 
 LOOKS = 20  # in a run, the start not counted: one every 5 % of the steps
 QUERIES, REFERENCES = 1024, 4096  # validation and training images that are looked at, at most
@@ -285,7 +285,7 @@ class Guard:
 
 def _of_rank_0(measure: Callable[[], NDArray[T]]) -> NDArray[T]:
     """Rank 0's, on every worker: a last bit that is another on another machine must not divide them."""
-    found = distributed.broadcast_object(measure() if distributed.rank() == 0 else None)
+    found = collectives.broadcast_object(measure() if collectives.rank() == 0 else None)
     assert found is not None
     return found
 

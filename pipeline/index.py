@@ -6,8 +6,6 @@ An index that whitens maps its vectors and its queries by itself, and searches b
 match them is refused and can always be built again.
 """
 
-import math
-import re
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,38 +16,35 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.documents import load
-from pipeline.errors import MissingError, UserError
-from pipeline.files import replacing, sha256, write_json
-from pipeline.metrics import normalise
-from pipeline.runfolder import settled
-from pipeline.schemas import IndexFile
-from pipeline.seals import check, digest, forget
+from pipeline.base.documents import load
+from pipeline.base.errors import MissingError, UserError
+from pipeline.base.faiss_factory import auto_factory, built_as, cannot_build
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.lease import settled
+from pipeline.base.schemas import IndexFile
+from pipeline.base.seals import check, digest, forget
+from pipeline.base.vectors import normalise
 from pipeline.whitening import Whitening
 
 SCHEMA = 1
 
+
 Floats = NDArray[np.float32]
+
+
 Ints = NDArray[np.int64]
 
+
 _limits = threading.Lock()  # FAISS keeps its reading limits per process
+
+
 _TABLE_BYTES = 2 << 30  # FAISS' own bound on the table that it computes while it reads an IVF-PQ index
-TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
+
+
 LEAST_RECALL = 0.9  # of the ten nearest: an index that finds fewer is told
+
+
 _EPSILON = 1e-6  # similarities this close are a tie: float32 rounding of a sum of D products
-
-
-def auto_factory(n: int) -> str:
-    """The FAISS factory string for n vectors: exact to 100,000, then HNSW, then IVF with 4√n lists.
-
-    Exact search takes milliseconds to 100,000; a graph's links cost 8 · 32 bytes a vector, too much beyond some
-    millions (FAISS wiki, "Guidelines to choose an index"; autofaiss' rules).
-    """
-    if n <= 100_000:
-        return "Flat"
-    if n <= 2_000_000:
-        return "HNSW32"
-    return f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))},Flat"
 
 
 def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Whitening | None = None) -> faiss.Index:
@@ -76,43 +71,6 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Wh
         raise cannot_build(factory, f"{len(points)} vectors", points.shape[1], error) from None
     _set_effort(index)
     return index
-
-
-def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
-    return UserError(
-        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({reason_of(error)}); "
-        "Flat always works"
-    )
-
-
-def built_as(factory: str) -> str:
-    """The factory string that FAISS is given: scores are cosines, and no time goes into what no search uses."""
-    return _without_polysemous_codes(_with_cosines(factory))
-
-
-def _without_polysemous_codes(factory: str) -> str:
-    """With "np" behind every PQ: training its codes to be compared as bits too takes seven times as long."""
-    return re.sub(r"(?<![A-Za-z_])(PQ\d+(?:x\d+)?)(?=,|$|\+|\))", r"\1np", factory)
-
-
-def _with_cosines(factory: str) -> str:
-    """The factory string with L2norm behind its last transform, without which scores would be no cosines."""
-    parts = factory.split(",")
-    transforms = [i for i, part in enumerate(parts) if TRANSFORM.match(part.strip())]
-    if not transforms or parts[transforms[-1] + 1 :][:1] == ["L2norm"]:
-        return factory
-    return ",".join([*parts[: transforms[-1] + 1], "L2norm", *parts[transforms[-1] + 1 :]])
-
-
-def check_factory(factory: str, dim: int, n: int) -> None:
-    """Raises UserError for a factory string that cannot index `n` vectors of `dim` numbers, as far as that is known."""
-    try:
-        index = faiss.index_factory(dim, built_as(factory), faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as error:
-        raise cannot_build(factory, "vectors", dim, error) from None
-    lists = faiss.try_extract_index_ivf(index)
-    if lists is not None and lists.nlist > n:
-        raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")
 
 
 def _behind_whitening(index: faiss.Index, whitening: Whitening) -> faiss.Index:
@@ -168,11 +126,6 @@ def _inner(index: faiss.Index) -> faiss.Index:
     if isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
-
-
-def reason_of(error: RuntimeError) -> str:
-    """A FAISS error in one line, without its place in the C++ source."""
-    return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: )?", "", " ".join(str(error).split()))
 
 
 def recall_warning(recall: float, factory: str, n: int) -> str | None:

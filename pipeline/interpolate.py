@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.base.device import to_float
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
 from pipeline.data import decode, to_square
 from pipeline.data.decode import load_size_of
 from pipeline.data.shown import Shown
-from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.reconstruct import squared_error, to_pixels
-from pipeline.train import to_float
 from pipeline.trained import Clean, Trained
 
 EDGE = 0.98  # a grid over a Gaussian prior covers so much of it in each direction

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.progress import Display, format_duration
 from pipeline.config import Config
 from pipeline.data.concluded import lines
-from pipeline.errors import OutsideError, UserError
 from pipeline.plan import START_SECONDS
 from pipeline.prepare import A_GUESS, Prepared, announce, prepare
-from pipeline.progress import Display, format_duration
-from pipeline.runfolder import own_data, writer_lock
+from pipeline.runfolder import own_data
 
 if TYPE_CHECKING:
     import torch
@@ -207,9 +208,9 @@ def prepare_shown(
 
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
+    from pipeline.base.reporter import LocalReporter
     from pipeline.choices import choose_backend, compiling_pays
     from pipeline.prepare import open_and_resolve
-    from pipeline.reporter import LocalReporter
     from pipeline.work import Work
 
     config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
@@ -240,8 +241,8 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline import distributed
-    from pipeline.reporter import LocalReporter, Silent
+    from pipeline.base import collectives
+    from pipeline.base.reporter import LocalReporter, Silent
     from pipeline.stages import pending, run_worker_stages
     from pipeline.work import Stopped
 
@@ -250,7 +251,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # rank 0 reads the images first
     configs = [replace(c, cluster=replace(c.cluster, workers=dist.get_world_size())) for c in plan.configs]
-    main = distributed.rank() == 0
+    main = collectives.rank() == 0
     reporter = LocalReporter(display)
     prepared = []
     names = [stage for stage in plan.stages if stage in WORKER]
@@ -263,7 +264,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
                     prepared.append(shown)
                     todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
             finally:
-                todo = distributed.broadcast_object(todo)
+                todo = collectives.broadcast_object(todo)
             if todo is None:
                 raise SystemExit(2)
             with reporter.stop_on_signals():
@@ -332,11 +333,11 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
 
     Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
     """
+    from pipeline.base.reporter import LocalReporter
     from pipeline.embeddings import name_in
     from pipeline.own import is_intact
     from pipeline.places import is_gone
     from pipeline.prepare import open_other
-    from pipeline.reporter import LocalReporter
     from pipeline.stages import embed_other_data, run_worker_stages
 
     reporter = LocalReporter(display)
@@ -380,7 +381,7 @@ def have_moved(run: Path, place: str, display: Display) -> bool:
 
 def search_anew(run: Path, display: Display, *, asked: bool) -> None:
     """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
-    from pipeline.reporter import LocalReporter
+    from pipeline.base.reporter import LocalReporter
     from pipeline.search.store import has_search
     from pipeline.stages import changed_since, check_search, is_whole, run_worker_stages
 
@@ -391,8 +392,8 @@ def search_anew(run: Path, display: Display, *, asked: bool) -> None:
 
 def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
+    from pipeline.base.reporter import LocalReporter
     from pipeline.export import export_encoder
-    from pipeline.reporter import LocalReporter
     from pipeline.stages import run_index, run_worker_stages
     from pipeline.work import new_encoder
 
@@ -424,11 +425,11 @@ class Watched:
 
 def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
+    from pipeline.base.device import choose_device, plain_precision, resolve_precision
     from pipeline.export import load_encoder
     from pipeline.methods import load_method
     from pipeline.own import open_own
     from pipeline.prepare import open_other
-    from pipeline.train import choose_device, plain_precision, resolve_precision
     from pipeline.trained import open_trained
 
     config = configuration.load(run / "config.json")
@@ -515,8 +516,8 @@ def new_folder(out: Path) -> Iterator[None]:
 
 def track_search(search: "Search", before: set[int], best: "Trial | None", warn: Callable[[str], None]) -> None:
     """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
+    from pipeline.base.wandb_tracker import start_tracker
     from pipeline.runfolder import stage_key
-    from pipeline.tracking import start_tracker
     from pipeline.tune.ledger import load_trials
 
     new = [trial for trial in load_trials(search.out) if trial.number not in before]

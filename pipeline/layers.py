@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 
 
 def stage_paths(encoder: Encoder) -> tuple[str, ...]:

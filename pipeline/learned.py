@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.runfolder import read_manifest
 from pipeline.watch import HAIR, STILL
 

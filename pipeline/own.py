@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
 from pipeline.config import Config
 from pipeline.data import Dataset
-from pipeline.errors import UserError
 from pipeline.places import at_place, check_there, moved, started_at
 from pipeline.prepare import open_data
-from pipeline.runfolder import as_recorded, own_data, recorded, update_manifest, writer_lock
+from pipeline.runfolder import as_recorded, own_data, recorded, update_manifest
 
 Progress = Callable[[int, int], None]
 

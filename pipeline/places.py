@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
 from pipeline.config import Config
 from pipeline.data import WORDS, is_named, storage
-from pipeline.errors import UserError
 from pipeline.runfolder import read_manifest
 
 PLACES = ("data.path", "data.labels", "data.splits")  # of the images and of what is told of them

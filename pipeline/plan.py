@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 Optimizer = Literal["sgd", "adamw", "lars", "muon"]
 

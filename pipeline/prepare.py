@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.progress import format_bytes, format_duration
 from pipeline.config import Config, DataConfig
 from pipeline.data import AUTO, WORDS, Dataset, Reading, of_classes, open_dataset
 from pipeline.data.concluded import facts, lines
 from pipeline.data.named import HANDED
-from pipeline.errors import UserError
 from pipeline.places import at_places_of, check_there, moved, started_at
 from pipeline.plan import (
     MINUTES,
@@ -25,8 +27,7 @@ from pipeline.plan import (
     stages_seconds,
     step_seconds,
 )
-from pipeline.progress import format_bytes, format_duration
-from pipeline.runfolder import as_recorded, describe_software, is_unstarted, recorded, update_manifest, writer_lock
+from pipeline.runfolder import as_recorded, describe_software, is_unstarted, recorded, update_manifest
 
 if TYPE_CHECKING:
     from pipeline.methods.base import Traits
@@ -508,7 +509,7 @@ def check_index(config: Config, dataset: Dataset, dim: int) -> None:
     """Raises UserError for an index that could not be built after the training."""
     if config.index.factory == "auto":
         return
-    from pipeline.index import check_factory
+    from pipeline.base.faiss_factory import check_factory
 
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     check_factory(config.index.factory, dim, images)

@@ -10,17 +10,18 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.asked import Asked, images_of, squares_of
+from pipeline.base.documents import parse, read_bytes
+from pipeline.base.errors import MissingError, UserError, nearest
+from pipeline.base.lease import settled
 from pipeline.data import sample_id, storage
 from pipeline.data.formats import marks
 from pipeline.data.regular import check_target
 from pipeline.data.shown import BY_TYPE, Shown
-from pipeline.documents import parse, read_bytes
 from pipeline.embeddings import Embeddings, files_of, load_embeddings
 from pipeline.encoders import Encoder
-from pipeline.errors import MissingError, UserError, nearest
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_embeddings, check_matches, load_index, search
-from pipeline.runfolder import data_name, own_data, settled, winner_of
+from pipeline.runfolder import data_name, own_data, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
 from pipeline.weights import read_manifest as read_export
@@ -147,7 +148,7 @@ def save_gallery(
     """
     from matplotlib.figure import Figure
 
-    from pipeline.files import replacing
+    from pipeline.base.files import replacing
 
     kind = picture_format(path, len(results))
     asked = asked if asked is not None else images_of([result["query"] for result in results])

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from pipeline import recipes_autoencoder
+from pipeline.base.errors import UserError, nearest
 from pipeline.config import (
     AugmentConfig,
     Config,
@@ -20,7 +21,6 @@ from pipeline.config import (
     TrainConfig,
     method_config,
 )
-from pipeline.errors import UserError, nearest
 
 T = TypeVar("T")
 

@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
 from pipeline.evaluate import Record
 from pipeline.export import encoder_hash
-from pipeline.files import replacing, write_json
 from pipeline.methods.base import Method
 from pipeline.trained import Progress, Trained
 

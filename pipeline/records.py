@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.documents import load
-from pipeline.errors import UserError
-from pipeline.schemas import EncoderFile, Evaluation
-from pipeline.seals import digest, fits, noted_hash, seal_of
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.schemas import EncoderFile, Evaluation
+from pipeline.base.seals import digest, fits, noted_hash, seal_of
 
 FILE = "evaluation.json"
 VERBS = {"probe/": "probe", "finetune@": "finetune", "reconstruct/": "reconstruct", "likelihood/": "reconstruct"}

@@ -10,11 +10,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.base.errors import UserError
+from pipeline.base.seals import OTHERS, forget_folder, note
 from pipeline.embeddings import files_of, read_facts
-from pipeline.errors import UserError
 from pipeline.records import VERBS, read_evaluation
 from pipeline.runfolder import data_name, read_manifest
-from pipeline.seals import OTHERS, forget_folder, note
 from pipeline.search.store import FILE, TENSORS
 from pipeline.tune.search import load_search
 

@@ -1,125 +1,41 @@
 """The run folder: the only thing passed between stages. One writer at a time, a manifest, a log of metrics."""
 
-import errno
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
-import socket
-import stat
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
-from pipeline.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
-from pipeline.errors import MissingError, UserError
-from pipeline.files import UNFINISHED, is_locked, replacing, writing
-from pipeline.schemas import Manifest, RaceFile, Row
-from pipeline.seals import check, fits, forget, note, seal_of, update
+from pipeline.base.atomic import UNFINISHED, writing
+from pipeline.base.documents import LONGEST_LINE, DamagedError, fit, load, open_regular, parse
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing
+from pipeline.base.schemas import Manifest, RaceFile, Row
+from pipeline.base.seals import check, fits, forget, note, seal_of, update
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
+from pipeline.base.lease import open_own
 
 SCHEMA = 1
+
+
 COMMIT = "RAYSSL_COMMIT"  # variable by which a job is told the commit of its code
-WAIT_FOR_WRITER = 10.0  # seconds that a reader waits for files to fit
+
+
 PACKAGES = ("rayssl", "torch", "torchvision", "ray", "albumentations", "faiss-gpu", "faiss-cpu", "numpy")
-
-
-T = TypeVar("T")
-_held: set[Path] = set()  # run folders that this process writes
-_settling: ContextVar[bool] = ContextVar("_settling", default=False)
-
-
-@contextmanager
-def writer_lock(run: Path, wait_s: float = 30.0) -> Iterator[None]:
-    """Be the only writer of a run folder; a dead writer's lock is gone with it.
-
-    Waits, because a worker outlives its killed driver by some seconds. Raises UserError when it stays taken.
-    """
-    with writing(run):
-        run.mkdir(parents=True, exist_ok=True)
-        lock = open_own(run / ".lock", os.O_RDWR, "a+")
-    check_inside(run)
-    with lock as file:
-        deadline = time.monotonic() + wait_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    file.seek(0)
-                    raise UserError(
-                        f"{run} is being written by {file.read().strip() or 'another process'}: "
-                        "wait for it or stop it, or use another --out"
-                    ) from None
-                time.sleep(0.1)
-        with suppress(OSError):  # on a full disk nobody is told who writes
-            os.ftruncate(file.fileno(), 0)
-            os.pwrite(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        held = run.absolute()
-        _held.add(held)
-        try:
-            yield
-        finally:
-            _held.discard(held)
-
-
-def settled(folder: Path, read: Callable[[], T]) -> T:
-    """What `read` makes of files in a run folder; what does not fit is read again while another process writes there.
-
-    Files that belong together are replaced one after the other: a reader beside a writer may see one of each state.
-    """
-    places = (folder.absolute(), *folder.absolute().parents[:4])
-    run = next((place for place in places if (place / ".lock").exists()), None)
-    if run is None or run in _held or _settling.get():
-        return read()
-    within = _settling.set(True)  # what is read within is read again as a whole
-    try:
-        return _settled(run, read)
-    finally:
-        _settling.reset(within)
-
-
-def _settled(run: Path, read: Callable[[], T]) -> T:
-    deadline = time.monotonic() + WAIT_FOR_WRITER
-    while time.monotonic() < deadline:
-        try:
-            return read()
-        except MissingError:  # not waited for, but it may have gone between one look at the folder and the next
-            return read()
-        except UserError:
-            if not is_locked(run / ".lock"):
-                break
-        time.sleep(0.02)
-    return read()
 
 
 def is_unstarted(run: Path) -> bool:
     """Whether a folder holds nothing, or what a command that was killed at its first file has left."""
     return all(path.name == ".lock" or path.name.endswith(UNFINISHED) for path in run.iterdir())
-
-
-def check_inside(run: Path) -> None:
-    """Raises UserError where a folder of a run is a link to another place: what is written there would be elsewhere."""
-    root = run.resolve()
-    for above, folders, _ in os.walk(run):  # does not follow links
-        for name in folders:
-            path = Path(above, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(root):
-                raise UserError(
-                    f"{path} is a link to {os.readlink(path)}: nothing is written outside of a run's own folder: "
-                    "put a folder in its place"
-                )
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -311,24 +227,6 @@ def _whole_row(line: bytes, older: bool) -> dict[str, Any] | None:
         return _row(line, older)
     except DamagedError:
         return None
-
-
-def open_own(path: Path, flags: int, mode: str) -> TextIO:
-    """A file of a run to be written; never what a link in its place leads to."""
-    flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        return _regular(os.open(path, flags, 0o644), path, mode)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise UserError(f"{path} is a link or folder, not a file: remove it") from None
-        raise
-
-
-def _regular(handle: int, path: Path, mode: str) -> TextIO:
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise UserError(f"{path} is no file: remove it")
-    return cast(TextIO, os.fdopen(handle, mode))
 
 
 def _commit() -> str | None:

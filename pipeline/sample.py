@@ -16,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import randomness_torch
+from pipeline.base import randomness_torch
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, write_json
 from pipeline.data import Images, to_square
-from pipeline.errors import UserError
 from pipeline.evaluate import RAW_PIXEL_VALUES
-from pipeline.files import replacing, write_json
 from pipeline.reconstruct import to_pixels
 from pipeline.trained import BATCH, Progress, Trained
 

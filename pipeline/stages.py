@@ -18,7 +18,17 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import config as configuration
-from pipeline import distributed
+from pipeline.base import collectives
+from pipeline.base.device import choose_device, plain_precision, resolve_precision, to_float
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
+from pipeline.base.lease import writer_lock
+from pipeline.base.reporter import Reporter
+from pipeline.base.schemas import Draws
+from pipeline.base.seals import damaged_of, digest, fits
+from pipeline.base.vectors import normalise
+from pipeline.base.wandb_tracker import Tracker, start_tracker
 from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
 from pipeline.checkpoint import list_checkpoints, load_checkpoint, load_extra, save_checkpoint
 from pipeline.choices import (
@@ -31,11 +41,9 @@ from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.documents import load
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.evaluate import (
     Record,
     drop_stale_records,
@@ -44,37 +52,23 @@ from pipeline.evaluate import (
     write_evaluation,
 )
 from pipeline.export import encoder_hash, export_encoder, load_encoder
-from pipeline.files import write_json
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.layers import without_adapters
 from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
-from pipeline.metrics import interval_of_proportion, normalise
+from pipeline.metrics import interval_of_proportion
 from pipeline.own import open_own
 from pipeline.places import as_started
 from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.records import lost_of, read_evaluation, verb_of
-from pipeline.reporter import Reporter
-from pipeline.runfolder import (
-    MetricsLog,
-    begin_stage,
-    data_name,
-    mark_stage,
-    stage_done,
-    stage_key,
-    update_manifest,
-    writer_lock,
-)
-from pipeline.schemas import Draws
-from pipeline.seals import damaged_of, digest, fits
+from pipeline.runfolder import MetricsLog, begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
 from pipeline.search.apply import check_own_encoder, load_searcher
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
-from pipeline.tracking import Tracker, start_tracker
-from pipeline.train import Hooks, NotFinite, choose_device, plain_precision, resolve_precision, to_float, train
+from pipeline.train import Hooks, NotFinite, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.watch import Watch
 from pipeline.weights import read_manifest as read_export_manifest
@@ -144,7 +138,7 @@ def run_pretrain(work: Work) -> None:
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=done, precision=work.precision, device=str(work.device))
             tell_doubts(work, method, facts)
-        distributed.barrier()
+        collectives.barrier()
         if work.is_main and method.keeps_decoder:
             show_reconstructions(work, method)
 
@@ -511,7 +505,7 @@ def has_records(run: Path, beginning: str) -> bool:
 
 def already_done(work: Work, name: str, key: str) -> bool:
     """`is_done`, decided on rank 0: the manifest may change between one worker's look and another's."""
-    return distributed.broadcast_object(is_done(work.run, name, key) if work.is_main else None) is True
+    return collectives.broadcast_object(is_done(work.run, name, key) if work.is_main else None) is True
 
 
 def pending(run: Path, names: list[str], config: Config, dataset: Dataset) -> list[str]:
@@ -526,12 +520,12 @@ def pending(run: Path, names: list[str], config: Config, dataset: Dataset) -> li
 @contextmanager
 def main_writes(run: Path) -> Iterator[None]:
     """The run's lock on rank 0; the others wait until it is held."""
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         with writer_lock(run):
-            distributed.barrier()
+            collectives.barrier()
             yield
     else:
-        distributed.barrier()
+        collectives.barrier()
         yield
 
 
@@ -545,7 +539,7 @@ def stage(work: Work, name: str, key: str) -> Iterator[dict[str, Any]]:
         yield facts
     if work.is_main:
         mark_stage(work.run, name, key, time.perf_counter() - began, **facts)
-    distributed.barrier()
+    collectives.barrier()
 
 
 @contextmanager
@@ -662,7 +656,7 @@ def training_hooks(
                 else {"stage": name, "guard": {"state": state, "size": guard.sample.size}}
             )
             save_checkpoint(folder, step=step, model=method, optimizer=optimizer, keep=keep, facts=facts, extra=extra)
-        distributed.barrier()
+        collectives.barrier()
 
     def due(step: int) -> bool:
         # Asked only now and then, so an epoch may have ended some steps ago.
@@ -942,8 +936,8 @@ def finetune_draws(work: Work, *, scratch: bool) -> list[float]:
     path = work.run / "checkpoints" / "finetune.json"
     settings = replace(work.config.finetune, scratch=scratch)
     key = stage_key(dataclasses.asdict(settings), encoder_hash(work.run), work.dataset.fingerprint)
-    accuracies = distributed.broadcast_object(finished_draws(path).get(key, []) if work.is_main else [])
-    if accuracies and not scratch and not distributed.broadcast_object(work.is_main and keeps_draws_of(work.run, key)):
+    accuracies = collectives.broadcast_object(finished_draws(path).get(key, []) if work.is_main else [])
+    if accuracies and not scratch and not collectives.broadcast_object(work.is_main and keeps_draws_of(work.run, key)):
         accuracies[0] = finetune_draw(work, 0, key, scratch=False)  # finetuned/ is another amount's
     for draw in range(len(accuracies), settings.draws):
         accuracies.append(finetune_draw(work, draw, key, scratch=scratch))
@@ -989,7 +983,7 @@ def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
         draw=draw,
     )
     images = work.dataset.train.select(rows[chosen])
-    world = distributed.world_size()
+    world = collectives.world_size()
     batch = min(settings.batch_size, len(images)) // world * world
     if batch == 0:
         raise UserError(f"--cluster.workers is {world}: there are only {len(images)} labelled images to fine-tune on")
@@ -1004,7 +998,7 @@ def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
         learning_rate=settings.learning_rate, batch_size=batch, weight_decay=settings.weight_decay, nesterov=True
     )
     views = Views(
-        images, order, Classifier.default_views(traits), traits.image_size, seed + draw, distributed.rank(), world
+        images, order, Classifier.default_views(traits), traits.image_size, seed + draw, collectives.rank(), world
     )
     name = f"finetune{'-scratch' if scratch else ''}/{draw}"
     log = MetricsLog(work.run)

@@ -16,14 +16,17 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pipeline import distributed
+from pipeline.base import collectives
+from pipeline.base.device import autocast, to_float
+from pipeline.base.errors import UserError
 from pipeline.data.loader import Drawn, RawBatch
-from pipeline.errors import UserError
 from pipeline.layers import keep_statistics
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.optim import set_learning_rate
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
+
+
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody
 
 
@@ -92,7 +95,7 @@ def train(
         set_learning_rate(optimizer, rate)
         output = take_step(raw, rate)
         method.after_step(step, stop)
-        meter.add(step, raw.epoch, rate, output, len(raw.ids) * distributed.world_size())
+        meter.add(step, raw.epoch, rate, output, len(raw.ids) * collectives.world_size())
         if hooks.look_due(step + 1):
             meter.flush(hooks)
             if hooks.look(step + 1) and step + 1 < stop:
@@ -102,8 +105,8 @@ def train(
         if not meter.time_to_poll(step):
             continue
         meter.flush(hooks)
-        stopping = distributed.any_rank(hooks.should_stop())
-        if (stopping or distributed.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
+        stopping = collectives.any_rank(hooks.should_stop())
+        if (stopping or collectives.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
             hooks.checkpoint(step + 1)
         if stopping and step + 1 < stop:
             return step + 1
@@ -156,45 +159,12 @@ def new_step(
 
 def wrap_for_workers(method: Method[Any]) -> nn.Module:
     """DistributedDataParallel where there are several workers. Buffers need no broadcast: statistics are global."""
-    if distributed.world_size() == 1:
+    if collectives.world_size() == 1:
         return method
     # torch 2.15 renamed the argument.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     return DistributedDataParallel(method, **{name: False})  # type: ignore[arg-type]
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bf16 autocast, or nothing."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def resolve_precision(precision: str, device: torch.device) -> str:
-    """auto: bf16 where the processor computes in it, else fp32."""
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    has_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return "bf16" if has_bf16 else "fp32"
-
-
-def plain_precision(precision: str) -> str:
-    """What a trained network is used in: single precision also where it was trained in double, as it is kept so."""
-    return "fp32" if precision == "fp64" else precision
-
-
-def choose_device() -> torch.device:
-    """The GPU this worker was given, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def to_float(images: Tensor, device: torch.device, precision: str) -> Tensor:
-    """uint8 (B, H, W, C) → floats in [0, 1], (B, C, H, W), channels last in memory."""
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    return images.to(device, non_blocking=True).permute(0, 3, 1, 2).to(dtype).div_(255)
 
 
 def to_batch(raw: RawBatch, device: torch.device, precision: str, seed: int, resident: Tensor | None = None) -> Batch:
@@ -257,7 +227,7 @@ class Meter:
 
     def time_to_poll(self, step: int) -> bool:
         """Whether to log and to look outside after this step; all workers answer alike."""
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             return (step + 1) % POLL_STEPS == 0 or step + 1 == self.stop
         return time.perf_counter() - self.last_flush >= POLL_SECONDS or step + 1 == self.stop
 
@@ -265,9 +235,9 @@ class Meter:
         """Log the steps since the last time; raises UserError at the first loss that is not finite."""
         if not self.pending:
             return
-        losses = distributed.mean_over_ranks(torch.stack(self.losses)).tolist()
+        losses = collectives.mean_over_ranks(torch.stack(self.losses)).tolist()
         names = sorted(self.logs[0])
-        logs = distributed.mean_over_ranks(
+        logs = collectives.mean_over_ranks(
             torch.stack([torch.stack([log[name].to(self.losses[0]) for name in names]) for log in self.logs])
         ).tolist() if names else [[]] * len(losses)  # fmt: skip
         for row, loss, values in zip(self.pending, losses, logs):

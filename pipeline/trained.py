@@ -16,20 +16,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline import config as configuration
+from pipeline.base.device import autocast, choose_device, plain_precision, resolve_precision, to_float
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.schemas import DecoderFile
+from pipeline.base.seals import check, digest, forget
 from pipeline.config import Config
 from pipeline.data import Dataset, Images
-from pipeline.documents import load
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
-from pipeline.files import replacing, sha256, write_json
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.own import open_own
 from pipeline.prepare import traits_of
-from pipeline.schemas import DecoderFile
-from pipeline.seals import check, digest, forget
-from pipeline.train import autocast, choose_device, plain_precision, resolve_precision, to_float
 from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.weights import read_state
 

@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones import RESNETS
-from pipeline.documents import load
-from pipeline.errors import MissingError, UserError
-from pipeline.given import cut
-from pipeline.memory import free_memory
+from pipeline.base.documents import load
+from pipeline.base.errors import MissingError, UserError
+from pipeline.base.lease import settled
+from pipeline.base.memory import free_memory
+from pipeline.base.schemas import EncoderFile
+from pipeline.base.seals import check, digest
+from pipeline.base.settings_files import cut
 from pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
 from pipeline.models.timm_networks import (
     config_of,
@@ -26,9 +29,6 @@ from pipeline.models.timm_networks import (
     is_timm,
     tags_of,
 )
-from pipeline.runfolder import settled
-from pipeline.schemas import EncoderFile
-from pipeline.seals import check, digest
 
 SCHEMA = 1  # of encoder.json
 EXPORT_AGAIN = "export the encoder again: the command that started the run does it"

@@ -14,25 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import config as configuration
-from pipeline import distributed
 from pipeline.augment import view_from_dict
+from pipeline.base import collectives
+from pipeline.base.collectives import use_global_batch_norm
+from pipeline.base.device import choose_device, plain_precision, resolve_precision
+from pipeline.base.errors import UserError
+from pipeline.base.memory import keep_freed_memory
+from pipeline.base.reporter import Reporter
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.distributed import use_global_batch_norm
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.frozen import frozen_features
 from pipeline.graph import can_be_recorded
 from pipeline.layers import add_adapters, freeze_stages, rate_scales
-from pipeline.memory import keep_freed_memory
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.own import open_own
 from pipeline.prepare import count_steps, open_data, traits_of
-from pipeline.reporter import Reporter
-from pipeline.train import choose_device, plain_precision, resolve_precision
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
@@ -72,7 +72,7 @@ class Work:
     @property
     def is_main(self) -> bool:
         """Whether this is the worker that writes."""
-        return distributed.rank() == 0
+        return collectives.rank() == 0
 
     def at_size(self, size: int) -> Dataset:
         """The same images in the same parts, read for a network of `size` pixels a side."""
@@ -232,8 +232,8 @@ def views_of(work: Work, images: Images, config: Config) -> Views:
         [view_from_dict(view) for view in config.augment.views or ()],
         work.dataset.image_size,
         config.train.seed,
-        distributed.rank(),
-        distributed.world_size(),
+        collectives.rank(),
+        collectives.world_size(),
         backend=config.augment.backend,
         on_device=config.augment.backend == "batched" and work.resident() is not None,
         small_until=round(config.train.small_views * steps),
@@ -250,4 +250,4 @@ def loader_processes(config: Config, device: torch.device) -> int:
     """Next to a GPU, processes; next to a CPU, where augmentation is a few percent of a step, a thread will do."""
     if config.data.processes is not None:
         return config.data.processes
-    return min(8, max(1, (os.cpu_count() or 2) // distributed.world_size() - 1)) if device.type == "cuda" else 0
+    return min(8, max(1, (os.cpu_count() or 2) // collectives.world_size() - 1)) if device.type == "cuda" else 0

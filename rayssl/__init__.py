@@ -22,11 +22,11 @@ from pipeline import __version__
 
 if TYPE_CHECKING:
     from pipeline.augment import Spec, load_views
+    from pipeline.base.errors import UserError
     from pipeline.config import Config, override
     from pipeline.data import Dataset, open_dataset
     from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
     from pipeline.encoders import Encoder, build_encoder
-    from pipeline.errors import UserError
     from pipeline.evaluate import evaluate_embeddings
     from pipeline.export import export_encoder, load_encoder
     from pipeline.index import build_index, load_index, search
@@ -48,7 +48,7 @@ _NAMES = {
     "Space": "pipeline.tune.space",
     "Spec": "pipeline.augment",
     "TuneSettings": "pipeline.tune.search",
-    "UserError": "pipeline.errors",
+    "UserError": "pipeline.base.errors",
     "build_encoder": "pipeline.encoders",
     "build_index": "pipeline.index",
     "build_recipe": "pipeline.recipes",

@@ -10,11 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.base.progress import Display
+from pipeline.base.reporter import Reporter, Silent
 from pipeline.config import override
 from pipeline.prepare import prepare
-from pipeline.progress import Display
 from pipeline.recipes import build_recipe
-from pipeline.reporter import Reporter, Silent
 from pipeline.stages import run_worker_stages
 
 Rows = list[dict[str, Any]]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from pipeline.augment.spec import Spec
 from pipeline.augment.user_pipeline import UserPipeline
-from pipeline.errors import UserError
-from pipeline.given import read_given, shown
+from pipeline.base.errors import UserError
+from pipeline.base.settings_files import read_given, shown
 
 __all__ = ["Spec", "UserPipeline", "View", "apply_batch", "gallery", "load_views", "view_from_dict", "view_to_dict"]
 

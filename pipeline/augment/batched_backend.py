@@ -21,7 +21,7 @@ from torch.nn.functional import grid_sample
 
 from pipeline.augment import spec as operations
 from pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table
-from pipeline.randomness_torch import uniform
+from pipeline.base.randomness_torch import uniform
 
 Values = NDArray[Any]
 Step = tuple[Operation, Draws]

@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.given import cut
-from pipeline.randomness import hash_key
+from pipeline.base.errors import UserError
+from pipeline.base.randomness import hash_key
+from pipeline.base.settings_files import cut
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import randomness_torch
-from pipeline.distributed import gather_with_grad
+from pipeline.base import randomness_torch
+from pipeline.base.collectives import gather_with_grad
 from pipeline.losses import at_least_float32
 
 EXACT_CODES = 4  # up to so many, the Jacobian is made whole: a backward pass a code

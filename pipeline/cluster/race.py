@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline import tracking
+from pipeline.base import wandb_tracker
+from pipeline.base.errors import UserError
+from pipeline.base.memory import give_back_memory
+from pipeline.base.reporter import Interrupted
 from pipeline.cluster.room import alive_nodes, count_workers
 from pipeline.cluster.train import (
     FileReporter,
@@ -27,11 +30,8 @@ from pipeline.cluster.train import (
     run_beside,
     threads_asked,
 )
-from pipeline.errors import UserError
-from pipeline.memory import give_back_memory
 from pipeline.race.parts import Ended, Room, Task
 from pipeline.race.plan import threads_of
-from pipeline.reporter import Interrupted
 
 DIED = "the trial's process died: it was killed, or out of memory"
 WAIT_SECONDS = 0.2
@@ -95,7 +95,7 @@ class Track:
             num_cpus=min(threads, most), num_gpus=self.gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
         gpu = self.gpus > 0
-        told = tracking.variables()
+        told = wandb_tracker.variables()
         waiting = {remote.remote(task, str(self.control), gpu, told): task for task in tasks}
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=WAIT_SECONDS)
@@ -133,7 +133,7 @@ def work_on(task: Task, control: str, gpu: bool, told_to_wandb: dict[str, str]) 
     from pipeline.work import Stopped
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    tracking.obey(told_to_wandb)
+    wandb_tracker.obey(told_to_wandb)
     if not gpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     reporter = StopOnly(Path(control)) if task.timed else FileReporter(Path(control), task.name)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.errors import UserError, nearest
+from pipeline.base.errors import UserError, nearest
 from pipeline.runfolder import COMMIT, describe_software
 
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds pipeline/ and jobs/

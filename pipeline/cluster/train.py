@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import tracking
+from pipeline.base import wandb_tracker
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Interrupted, Silent, handle_signals
 from pipeline.cluster.closed import closed_to_others, lets_anybody_in
-from pipeline.errors import OutsideError, UserError
-from pipeline.files import write_json
-from pipeline.reporter import Interrupted, Silent, handle_signals
 
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
@@ -415,7 +415,7 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
             "control": str(control),
             "threads": threads_asked() or int(scale.resources_per_worker["CPU"]),
             "gpu": scale.use_gpu,
-            "wandb": tracking.variables(),
+            "wandb": wandb_tracker.variables(),
         },
         torch_config=FileRendezvous() if own_cluster else None,
         scaling_config=scale,
@@ -454,16 +454,16 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from pipeline import distributed
+    from pipeline.base import collectives
     from pipeline.stages import run_worker_stages
     from pipeline.work import Stopped
 
     if not settings["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
     torch.set_num_threads(max(1, settings["threads"]))
-    tracking.obey(settings["wandb"])
+    wandb_tracker.obey(settings["wandb"])
     control = Path(settings["control"])
-    main = distributed.rank() == 0
+    main = collectives.rank() == 0
     reporter = FileReporter(control) if main else StopOnly(control)
     if (control / "outcome.json").exists():  # a worker has said that the input is wrong: so it will be again
         return
@@ -476,7 +476,7 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     except UserError as error:
         # Any worker may find it, the others then wait in a collective: failing ends them, and a restart ends at once.
         write_json(control / "outcome.json", {"user_error": str(error)})
-        if distributed.world_size() > 1:
+        if collectives.world_size() > 1:
             raise
 
 

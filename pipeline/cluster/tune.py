@@ -20,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.memory import give_back_memory
+from pipeline.base.reporter import Interrupted
 from pipeline.cluster.room import alive_nodes, cores_a_worker, count_workers
 from pipeline.cluster.train import (
     Resources,
@@ -29,9 +32,6 @@ from pipeline.cluster.train import (
     quiet_ray,
     run_beside,
 )
-from pipeline.errors import UserError
-from pipeline.memory import give_back_memory
-from pipeline.reporter import Interrupted
 from pipeline.tune.ledger import (
     FAILED,
     FINISHED,

@@ -1,6 +1,6 @@
 """Images: from files, shards, tables, URLs or a name to random access."""
 
-from pipeline.data.cache import cache_dir
+from pipeline.base.cache_folder import cache_dir
 from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
 from pipeline.data.decode import decode, to_square
 from pipeline.data.named import is_named

@@ -16,26 +16,20 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.cache_folder import cache_dir
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, write_json
 from pipeline.data.room import hold, make_room, touch
 from pipeline.data.scan import is_flat
 from pipeline.data.shown import Pixels
-from pipeline.errors import UserError
-from pipeline.files import replacing, write_json
 
 FORMAT = 2  # of packs and facts; another number leaves the old ones unused
 
+
 _BLOCK = 1 << 20
+
+
 _BLOCKS = 64
-
-
-def cache_dir() -> Path:
-    """$RAYSSL_CACHE, else ~/.cache/rayssl; made where missing. Raises UserError where it cannot be written."""
-    folder = Path(os.environ.get("RAYSSL_CACHE") or Path.home() / ".cache" / "rayssl").expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cache folder {folder} cannot be made ({error.strerror}): set RAYSSL_CACHE") from None
-    return folder
 
 
 def remembered(key: str, compute: Callable[[], Any]) -> Any:

@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.data.decode import decode, to_square
 from pipeline.data.duplicates import Duplicates, count_duplicates, duplicate_notes
 from pipeline.data.listing import Store
 from pipeline.data.reading import AUTO, Note
 from pipeline.data.shown import BY_TYPE, Pixels, Shown
-from pipeline.errors import UserError
 
 
 class Reader(Protocol):

@@ -8,9 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pipeline.base.errors import UserError
 from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
 from pipeline.data.reading import AUTO, WORDS, Note, Reading
-from pipeline.errors import UserError
 
 SPLIT_TOKENS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),

@@ -1,8 +1,6 @@
 """What a source of images has to tell: which images there are, and how to read one."""
 
 import functools
-import hashlib
-import itertools
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +11,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.randomness import permutation
 from pipeline.data.reading import Note
-from pipeline.randomness import permutation
 
 TRAIN, VAL, TEST, NONE, OUTSIDE = "train", "val", "test", "", "outside"
+
+
 _SPLIT_WORDS = {
     TRAIN: ("train", "training"),
     VAL: ("val", "valid", "validation", "dev"),
@@ -75,15 +75,6 @@ class Listing:
     kind: str = ""  # what it is, for people: a folder of images, parquet files …
     notes: tuple[Note, ...] = ()  # what was concluded
     passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set
-
-
-def digest(lines: Iterable[str]) -> str:
-    """Hex digest of lines of text, in their order."""
-    total = hashlib.sha256()
-    remaining = iter(lines)
-    while block := list(itertools.islice(remaining, 1000)):
-        total.update(("\n".join(block) + "\n").encode("utf-8", "surrogateescape"))
-    return total.hexdigest()
 
 
 def split_word(name: str) -> str | None:

@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.augment import Spec, View, apply_batch
 from pipeline.augment.spec import Table
+from pipeline.base.randomness import permutation
 from pipeline.data.dataset import Images
-from pipeline.randomness import permutation
 
 PREFETCH = 3  # batches ready ahead of the step
 LAST_BATCH_S = 30  # that a thread may take to end with the batch it is at

@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.base.cache_folder import cache_dir
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
 from pipeline.data import storage
-from pipeline.data.cache import cache_dir
-from pipeline.data.listing import Listing, digest
+from pipeline.data.listing import Listing
 from pipeline.data.parquet import list_parquet
 from pipeline.data.reading import Reading
 from pipeline.data.room import touch
-from pipeline.errors import UserError
 
 _FORMAT = 1  # of the files written here
 

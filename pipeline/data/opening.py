@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.cache import cache_dir, has_pack, open_pack, remembered, remembered_array
+from pipeline.base.cache_folder import cache_dir
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
+from pipeline.data.cache import has_pack, open_pack, remembered, remembered_array
 from pipeline.data.concluded import class_notes
 from pipeline.data.content import SCHEME
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import decode, load_size_of
 from pipeline.data.duplicates import duplicate_notes, hashing
-from pipeline.data.listing import OUTSIDE, Listing, Store, digest
+from pipeline.data.listing import OUTSIDE, Listing, Store
 from pipeline.data.reading import AUTO, Key, Reading
 from pipeline.data.room import limit
 from pipeline.data.scan import Look, decode_all, is_flat, look, survey
@@ -26,7 +29,6 @@ from pipeline.data.shown import Pixels
 from pipeline.data.sources import find_source
 from pipeline.data.splits import cut_test, cut_val, limited, without
 from pipeline.data.tables import apply_tables
-from pipeline.errors import UserError
 
 LARGEST_CACHE = 32e9  # bytes of decoded images that "auto" keeps
 CACHE_SHARE = 0.2  # of the free disk

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.data import storage
 from pipeline.data.folder import ImageFiles
 from pipeline.data.labels import NoClassError, label_of, missing_note, notes_beside, number_labels
@@ -15,7 +16,6 @@ from pipeline.data.listing import Listing
 from pipeline.data.matching import match_paths
 from pipeline.data.reading import Note
 from pipeline.data.tabular import Table, read_table
-from pipeline.errors import UserError
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
+from pipeline.base.randomness import permutation
 from pipeline.data import storage
 from pipeline.data.columns import (
     LABEL_FLAG,
@@ -25,13 +28,11 @@ from pipeline.data.columns import (
 from pipeline.data.content import Contents
 from pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
 from pipeline.data.layout import file_splits
-from pipeline.data.listing import Listing, Store, digest
+from pipeline.data.listing import Listing, Store
 from pipeline.data.named_labels import by_names
 from pipeline.data.reading import WORDS, Note, Reading
 from pipeline.data.storage import Files
 from pipeline.data.told_splits import SPLIT, Splits, told_splits
-from pipeline.errors import UserError
-from pipeline.randomness import permutation
 
 SUFFIXES = (".parquet",)
 

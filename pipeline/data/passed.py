@@ -4,10 +4,10 @@ import json
 import re
 from collections.abc import Callable, Iterable
 
+from pipeline.base.errors import UserError
 from pipeline.data import storage
 from pipeline.data.reading import Note
 from pipeline.data.storage import Files
-from pipeline.errors import UserError
 
 # Files that mark a folder that this tool wrote: a run, a race, a search over augmentations.
 RUN = frozenset(["config.json", "manifest.json"])

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 LARGEST_GB = 1.0  # of what is read in one piece
 VARIABLE = "RAYSSL_LARGEST_GB"

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
 from pipeline.data.labels import (
     Labels,
     NoClassError,
@@ -15,9 +17,7 @@ from pipeline.data.labels import (
     number_labels,
     without_labels,
 )
-from pipeline.data.listing import digest
 from pipeline.data.reading import WORDS, Note, Reading
-from pipeline.errors import UserError
 
 LABEL_FILES = ("cls", "json")
 FLAG = "--data.label-column"

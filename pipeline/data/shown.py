@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.data.reading import AUTO
-from pipeline.errors import UserError
 
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]

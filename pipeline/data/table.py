@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.data import storage
 from pipeline.data.labels import (
     Labels,
@@ -23,7 +24,6 @@ from pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits
 from pipeline.data.matching import Match, match_paths
 from pipeline.data.reading import Note
 from pipeline.data.tabular import Table, read_table
-from pipeline.errors import UserError
 
 # Names of columns; the first of each is the documented one and goes before the others.
 PATHS = (

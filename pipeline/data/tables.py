@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.digests import digest
 from pipeline.data import storage
 from pipeline.data.file_names import masks_in_names, offered_by_names, splits_in_names
 from pipeline.data.folder import ImageFiles
-from pipeline.data.listing import NONE, Listing, digest
+from pipeline.data.listing import NONE, Listing
 from pipeline.data.own_table import apply_own_tables
 from pipeline.data.reading import AUTO, WORDS, Reading
 from pipeline.data.table import LABELS, apply_splits, apply_table

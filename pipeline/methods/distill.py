@@ -20,14 +20,14 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline import distributed
 from pipeline.augment.defaults import distill_views
 from pipeline.augment.spec import Spec
+from pipeline.base import collectives
+from pipeline.base.vectors import normalise
 from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
 from pipeline.methods.parts import build_projector
-from pipeline.metrics import normalise
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.pretrained import taught_by
 from pipeline.models.teachers import build_teacher, choose_teacher
@@ -101,7 +101,7 @@ class Distill(Method[DistillConfig]):
         targets = targets_of(before.features(teacher), config.dim, config.shrinkage)[order]
         self.ids = torch.from_numpy(before.ids[order])
         # Rank 0's: processors differ in the last bit of a decomposition.
-        self.targets = torch.from_numpy(distributed.broadcast_object(targets))
+        self.targets = torch.from_numpy(collectives.broadcast_object(targets))
 
     def forward(self, batch: Batch) -> MethodOutput:
         """The mean over the images of 1 − cosine; a function of the views and ids."""

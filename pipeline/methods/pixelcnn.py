@@ -15,13 +15,13 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline import randomness_torch
 from pipeline.augment.defaults import autoencoder_views
 from pipeline.augment.spec import Spec
 from pipeline.autoencoder.reconstruction import binarise
 from pipeline.backbones import MaskedConv2d, PixelCnn
+from pipeline.base import randomness_torch
+from pipeline.base.errors import UserError
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 

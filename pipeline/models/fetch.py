@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import UserError, nearest
+from pipeline.base.errors import UserError, nearest
 from pipeline.models.local_weights import torch_cache
 from pipeline.models.pretrained import torchvision_member
 from pipeline.models.timm_networks import config_of, is_timm, tags_of

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.models.local_weights import (
     downloaded,
     hub_snapshots,

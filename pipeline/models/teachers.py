@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pipeline.errors import UserError
-from pipeline.memory import free_memory
+from pipeline.base.errors import UserError
+from pipeline.base.memory import free_memory
+from pipeline.base.progress import format_bytes
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.pretrained import available, pretrained_encoder
-from pipeline.progress import format_bytes
 
 if TYPE_CHECKING:
     from pipeline.encoders import Encoder

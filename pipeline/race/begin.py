@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipeline.base.errors import UserError
 from pipeline.data import Dataset
-from pipeline.errors import UserError
 from pipeline.prepare import FREE, check_disk, flatten, open_and_resolve
 from pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
 from pipeline.race.ledger import NAME, About, Ledger, load_ledger

@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.progress import PLAIN_SECONDS, LiveConsole, format_duration
+from pipeline.base.progress import PLAIN_SECONDS, LiveConsole, format_duration
+from pipeline.base.terminal import plain
 from pipeline.race.ledger import FAILED, Ledger
-from pipeline.terminal import plain
 
 
 class Board(LiveConsole):
-    """Shows a race; takes the rows that stages report, too (see pipeline.reporter)."""
+    """Shows a race; takes the rows that stages report, too (see pipeline.base.reporter)."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError, nearest
 from pipeline.config import Config
-from pipeline.errors import UserError, nearest
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.recipes import HELD_OUT, build_recipe, has_gpu
 

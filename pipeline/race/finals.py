@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.metrics import interval_of_proportion
 from pipeline.race.candidates import ADAPT, DISTILL, FROZEN
 from pipeline.race.ledger import About

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.documents import made_of
-from pipeline.errors import UserError
-from pipeline.files import write_json
+from pipeline.base.documents import made_of
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
+from pipeline.base.seals import started
 from pipeline.race.plan import Overhead, Round, ranked
 from pipeline.runfolder import read_race
-from pipeline.seals import started
 
 SCHEMA = 1
 NAME = "race.json"

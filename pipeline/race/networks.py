@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.models.pretrained import available, pretrained_encoder
 from pipeline.models.teachers import HELPFUL, as_teacher
 from pipeline.race.candidates import MOST_NETWORKS, Network

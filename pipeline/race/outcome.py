@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.progress import format_duration
+from pipeline.base.progress import format_duration
 from pipeline.race.candidates import UNTRAINED
 from pipeline.race.finals import Final
 from pipeline.race.plan import Part

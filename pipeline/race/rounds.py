@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
+from pipeline.base.seals import forget_folder
 from pipeline.race.ledger import FAILED, Ledger, Result
 from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
 from pipeline.race.plan import (
@@ -23,7 +24,6 @@ from pipeline.race.plan import (
 )
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
-from pipeline.seals import forget_folder
 
 
 def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> None:

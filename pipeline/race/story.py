@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Interrupted
 from pipeline.data.concluded import lines
-from pipeline.errors import UserError
 from pipeline.race.candidates import FROZEN, UNTRAINED
 from pipeline.race.end import finish
 from pipeline.race.ledger import FAILED, Result
@@ -17,7 +18,6 @@ from pipeline.race.parts import Race, Track, ended, result_of, say_nothing
 from pipeline.race.plan import budget_table
 from pipeline.race.rounds import train
 from pipeline.race.trial import Clock, make_folder, search_untrained
-from pipeline.reporter import Interrupted
 
 
 def run_race(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> list[str]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.reporter import LocalReporter, Reporter
 from pipeline.choices import fix_backend, fix_compile, fix_precision, seconds_a_step
 from pipeline.config import Config
-from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
 from pipeline.prepare import count_steps, prepare
 from pipeline.race.plan import Overhead
-from pipeline.reporter import LocalReporter, Reporter
-from pipeline.runfolder import own_data, writer_lock
+from pipeline.runfolder import own_data
 from pipeline.stages import main_writes, run_worker_stages
 from pipeline.work import Work, new_encoder
 

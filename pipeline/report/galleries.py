@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.files import replacing
+from pipeline.base.randomness import permutation
 from pipeline.data.formats import marks
-from pipeline.files import replacing
-from pipeline.randomness import permutation
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.report.results import Run
 from pipeline.runfolder import MetricsLog
 

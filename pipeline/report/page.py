@@ -6,14 +6,14 @@ from pathlib import Path
 from string import Template
 from typing import TypeVar
 
-from pipeline.errors import UserError
-from pipeline.files import write_text
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_text
+from pipeline.base.seals import damaged_of, fits
 from pipeline.report import sections, summary
 from pipeline.report.figures import colours
 from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
 from pipeline.report.results import Run, load_runs
 from pipeline.report.search import search_section
-from pipeline.seals import damaged_of, fits
 
 SHOWN = ("train", "test", "search/")  # of the embeddings
 T = TypeVar("T")

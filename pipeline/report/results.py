@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.documents import load
-from pipeline.errors import UserError
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.schemas import ReportedConfig
+from pipeline.base.seals import check, fits
 from pipeline.records import read_evaluation, told_of
 from pipeline.runfolder import read_manifest
-from pipeline.schemas import ReportedConfig
-from pipeline.seals import check, fits
 
 SCHEMA = 1
 METHOD_LABELS = {

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.report import galleries
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, each_run, escape, paragraph
 from pipeline.search.store import has_search, read_search

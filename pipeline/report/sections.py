@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.randomness import permutation
+from pipeline.base.randomness import permutation
 from pipeline.report import figures, galleries, table
 from pipeline.report.material import (
     Material,
@@ -149,7 +149,7 @@ def _groups(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """A group for every point and the groups' names: classes and what has none, or clusters without any label."""
     if labels is None:
-        from pipeline.metrics import kmeans
+        from pipeline.base.vectors import kmeans
 
         k = min(MAP_CLUSTERS, len(vectors) // 2)
         return np.asarray(kmeans(vectors, k, seed), dtype=np.int64), [f"cluster {i + 1}" for i in range(k)]

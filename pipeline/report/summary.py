@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.documents import load
-from pipeline.errors import UserError
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError
+from pipeline.base.schemas import EncoderFile
 from pipeline.learned import warnings_of
 from pipeline.report import table
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run
-from pipeline.schemas import EncoderFile
 
 # Spread below which codes count as collapsed (1 is healthy, 0 is all codes alike), unless those of a random encoder,
 # which ReLU keeps in one corner of the sphere, are as close together.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.files import write_json
+from pipeline.base.files import write_json
 from pipeline.report.results import SCHEMA, Estimate, Run, load_runs
 
 if TYPE_CHECKING:

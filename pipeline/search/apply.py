@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipeline.base.errors import UserError
 from pipeline.data import Images
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import encoder_hash, load_encoder
 from pipeline.frozen import digest_of
 from pipeline.models.descriptors import DESCRIPTORS, describe

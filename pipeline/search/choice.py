@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.metrics import knn_classify
+from pipeline.base.vectors import knn_classify
 from pipeline.search.parts import JOIN, Part, Seen, Vectors
 from pipeline.search.projection import Directions, Projection, find_directions, fit_projection
 

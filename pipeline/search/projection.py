@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.metrics import normalise
+from pipeline.base.errors import UserError
+from pipeline.base.vectors import normalise
 from pipeline.whitening import SHRINKAGE, covariance
 
 EXACT = 512  # so many numbers at most have their whole covariance decomposed

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.documents import load, made_of
-from pipeline.errors import UserError
-from pipeline.files import replacing, sha256, write_json
-from pipeline.runfolder import settled
-from pipeline.schemas import SearchFile
-from pipeline.seals import check, digest, forget
+from pipeline.base.documents import load, made_of
+from pipeline.base.errors import UserError
+from pipeline.base.files import replacing, sha256, write_json
+from pipeline.base.lease import settled
+from pipeline.base.schemas import SearchFile
+from pipeline.base.seals import check, digest, forget
 from pipeline.search.choice import Candidate
 from pipeline.search.parts import Part, Seen, Vectors
 from pipeline.search.projection import Projection

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.progress import LiveConsole, format_duration
+from pipeline.base.progress import LiveConsole, format_duration
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial
 from pipeline.tune.space import Space, short
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.base.randomness import permutation
 from pipeline.metrics import interval_of_mean
-from pipeline.randomness import permutation
 from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
 from pipeline.report.material import NothingToShowError, bar, bullets, data_table, escape, grid, paragraph
 from pipeline.tune.ledger import FINISHED, STOPPED, Trial

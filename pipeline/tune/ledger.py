@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.documents import DamagedError, load, made_of, parse, read_bytes
-from pipeline.files import replacing, write_json
-from pipeline.schemas import TrialFile
-from pipeline.seals import check
+from pipeline.base.documents import DamagedError, load, made_of, parse, read_bytes
+from pipeline.base.files import replacing, write_json
+from pipeline.base.schemas import TrialFile
+from pipeline.base.seals import check
 
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 

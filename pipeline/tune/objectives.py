@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 from pipeline import metrics
 from pipeline.augment import apply_batch
 from pipeline.augment.defaults import finetune_view
+from pipeline.base.device import autocast, to_float
+from pipeline.base.errors import UserError
+from pipeline.base.randomness import permutation
+from pipeline.base.vectors import knn_classify
 from pipeline.data import Images
 from pipeline.embed import embed_images, extract
 from pipeline.encoders import Encoder
-from pipeline.errors import UserError
 from pipeline.methods.parts import TURNS, all_turns
 from pipeline.probe import probe
-from pipeline.randomness import permutation
-from pipeline.train import autocast, to_float
 
 NEED_LABELS = ("knn", "probe")
 WITHOUT_LABELS = ("rotation", "rankme", "alignment-uniformity")
@@ -89,7 +90,7 @@ def at_most(images: Images, count: int, seed: int) -> Images:
 def knn(material: Material) -> float:
     """Accuracy by the 20 nearest training images (cosine, T = 0.07), of held-out images with a label."""
     (train, train_labels), (held_out, labels) = material.train.labelled(), material.held_out.labelled()
-    found = metrics.knn_classify(
+    found = knn_classify(
         material.train_features[train],
         train_labels,
         material.held_out_features[held_out],

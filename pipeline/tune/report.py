@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.augment import gallery, view_from_dict
-from pipeline.errors import UserError
-from pipeline.files import write_text
-from pipeline.progress import format_duration
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_text
+from pipeline.base.progress import format_duration
 from pipeline.report.galleries import SHEET, image_address
 from pipeline.report.material import NothingToShowError, bullets, data_table, escape, grid, paragraph
 from pipeline.report.page import draw_sections, render_page

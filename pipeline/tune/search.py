@@ -13,17 +13,17 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline import config as configuration
 from pipeline.augment import view_to_dict
+from pipeline.base.documents import load
+from pipeline.base.errors import UserError, nearest
+from pipeline.base.files import write_json
+from pipeline.base.schemas import TuneFile
+from pipeline.base.seals import check, started
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.data.concluded import facts
-from pipeline.documents import load
-from pipeline.errors import UserError, nearest
-from pipeline.files import write_json
 from pipeline.methods import load_method
 from pipeline.prepare import as_planned, check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
 from pipeline.runfolder import describe_software
-from pipeline.schemas import TuneFile
-from pipeline.seals import check, started
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
 from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space

@@ -29,9 +29,9 @@ from pipeline.augment.spec import (
     Translation,
     VerticalFlip,
 )
-from pipeline.errors import UserError, nearest
-from pipeline.given import cut, read_given, shown
-from pipeline.randomness import uniform
+from pipeline.base.errors import UserError, nearest
+from pipeline.base.randomness import uniform
+from pipeline.base.settings_files import cut, read_given, shown
 
 Value = float | str
 Candidate = dict[str, Value]

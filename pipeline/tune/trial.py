@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
-from pipeline import distributed
+from pipeline.base import collectives
+from pipeline.base.device import plain_precision
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Silent
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.choices import choose_backend
 from pipeline.config import Config
 from pipeline.data import Dataset
-from pipeline.errors import UserError
 from pipeline.methods.base import Method
 from pipeline.prepare import count_steps, open_data
-from pipeline.reporter import Silent
 from pipeline.stages import check_finite
-from pipeline.train import Hooks, plain_precision, train
+from pipeline.train import Hooks, train
 from pipeline.tune.objectives import Material, at_most, measurable, measure
 from pipeline.work import Work, batches_of, new_method, new_optimizer, schedule_of
 
@@ -77,7 +78,7 @@ def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -
         )
         check_finite(method, stop)
         start = stop
-        if checkpoints is not None and distributed.rank() == 0:
+        if checkpoints is not None and collectives.rank() == 0:
             save_checkpoint(checkpoints, step=stop, model=method, optimizer=optimizer, keep=1, facts=None)
         yield Report(stop, steps, _scores(work, method, course, last=stop == steps))
 

@@ -12,11 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import distributed
 from pipeline import guard as guards
+from pipeline.base import collectives
+from pipeline.base.collectives import use_global_batch_norm
 from pipeline.config import method_config
 from pipeline.data import open_dataset
-from pipeline.distributed import use_global_batch_norm
 from pipeline.encoders import build_encoder
 from pipeline.guard import Guard, draw_sample
 from pipeline.losses import nt_xent_of_views
@@ -32,13 +32,13 @@ IDS = np.random.default_rng(0).permutation(np.arange(1, 5001))  # of all images 
 
 def own(x: Tensor) -> Tensor:
     """This worker's slice of the global batch."""
-    return x.chunk(distributed.world_size())[distributed.rank()]
+    return x.chunk(collectives.world_size())[collectives.rank()]
 
 
 def averaged_gradient(parameter: Tensor) -> NDArray[Any]:
     """What DistributedDataParallel makes of a gradient."""
     assert parameter.grad is not None
-    return distributed.mean_over_ranks(parameter.grad).numpy()
+    return collectives.mean_over_ranks(parameter.grad).numpy()
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -46,17 +46,17 @@ def random(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Te
 
 
 def helpers() -> dict[str, Any]:
-    rank = distributed.rank()
+    rank = collectives.rank()
     rows = torch.arange(6).view(3, 2)[: 1 + 2 * rank] + 10 * rank  # one row on rank 0, three on rank 1
-    distributed.barrier()
+    collectives.barrier()
     return {
         "rank": rank,
-        "world": distributed.world_size(),
-        "broadcast": distributed.broadcast_object({"from": rank}),
-        "any": [distributed.any_rank(flag) for flag in (False, rank == 1, True)],
-        "mean": distributed.mean_over_ranks(torch.tensor([1.0 + rank, 5.0])).tolist(),
-        "rows": distributed.gather_rows(rows).tolist(),
-        "empty": distributed.gather_rows(rows[: len(rows) * (1 - rank)]).tolist(),
+        "world": collectives.world_size(),
+        "broadcast": collectives.broadcast_object({"from": rank}),
+        "any": [collectives.any_rank(flag) for flag in (False, rank == 1, True)],
+        "mean": collectives.mean_over_ranks(torch.tensor([1.0 + rank, 5.0])).tolist(),
+        "rows": collectives.gather_rows(rows).tolist(),
+        "empty": collectives.gather_rows(rows[: len(rows) * (1 - rank)]).tolist(),
     }
 
 
@@ -66,9 +66,9 @@ def nt_xent_case(dtype: torch.dtype, views: int) -> Arrays:
     images = [own(random(IMAGES, 5, dtype=dtype, seed=seed)).requires_grad_() for seed in range(1, 1 + views)]
     loss = nt_xent_of_views([x @ weight for x in images], 0.3)
     loss.backward()
-    of_images = [distributed.gather_rows(x.grad) / distributed.world_size() for x in images]  # type: ignore[arg-type]
+    of_images = [collectives.gather_rows(x.grad) / collectives.world_size() for x in images]  # type: ignore[arg-type]
     return {
-        "loss": distributed.mean_over_ranks(loss).numpy(),
+        "loss": collectives.mean_over_ranks(loss).numpy(),
         "weight": averaged_gradient(weight),
         "images": torch.cat(of_images).numpy(),
     }
@@ -86,8 +86,8 @@ def batch_norm_case(shape: tuple[int, ...], dtype: torch.dtype, affine: bool, of
         x = own(random(*shape, dtype=dtype, seed=seed) + offset).requires_grad_()
         y = layer(x)
         (y * own(random(*shape, dtype=dtype, seed=6))).mean().backward()
-        results[f"y{seed}"] = distributed.gather_rows(y).float().numpy()
-        results[f"x{seed}"] = (distributed.gather_rows(x.grad) / distributed.world_size()).float().numpy()  # type: ignore[arg-type]
+        results[f"y{seed}"] = collectives.gather_rows(y).float().numpy()
+        results[f"x{seed}"] = (collectives.gather_rows(x.grad) / collectives.world_size()).float().numpy()  # type: ignore[arg-type]
     results |= {f"{name}.grad": averaged_gradient(p) for name, p in layer.named_parameters()}
     return results | {name: value.numpy() for name, value in layer.state_dict().items()}
 
@@ -102,7 +102,7 @@ def autocast_batch_norm_case() -> Arrays:
     y.float().square().mul(own(random(IMAGES, 4, 4, 4, dtype=torch.float32))).mean().backward()
     assert y.dtype == torch.bfloat16
     assert y.is_contiguous(memory_format=torch.channels_last)
-    results = {"y": distributed.gather_rows(y.float()).numpy(), "mean": net[1].running_mean.numpy()}  # type: ignore[index]
+    results = {"y": collectives.gather_rows(y.float()).numpy(), "mean": net[1].running_mean.numpy()}  # type: ignore[index]
     return results | {name: averaged_gradient(p) for name, p in net.named_parameters()}
 
 
@@ -113,9 +113,9 @@ def features_case(name: str, values: dict[str, Any], images: int, size: int) -> 
     batch = replace(batch, views=[view.contiguous(memory_format=torch.channels_last) for view in batch.views])
     output = model(batch)
     output.loss.backward()
-    features = output.features.unflatten(0, (-1, images // distributed.world_size())).transpose(0, 1)
+    features = output.features.unflatten(0, (-1, images // collectives.world_size())).transpose(0, 1)
     gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
-    return {"features": distributed.gather_rows(features).numpy(), "gradient": torch.cat(gradients).numpy()}
+    return {"features": collectives.gather_rows(features).numpy(), "gradient": torch.cat(gradients).numpy()}
 
 
 def train_case(
@@ -132,7 +132,7 @@ def train_case(
         output.loss.backward()
         first = first or {f"grad.{n}": p.grad.clone().numpy() for n, p in method.named_parameters()}
         optimizer.step()
-        losses.append(distributed.mean_over_ranks(output.loss))
+        losses.append(collectives.mean_over_ranks(output.loss))
     state = {f"state.{n}": value.numpy() for n, value in method.state_dict().items()}
     return {"losses": torch.stack(losses).numpy(), **first, **state}
 
@@ -140,9 +140,9 @@ def train_case(
 def reconstruct_alone() -> float:
     """Rank 0 reconstructs with a sparse code while the other is in a collective of another kind."""
     method, _ = build("autoencoder", {"encoder": "deep", "bottleneck": "sparse"}, torch.float32)
-    if distributed.rank() == 0:
+    if collectives.rank() == 0:
         method.eval().reconstruct(torch.rand(2, 3, SIZE, SIZE))  # type: ignore[operator]
-    return float(distributed.mean_over_ranks(torch.tensor([1.0 + distributed.rank()])))
+    return float(collectives.mean_over_ranks(torch.tensor([1.0 + collectives.rank()])))
 
 
 def guard_case(folder: str) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def guard_case(folder: str) -> dict[str, Any]:
     method, _ = build("simclr", {}, torch.float32)
     guard = Guard(method, sample, steps=40, keeps=lambda name: True, device=torch.device("cpu"), precision="fp32")
     with pytest.MonkeyPatch.context() as patch:
-        if distributed.rank() != 0:
+        if collectives.rank() != 0:
             patch.setattr(guards, "knn_hits", None)
         guard.begin()
         with torch.no_grad():

@@ -24,9 +24,9 @@ import torch
 import jobs.main
 import pipeline.choose
 import pipeline.launch
+from pipeline.base.progress import Display
+from pipeline.base.reporter import LocalReporter
 from pipeline.prepare import Prepared
-from pipeline.progress import Display
-from pipeline.reporter import LocalReporter
 from pipeline.stages import pending, run_worker_stages
 
 

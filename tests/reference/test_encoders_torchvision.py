@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
 
 

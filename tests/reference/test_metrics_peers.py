@@ -7,6 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import metrics
+from pipeline.base.vectors import kmeans, knn_classify, normalise
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def test_knn_against_sklearn(digits: Digits, k: int, temperature: float) -> None
     peer = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=weights).fit(
         images[:1400], labels[:1400]
     )
-    ours = metrics.knn_classify(images[:1400], labels[:1400], images[1400:], k, temperature, 10)
+    ours = knn_classify(images[:1400], labels[:1400], images[1400:], k, temperature, 10)
     agreement = np.mean(ours == peer.predict(images[1400:]))
     # An equal number of votes, or equal distances at the k-th place, are broken differently
     assert agreement >= (0.99 if temperature > 1 else 1.0)
@@ -64,8 +65,8 @@ def test_degenerate_agreement_against_sklearn(assignment: list[int], labels: lis
 def test_kmeans_is_as_tight_as_sklearns(digits: Digits) -> None:
     from sklearn.cluster import KMeans
 
-    points = metrics.normalise(digits[0])
-    assignment = metrics.kmeans(digits[0], 10, seed=0)
+    points = normalise(digits[0])
+    assignment = kmeans(digits[0], 10, seed=0)
     centres = np.stack([points[assignment == cluster].mean(axis=0) for cluster in range(10)])
     inertia = float(((points - centres[assignment]) ** 2).sum())
     peer = KMeans(10, n_init=10, random_state=0).fit(points)
@@ -109,5 +110,5 @@ def test_knn_of_raw_pixels_on_real_images(shared_data: Path) -> None:
 
     train, train_labels = read("train", 5000)
     test, test_labels = read("test", 1000)
-    found = metrics.knn_classify(train, train_labels, test, 20, 0.07, 10)
+    found = knn_classify(train, train_labels, test, 20, 0.07, 10)
     assert 0.92 < np.mean(found == test_labels) < 0.98

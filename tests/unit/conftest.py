@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from small_run import quiet
 
+from pipeline.base.reporter import Silent
 from pipeline.config import Config, override
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
-from pipeline.reporter import Silent
 
 CLASSES = ("blue", "green", "red")
 A_CLASS = 20

@@ -16,9 +16,9 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from pipeline.asked import images_of, squares_of
+from pipeline.base.errors import UserError
 from pipeline.data import decode
 from pipeline.data.shown import Shown
-from pipeline.errors import UserError
 
 Pixels = np.ndarray[Any, Any]
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)

@@ -24,7 +24,7 @@ from pipeline.augment.spec import (
     VerticalFlip,
     standard_normal,
 )
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 N = 4000
 IDS = np.arange(1, N + 1, dtype=np.int64) * 7919

@@ -14,9 +14,9 @@ from pydantic import TypeAdapter
 from pipeline.augment import Spec, UserPipeline, View, gallery, load_views, view_from_dict, view_to_dict
 from pipeline.augment.defaults import simclr_views
 from pipeline.augment.spec import GaussianBlur, HorizontalFlip, RandomResizedCrop
+from pipeline.base.errors import UserError
 from pipeline.config import AugmentConfig
 from pipeline.data.decode import to_square
-from pipeline.errors import UserError
 
 FLIP = Spec((RandomResizedCrop(), HorizontalFlip(p=0.25)))
 BLUR = Spec((GaussianBlur(p=1.0),))

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.base.errors import UserError
 from pipeline.config import method_config
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.methods.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.methods.base import Batch, Traits
 

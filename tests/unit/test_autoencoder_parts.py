@@ -19,8 +19,8 @@ from pipeline.autoencoder.decoders import (
     transposed_size,
 )
 from pipeline.autoencoder.reconstruction import bernoulli, build_reconstruction
+from pipeline.base.errors import UserError
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 
 KEY = [0, 0, torch.arange(1, 201), 0, "corruption"]
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.base.files import write_json
+from pipeline.base.reporter import Silent
 from pipeline.baselines import VERSIONS, Pictures, part_of
 from pipeline.data import open_dataset
 from pipeline.evaluate import read_evaluation, write_evaluation
-from pipeline.files import write_json
 from pipeline.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.reporter import Silent
 from pipeline.runfolder import read_manifest, update_manifest
 from pipeline.stages import run_evaluate, run_worker_stages
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from pipeline import checkpoint
+from pipeline.base.errors import UserError
 from pipeline.checkpoint import checkpoint_fault, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from pipeline.errors import UserError
 from pipeline.optim import OPTIMIZERS, build_optimizer
 
 

@@ -11,16 +11,16 @@ import torch
 from small_run import quiet
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Silent
 from pipeline.config import override
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.evaluate import read_evaluation
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import load_index
 from pipeline.launch import embed_run, search_anew
 from pipeline.prepare import Prepared, open_data
 from pipeline.query import query
-from pipeline.reporter import Silent
 from pipeline.runfolder import read_manifest
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash

@@ -16,11 +16,11 @@ from rich.console import Console
 
 from jobs.cli import FLAGS, RUN_FLAGS, command_line, take_config_paths
 from jobs.main import VERBS, main, run_verb
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.progress import Display
 from pipeline.config import Config
-from pipeline.errors import OutsideError, UserError
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
-from pipeline.progress import Display
 from pipeline.recipes import RECIPES
 
 Capture = pytest.CaptureFixture[str]
@@ -305,7 +305,7 @@ def test_a_wrong_value_leaves_the_run_alone(
 @pytest.fixture
 def unlabelled(tiny_config: Callable[..., Config], images: Path, tmp_path: Path) -> Path:
     """A trained run on images without labels."""
-    from pipeline.reporter import Silent
+    from pipeline.base.reporter import Silent
     from pipeline.stages import run_worker_stages
 
     folder = tmp_path / "plain-images"
@@ -541,7 +541,7 @@ def test_exit_codes(
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_tells_how_to_go_on(number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     import jobs.recipes
-    from pipeline.reporter import Interrupted
+    from pipeline.base.reporter import Interrupted
 
     def fail(argv: list[str]) -> Any:
         raise Interrupted(number)

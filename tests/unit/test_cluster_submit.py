@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 import jobs.submit
+from pipeline.base.errors import UserError
 from pipeline.cluster import submit
-from pipeline.errors import UserError
 
 ADDRESS = "http://127.0.0.1:8265"
 

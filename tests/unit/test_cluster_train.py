@@ -7,9 +7,9 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from pipeline.base.errors import UserError
 from pipeline.cluster import closed, train
 from pipeline.cluster.rendezvous import FileRendezvous
-from pipeline.errors import UserError
 
 SLOW = Exception("The current node timed out during startup. This could happen because …")
 

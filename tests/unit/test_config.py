@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
 from pipeline.config import Config, from_dict, load, method_config, method_name, override, save, to_dict
-from pipeline.errors import UserError
 from pipeline.methods import METHODS
 from pipeline.recipes import RECIPES, build_recipe
 

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.base.errors import UserError
 from pipeline.data import Dataset, open_dataset, opening, to_square
 from pipeline.data.cache import open_pack
 from pipeline.data.folder import ImageFiles
-from pipeline.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from pipeline.base.errors import UserError
 from pipeline.data import decode, to_square
 from pipeline.data.decode import kept_size, read_header
-from pipeline.errors import UserError
 
 decoding = importlib.import_module("pipeline.data.decode")  # the package's name `decode` is the function
 

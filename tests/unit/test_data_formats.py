@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from pipeline.base.errors import UserError
 from pipeline.data.decode import decode, held, read_header
 from pipeline.data.formats import FORMATS, HEIF, OWN, SUFFIXES, formats, looks_like_image, marks, missing_for
 from pipeline.data.shown import Shown
-from pipeline.errors import UserError
 
 UPRIGHT = np.zeros((16, 32, 3), np.uint8)  # red, blue over green, black
 UPRIGHT[:8, :16, 0] = UPRIGHT[:8, 16:, 2] = UPRIGHT[8:, :16, 1] = 255

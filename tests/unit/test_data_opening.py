@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.base.errors import UserError
 from pipeline.data import Dataset, Images, open_dataset
-from pipeline.errors import UserError
 
 
 def save(path: Path, shape: tuple[int, ...] = (6, 6, 3), value: int = 9) -> None:

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 from small_run import quiet
 
+from pipeline.base.errors import UserError
 from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.concluded import facts, lines
-from pipeline.errors import UserError
 from pipeline.launch import prepare_shown
 from pipeline.prepare import announce
 

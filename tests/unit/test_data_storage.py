@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pipeline.base.digests import digest
+from pipeline.base.errors import UserError
 from pipeline.data import open_dataset, opening, sample_id, storage
 from pipeline.data.dataset import sample_ids
-from pipeline.data.listing import digest
 from pipeline.data.storage import File, Files
-from pipeline.errors import UserError
 
 
 def write(folder: Path, *names: str) -> None:

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.decode import decode
 from pipeline.data.shown import COLOURS, Held, Shown, colour_of, count_values, range_of, surveyed, to_bytes
-from pipeline.errors import UserError
 from pipeline.prepare import open_and_resolve, open_data, open_other, read_as_before
 from pipeline.recipes import build_recipe
 

@@ -14,12 +14,12 @@ from rich.console import Console
 
 from jobs.main import main
 from pipeline.anomalies import auroc
+from pipeline.base.progress import Display
+from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.evaluate import read_evaluation
 from pipeline.interpolate import lerp, slerp
 from pipeline.launch import prepare_shown
-from pipeline.progress import Display
-from pipeline.reporter import Silent
 from pipeline.sample import FittedCodes, fit_codes, nearest_distance
 from pipeline.stages import run_worker_stages
 from pipeline.trained import open_trained
@@ -284,7 +284,7 @@ def test_runs_without_a_decoder_say_so(finished, capsys):
 
 
 def test_conditional_model_on_unlabelled_images(tiny_config, tmp_path, images):
-    from pipeline.errors import UserError
+    from pipeline.base.errors import UserError
 
     folder = tmp_path / "plain"
     folder.mkdir()

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from pipeline import train as loop
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Silent
 from pipeline.checkpoint import find_checkpoint
 from pipeline.config import load, method_config, override
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import export_encoder, load_encoder
 from pipeline.methods.base import Batch, Before, Traits
 from pipeline.methods.distill import Distill, DistillConfig, targets_of
@@ -24,7 +25,6 @@ from pipeline.models.pretrained import FILE, Available
 from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
-from pipeline.reporter import Silent
 from pipeline.stages import run_pretrain
 from pipeline.work import Stopped, Work
 

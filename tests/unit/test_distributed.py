@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline import distributed
-from pipeline.distributed import GlobalBatchNorm, use_global_batch_norm
-from pipeline.errors import UserError
+from pipeline.base import collectives
+from pipeline.base.collectives import GlobalBatchNorm, use_global_batch_norm
+from pipeline.base.errors import UserError
 
 
 def network() -> nn.Module:
@@ -18,15 +18,15 @@ def network() -> nn.Module:
 
 def test_one_worker_needs_no_group():
     x = torch.rand(3, 2, requires_grad=True)
-    assert (distributed.rank(), distributed.world_size()) == (0, 1)
-    assert distributed.broadcast_object({"a": 1}) == {"a": 1}
-    assert distributed.any_rank(True)
-    assert not distributed.any_rank(False)
-    distributed.barrier()
-    assert distributed.gather_with_grad(x) is x
-    assert torch.equal(distributed.gather_rows(x), x)
-    assert not distributed.gather_rows(x).requires_grad
-    assert torch.equal(distributed.mean_over_ranks(x), x)
+    assert (collectives.rank(), collectives.world_size()) == (0, 1)
+    assert collectives.broadcast_object({"a": 1}) == {"a": 1}
+    assert collectives.any_rank(True)
+    assert not collectives.any_rank(False)
+    collectives.barrier()
+    assert collectives.gather_with_grad(x) is x
+    assert torch.equal(collectives.gather_rows(x), x)
+    assert not collectives.gather_rows(x).requires_grad
+    assert torch.equal(collectives.mean_over_ranks(x), x)
 
 
 def test_every_batch_norm_is_replaced_and_keeps_its_state():

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.base.errors import UserError
 from pipeline.config import method_config, method_name, override
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.losses import nt_xent
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.essl import ESSL, ESSLConfig

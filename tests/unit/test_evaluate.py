@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import metrics
+from pipeline.base.errors import UserError
+from pipeline.base.vectors import knn_classify
 from pipeline.embeddings import Embeddings
-from pipeline.errors import UserError
 from pipeline.evaluate import (
     Record,
     evaluate_embeddings,
@@ -54,7 +54,7 @@ def test_records_say_what_was_measured() -> None:
     records = evaluate(train, test)
     assert set(records) == LABEL_FREE | LABELLED
     assert train.labels is not None
-    predicted = metrics.knn_classify(train.vectors, train.labels, test.vectors, 20, 0.07, 4)
+    predicted = knn_classify(train.vectors, train.labels, test.vectors, 20, 0.07, 4)
     knn = records["knn/top1"]
     assert knn["value"] == np.mean(predicted == test.labels)
     assert (knn["data"], knn["split"], knn["checkpoint"], knn["seed"], knn["n"]) == ("pets", "test", "last", 3, 100)

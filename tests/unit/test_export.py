@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 
 

@@ -13,9 +13,9 @@ from data_files import SPECIAL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline import given as files
 from pipeline.augment import load_views, view_to_dict
-from pipeline.errors import UserError
+from pipeline.base import settings_files as files
+from pipeline.base.errors import UserError
 from pipeline.tune.space import build_space, read_space
 
 OPERATIONS = {

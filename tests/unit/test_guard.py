@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 from pipeline import guard as guards
 from pipeline import train as loop
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Silent
 from pipeline.checkpoint import find_checkpoint
 from pipeline.config import TrainConfig
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.export import load_encoder
 from pipeline.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
 from pipeline.layers import add_adapters, rate_scales, stage_paths, without_adapters
 from pipeline.optim import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.prepare import Prepared
-from pipeline.reporter import Silent
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import run_pretrain
 from pipeline.work import Stopped, Work, new_encoder, new_method, new_optimizer, restrict
@@ -290,8 +290,8 @@ def test_the_sample_is_bounded_and_labelled_where_it_can_be(prepared: Prepare, m
 
 
 def test_the_figure_is_that_of_the_evaluation(prepared: Prepare) -> None:
+    from pipeline.base.vectors import knn_classify
     from pipeline.embed import embed_images
-    from pipeline.metrics import knn_classify
 
     work = Work.open(prepared("run", "simclr", LABELLED).run, Silent())
     encoder, data = new_encoder(work.config), work.dataset

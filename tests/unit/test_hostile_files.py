@@ -24,12 +24,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.asked import images_of
+from pipeline.base.errors import UserError
 from pipeline.data import decode, open_dataset
 from pipeline.data.columns import read_columns
 from pipeline.data.dataset import Dataset
 from pipeline.data.shards import _scan
 from pipeline.data.tabular import read_table
-from pipeline.errors import UserError
 from pipeline.query import picture_format
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,20 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.index import (
-    auto_factory,
-    build_index,
-    built_as,
-    check_factory,
-    check_matches,
-    load_index,
-    measure_recall,
-    recall_warning,
-    save_index,
-    search,
-)
-from pipeline.metrics import normalise
+from pipeline.base.errors import UserError
+from pipeline.base.faiss_factory import auto_factory, built_as, check_factory
+from pipeline.base.vectors import normalise
+from pipeline.index import build_index, check_matches, load_index, measure_recall, recall_warning, save_index, search
 from pipeline.whitening import fit_whitening
 
 DIM = 16
@@ -241,7 +231,7 @@ def test_damaged_file_is_refused_before_faiss_reads_it(folder: Path, monkeypatch
 
 def test_file_that_claims_more_than_it_holds(folder: Path) -> None:
     """A forged count with a matching sha256 ends in an error, not in an allocation of terabytes."""
-    from pipeline.files import sha256
+    from pipeline.base.files import sha256
 
     save(folder, "Flat")
     path = folder / "index.faiss"

@@ -11,13 +11,13 @@ import pytest
 from small_run import encoder_digest, losses, prepare_run, pretrain_here
 
 from pipeline import checkpoint, launch, train
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.reporter import Silent
 from pipeline.checkpoint import list_checkpoints
 from pipeline.config import override
-from pipeline.errors import OutsideError, UserError
 from pipeline.launch import Plan
 from pipeline.prepare import open_data
 from pipeline.recipes import build_recipe
-from pipeline.reporter import Silent
 from pipeline.stages import pending, run_worker_stages
 
 STEPS = 35  # five epochs of seven steps

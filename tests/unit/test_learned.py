@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import stages
+from pipeline.base.reporter import Silent
 from pipeline.learned import doubts_of_figures, doubts_of_training, warnings_of
 from pipeline.prepare import Prepared
-from pipeline.reporter import Silent
 
 CHANCE = {"train/loss": math.log(511)}
 Prepare = Callable[..., Prepared]

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline import metrics
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
+from pipeline.base.vectors import kmeans, knn_classify, normalise
 
 
 def blobs(
@@ -44,7 +45,7 @@ def plain_dino_vote(train, labels, test, k, temperature, classes):  # type: igno
 def test_knn_is_dinos_weighting(tiny_chunks: None, k: int, temperature: float) -> None:
     vectors, labels = blobs(200, 6, 4, spread=1.0)
     train, test = vectors[:120], vectors[120:]
-    found = metrics.knn_classify(train, labels[:120], test, k, temperature, 4)
+    found = knn_classify(train, labels[:120], test, k, temperature, 4)
     assert found.tolist() == plain_dino_vote(train.astype(float), labels[:120], test.astype(float), k, temperature, 4)
 
 
@@ -52,32 +53,32 @@ def test_knn_temperature_matters_and_never_overflows() -> None:
     # Two far neighbours of class 1 outvote a near one of class 0, unless the weights are steep
     train = np.array([[1, 0.1], [1, 0.5], [1, 0.55]], dtype=np.float32)
     labels, test = np.array([0, 1, 1]), np.array([[1, 0]], dtype=np.float32)
-    assert metrics.knn_classify(train, labels, test, 3, 100.0, 2).tolist() == [1]
-    assert metrics.knn_classify(train, labels, test, 3, 1e-4, 2).tolist() == [0]
+    assert knn_classify(train, labels, test, 3, 100.0, 2).tolist() == [1]
+    assert knn_classify(train, labels, test, 3, 1e-4, 2).tolist() == [0]
 
 
 def test_knn_of_k_beyond_the_vectors() -> None:
     vectors, labels = blobs(5, 3, 2)
     for k in (0, 6):
         with pytest.raises(UserError, match=rf"k is {k}: .*within 1 … 5"):
-            metrics.knn_classify(vectors, labels, vectors, k, 0.07, 2)
+            knn_classify(vectors, labels, vectors, k, 0.07, 2)
 
 
 def test_kmeans_finds_separate_clouds_whatever_their_lengths() -> None:
     vectors, labels = blobs(300, 8, 5, spread=0.05)
     lengths = np.random.default_rng(1).uniform(0.1, 10, (300, 1)).astype(np.float32)
-    assignment = metrics.kmeans(vectors * lengths, 5, seed=0)
+    assignment = kmeans(vectors * lengths, 5, seed=0)
     assert metrics.cluster_agreement(assignment, labels) == {"acc": 1.0, "nmi": pytest.approx(1), "ari": 1.0}
 
 
 def test_kmeans_depends_on_vectors_and_seed_alone() -> None:
     vectors, _ = blobs(500, 8, 10, spread=2.0)
-    first = metrics.kmeans(vectors, 10, seed=3, restarts=1)
+    first = kmeans(vectors, 10, seed=3, restarts=1)
     np.random.default_rng().normal(size=10)
-    np.testing.assert_array_equal(first, metrics.kmeans(vectors, 10, seed=3, restarts=1))
-    assert (first != metrics.kmeans(vectors, 10, seed=4, restarts=1)).any()
+    np.testing.assert_array_equal(first, kmeans(vectors, 10, seed=3, restarts=1))
+    assert (first != kmeans(vectors, 10, seed=4, restarts=1)).any()
     with pytest.raises(UserError, match="number of clusters is 501"):
-        metrics.kmeans(vectors, 501, seed=0)
+        kmeans(vectors, 501, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -186,7 +187,7 @@ def test_code_std_of_healthy_and_collapsed_codes() -> None:
 
 
 def test_normalise() -> None:
-    unit = metrics.normalise(np.array([[3, 4], [0, 0]], dtype=np.float32))
+    unit = normalise(np.array([[3, 4], [0, 0]], dtype=np.float32))
     np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.optim import (
     LARS,
     VECTOR_RATE,

@@ -13,11 +13,11 @@ from PIL import Image
 
 from jobs.main import main
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
 from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.embeddings import load_embeddings
-from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.launch import prepare_shown
 from pipeline.prepare import Prepared
 from pipeline.query import query

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.embeddings import load_embeddings
-from pipeline.errors import UserError
 from pipeline.prepare import Prepared, announce, prepare
 from pipeline.probe import ProbeResult
 from pipeline.query import query
-from pipeline.reporter import Silent
 from pipeline.stages import (
     pending,
     probe_stages,

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.pixelcnn import PixelCNN, PixelCNNConfig
 

@@ -14,9 +14,9 @@ from pipeline import plan as plan_module
 from pipeline import prepare, recipes
 from pipeline.augment.defaults import rotnet_views, simclr_views
 from pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop
+from pipeline.base.errors import UserError
 from pipeline.config import Config, override
 from pipeline.data import Dataset
-from pipeline.errors import UserError
 from pipeline.plan import (
     CHOSEN_SECONDS,
     FEWEST,

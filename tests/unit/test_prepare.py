@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
 from pipeline.config import Config, override
-from pipeline.errors import UserError
 from pipeline.prepare import (
     Prepared,
     announce,

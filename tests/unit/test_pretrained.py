@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder, parity
 from pipeline.models import fetch as fetching
 from pipeline.models.local_weights import network_of, package_file

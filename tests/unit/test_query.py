@@ -15,11 +15,11 @@ from PIL import Image
 
 from pipeline import config as configuration
 from pipeline.asked import images_of
+from pipeline.base.errors import UserError
 from pipeline.data import Dataset, Images, open_dataset, sample_id
 from pipeline.data.decode import read_header
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.encoders import Encoder, build_encoder
-from pipeline.errors import UserError
 from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
 from pipeline.prepare import data_facts

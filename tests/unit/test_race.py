@@ -15,7 +15,8 @@ from rich.console import Console
 
 from jobs.main import main
 from pipeline import config as configuration
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
+from pipeline.base.reporter import Interrupted, Silent
 from pipeline.query import query
 from pipeline.race import begin, end, finals, rounds, story
 from pipeline.race.board import Board
@@ -23,7 +24,6 @@ from pipeline.race.ledger import FAILED, FINISHED, load_ledger, save_ledger
 from pipeline.race.parts import Ended, Race, Room, Task
 from pipeline.race.plan import Round
 from pipeline.race.trial import run_trial, time_step
-from pipeline.reporter import Interrupted, Silent
 from pipeline.runfolder import winner_of
 
 NAMES = "essl,rotnet,simclr"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.base.errors import UserError
 from pipeline.config import method_name
 from pipeline.data import open_dataset
-from pipeline.errors import UserError
 from pipeline.race import finals
 from pipeline.race.candidates import Network, asked_networks, entries_of, narrowed
 from pipeline.race.finals import Final, compare

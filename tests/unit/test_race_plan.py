@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.race.ledger import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
 from pipeline.race.plan import (
     LEAST_SECONDS,

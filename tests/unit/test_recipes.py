@@ -8,9 +8,9 @@ import torch
 
 from pipeline import recipes
 from pipeline.augment import view_from_dict, view_to_dict
+from pipeline.base.errors import UserError
 from pipeline.config import method_name
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Traits
 from pipeline.recipes import DEFAULT_SUITE, RECIPES, build_recipe, describe_recipe
@@ -79,7 +79,7 @@ def test_an_unknown_recipe_names_the_nearest(word: str, hint: str) -> None:
 def test_listing_recipes_imports_no_torch() -> None:
     code = (
         "import sys; from pipeline.recipes import RECIPES, describe_recipe, build_recipe\n"
-        "from pipeline.errors import UserError\n"
+        "from pipeline.base.errors import UserError\n"
         "names = [describe_recipe(name) for name in RECIPES]\n"
         "try: build_recipe('nope')\n"
         "except UserError: pass\n"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
+from pipeline.base.errors import UserError
 from pipeline.embeddings import Embeddings, save_embeddings
-from pipeline.errors import UserError
 from pipeline.report import figures, galleries, print_comparison, table, write_comparison, write_report
 from pipeline.report.results import Estimate, load_runs
 
@@ -229,7 +229,9 @@ def test_a_bare_run_leaves_sections_out_with_a_word(tmp_path: Path, dataset: Fak
 def test_unlabelled_data_gets_clusters_and_health(
     tmp_path: Path, dataset: FakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.metrics.kmeans", lambda vectors, k, seed: np.arange(len(vectors)) % k, raising=False)
+    monkeypatch.setattr(
+        "pipeline.base.vectors.kmeans", lambda vectors, k, seed: np.arange(len(vectors)) % k, raising=False
+    )
     run = make_run(tmp_path / "photos", records=[record("health/std", 0.8, None), record("health/rankme", 31.4, None)])
     add_embeddings(run, dataset, labelled=False)
     text, links = render([run], run / "report.html")

@@ -9,20 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import MissingError, UserError
-from pipeline.files import write_json
+from pipeline.base.errors import MissingError, UserError
+from pipeline.base.files import write_json
+from pipeline.base.lease import settled, writer_lock
+from pipeline.base.seals import note
 from pipeline.runfolder import (
     MetricsLog,
     describe_software,
     mark_stage,
     read_manifest,
-    settled,
     stage_done,
     stage_key,
     update_manifest,
-    writer_lock,
 )
-from pipeline.seals import note
 
 DATA = {
     "name": "x", "fingerprint": "f", "train": 3, "val": 1, "test": 1, "image_size": 8, "channels": 1, "classes": None,
@@ -30,7 +29,7 @@ DATA = {
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.runfolder import writer_lock
+from pipeline.base.lease import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

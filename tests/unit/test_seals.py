@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import seals
-from pipeline.errors import UserError
-from pipeline.files import write_json, write_text
+from pipeline.base import seals
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json, write_text
 from pipeline.runfolder import MetricsLog, mark_stage, read_manifest, update_manifest
 
 

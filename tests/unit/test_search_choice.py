@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.metrics import normalise
+from pipeline.base.vectors import normalise
 from pipeline.search.choice import Candidate, Material, Raw, agreement, choose, paired_error, pairs, refit, singles
 from pipeline.search.parts import Seen
 from pipeline.search.projection import find_directions, fit_projection

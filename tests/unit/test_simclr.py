@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline.base.errors import UserError
 from pipeline.config import method_config
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.losses import nt_xent, nt_xent_of_views
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.parts import build_projector

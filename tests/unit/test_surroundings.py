@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.main import check_surroundings, write_anything
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 

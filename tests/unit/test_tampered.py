@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 
 from jobs.main import run_verb
 from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.schemas import is_plain, json_schemas, stays_inside
 from pipeline.checkpoint import checkpoint_fault, list_checkpoints
-from pipeline.errors import UserError
 from pipeline.evaluate import write_evaluation
 from pipeline.export import load_encoder
 from pipeline.index import load_index
 from pipeline.records import read_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
-from pipeline.runfolder import MetricsLog, data_name, read_manifest, winner_of, writer_lock
-from pipeline.schemas import is_plain, json_schemas, stays_inside
+from pipeline.runfolder import MetricsLog, data_name, read_manifest, winner_of
 from pipeline.search.store import read_candidates, read_search
 from pipeline.stages import has_records, run_evaluate, run_index
 
@@ -308,7 +309,7 @@ def test_no_command_out_of_a_folder_is_run(
 def test_json_of_run_folders_is_read_in_one_place() -> None:
     """Others parse what is not of run folders: flags, caches, data sets, what processes tell each other."""
     allowed = {
-        "pipeline/documents.py", "pipeline/config.py", "pipeline/tune/search.py", "pipeline/given.py",
+        "pipeline/base/documents.py", "pipeline/config.py", "pipeline/tune/search.py", "pipeline/base/settings_files.py",
         "pipeline/tune/trial.py", "pipeline/cluster/tune.py",
         "pipeline/cluster/train.py",
     }  # fmt: skip
@@ -322,6 +323,6 @@ def test_json_of_run_folders_is_read_in_one_place() -> None:
 
 
 def test_the_json_schemas_are_those_of_the_code() -> None:
-    """Made anew by `python -m pipeline.schemas docs/schemas`."""
+    """Made anew by `python -m pipeline.base.schemas docs/schemas`."""
     folder = ROOT / "docs" / "schemas"
     assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == json_schemas()

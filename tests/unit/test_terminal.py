@@ -14,8 +14,8 @@ from rich.table import Table
 
 from jobs.main import run_verb
 from jobs.query import show
-from pipeline.progress import Display, PlainConsole
-from pipeline.terminal import plain, plain_lines
+from pipeline.base.progress import Display, PlainConsole
+from pipeline.base.terminal import plain, plain_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "\x1b]0;PWN\x07\x1b[2J\rforged\n\x9b31m\u202egnp.\u2028\x7f[red][/]:smile:"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline import tracking
-from pipeline.tracking import Tracker, has_key, start_tracker
+from pipeline.base import wandb_tracker
+from pipeline.base.wandb_tracker import Tracker, has_key, start_tracker
 
 ROWS = [{"stage": "pretrain", "step": step, "train/loss": 1.0 / (step + 1)} for step in range(2)]
 
@@ -181,14 +181,14 @@ def test_what_wandb_offline_has_written_is_obeyed(
 
 
 def test_workers_of_another_machine_are_told_what_the_user_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert tracking.variables() == {}
+    assert wandb_tracker.variables() == {}
     monkeypatch.setenv("WANDB_DISABLED", "true")
-    given = tracking.variables()
+    given = wandb_tracker.variables()
     monkeypatch.delenv("WANDB_DISABLED")
     monkeypatch.setenv("WANDB_API_KEY", "the worker's")
     monkeypatch.setenv("WANDB_MODE", "")  # put back after the test
-    tracking.obey(given)
-    assert tracking.choose_mode("auto").name == "disabled"
+    wandb_tracker.obey(given)
+    assert wandb_tracker.choose_mode("auto").name == "disabled"
 
 
 def test_a_key_in_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_key_for_ones_own_server(host: str, found: bool, monkeypatch: pytest.M
 
 def test_the_package_itself_takes_what_it_is_given(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from pipeline.tracking import start_tracker;"
+        "from pathlib import Path; from pipeline.base.wandb_tracker import start_tracker;"
         "t = start_tracker('offline', folder=Path('.'), name='n', run_id='abc', config={}, warn=print);"
         "t.log([{'stage': 'pretrain', 'step': 0, 'train/loss': 1.0}]); t.finish({'knn/top1': 0.5})"
     )

@@ -13,7 +13,7 @@ from html_page import Links
 from scipy.stats import pearsonr, rankdata, spearmanr
 
 from pipeline.augment import view_to_dict
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.report.figures import INK
 from pipeline.report.material import NothingToShowError
 from pipeline.tune import charts

@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from pipeline.augment import load_views, view_to_dict
+from pipeline.base.errors import UserError
 from pipeline.cluster import tune as ray_tune
 from pipeline.cluster.room import cores_a_worker
 from pipeline.cluster.tune import (
@@ -30,7 +31,6 @@ from pipeline.cluster.tune import (
 )
 from pipeline.cluster.tune import Standing as RayStanding
 from pipeline.config import override, to_dict
-from pipeline.errors import UserError
 from pipeline.recipes import build_recipe
 from pipeline.tune.board import Board
 from pipeline.tune.ledger import (

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.augment import load_views
 from pipeline.augment.spec import ColorJitter, RandomResizedCrop, Spec
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 from pipeline.tune.space import FAMILIES, Parameter, build_space, parameter_from, read_space
 
 SPACE = build_space(["crop", "color", "blur"])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from jobs.main import run_verb
-from pipeline import seals
+from pipeline.base import seals
+from pipeline.base.atomic import UNFINISHED
+from pipeline.base.errors import UserError
+from pipeline.base.files import write_json
 from pipeline.embeddings import files_of
-from pipeline.errors import UserError
-from pipeline.files import UNFINISHED, write_json
 from pipeline.runfolder import begin_stage, read_manifest
 from pipeline.search.store import OWN, read_search
 from pipeline.stages import at_work

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from pipeline.base.errors import UserError
 from pipeline.encoders import build_encoder
-from pipeline.errors import UserError
 from pipeline.weights import read_state
 
 NETWORK = {"name": "cnn-small", "channels": 1, "image_size": 8}

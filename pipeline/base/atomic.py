@@ -1,27 +1,16 @@
-"""Files that appear whole or not at all."""
+"""A file that appears whole or not at all, or is told to be unfinished."""
 
 import contextlib
 import fcntl
-import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from pipeline.errors import UserError, disk_error
-from pipeline.seals import put_noted
+from pipeline.base.errors import UserError, disk_error
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written, so that no reader takes it for data
-
-
-@contextmanager
-def replacing(path: Path, *, noted: bool = True) -> Iterator[Path]:
-    """`placing` a file; in a folder that notes what is finished in it, the file is `noted`."""
-    with placing(path, put_noted if noted else os.replace) as temporary:
-        yield temporary
 
 
 @contextmanager
@@ -119,20 +108,3 @@ def _claim(path: Path) -> tuple[Path, int]:
 def _literal(name: str) -> str:
     """A name for which a pattern stands for itself."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write text, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, values: Any) -> None:
-    """Write indented JSON, whole or not at all."""
-    write_text(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.errors import UserError
+from pipeline.base.errors import UserError
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""What has no subject of its own: errors, files, randomness, the terminal, workers, the device."""

@@ -1,0 +1,65 @@
+"""Which index a FAISS factory string stands for, and whether it can be built."""
+
+import math
+import re
+
+import faiss
+
+from pipeline.base.errors import UserError
+
+TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
+
+
+def auto_factory(n: int) -> str:
+    """The FAISS factory string for n vectors: exact to 100,000, then HNSW, then IVF with 4√n lists.
+
+    Exact search takes milliseconds to 100,000; a graph's links cost 8 · 32 bytes a vector, too much beyond some
+    millions (FAISS wiki, "Guidelines to choose an index"; autofaiss' rules).
+    """
+    if n <= 100_000:
+        return "Flat"
+    if n <= 2_000_000:
+        return "HNSW32"
+    return f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))},Flat"
+
+
+def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
+    return UserError(
+        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({reason_of(error)}); "
+        "Flat always works"
+    )
+
+
+def built_as(factory: str) -> str:
+    """The factory string that FAISS is given: scores are cosines, and no time goes into what no search uses."""
+    return _without_polysemous_codes(_with_cosines(factory))
+
+
+def _without_polysemous_codes(factory: str) -> str:
+    """With "np" behind every PQ: training its codes to be compared as bits too takes seven times as long."""
+    return re.sub(r"(?<![A-Za-z_])(PQ\d+(?:x\d+)?)(?=,|$|\+|\))", r"\1np", factory)
+
+
+def _with_cosines(factory: str) -> str:
+    """The factory string with L2norm behind its last transform, without which scores would be no cosines."""
+    parts = factory.split(",")
+    transforms = [i for i, part in enumerate(parts) if TRANSFORM.match(part.strip())]
+    if not transforms or parts[transforms[-1] + 1 :][:1] == ["L2norm"]:
+        return factory
+    return ",".join([*parts[: transforms[-1] + 1], "L2norm", *parts[transforms[-1] + 1 :]])
+
+
+def check_factory(factory: str, dim: int, n: int) -> None:
+    """Raises UserError for a factory string that cannot index `n` vectors of `dim` numbers, as far as that is known."""
+    try:
+        index = faiss.index_factory(dim, built_as(factory), faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise cannot_build(factory, "vectors", dim, error) from None
+    lists = faiss.try_extract_index_ivf(index)
+    if lists is not None and lists.nlist > n:
+        raise UserError(f"--index.factory is '{factory}': {n} images cannot fill {lists.nlist} lists; Flat always can")
+
+
+def reason_of(error: RuntimeError) -> str:
+    """A FAISS error in one line, without its place in the C++ source."""
+    return re.sub(r"^Error in .*?\.(cpp|h):\d+: (Error: )?", "", " ".join(str(error).split()))
