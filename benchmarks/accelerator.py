@@ -100,11 +100,11 @@ from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data import Dataset, Images, open_dataset
 from pipeline.data.loader import load_batches
 from pipeline.embed import embed_images
-from pipeline.encoders import build_encoder
 from pipeline.graph import can_be_recorded
 from pipeline.losses import nt_xent
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
+from pipeline.models.encoder import build_encoder
 from pipeline.prepare import resolve
 from pipeline.runfolder import describe_software
 from pipeline.train import Hooks, new_step, set_learning_rate, to_batch, train

@@ -19,7 +19,7 @@ from pipeline.base.device import choose_device
 from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify, normalise
 from pipeline.embed import embed_images
-from pipeline.export import load_encoder
+from pipeline.models.export import load_encoder
 
 BACKENDS = ("albumentations", "batched")
 K, TEMPERATURE = 20, 0.07

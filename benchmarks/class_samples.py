@@ -21,7 +21,7 @@ from torch import nn
 
 from jobs.cli import take_config_paths
 from pipeline.base.files import write_json
-from pipeline.encoders import build_encoder
+from pipeline.models.encoder import build_encoder
 from pipeline.reconstruct import to_pixels
 from pipeline.sample import SOURCES, draw, nearest_distance, spread
 from pipeline.trained import Trained, open_trained

@@ -24,9 +24,9 @@ from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Dataset, Images
 from pipeline.embed import embed_images
-from pipeline.encoders import Encoder
-from pipeline.export import load_encoder
 from pipeline.guard import NEIGHBOURS, TEMPERATURE, paired_error
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import load_encoder
 from pipeline.prepare import Prepared, count_steps
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.work import new_encoder

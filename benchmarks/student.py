@@ -20,9 +20,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.embed import embed_images
-from pipeline.encoders import Encoder
-from pipeline.export import load_encoder
 from pipeline.methods.distill import DistillConfig
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import load_encoder
 from pipeline.models.teachers import build_teacher
 from pipeline.work import Work
 

@@ -23,10 +23,10 @@ from pipeline.base.errors import UserError, nearest
 from pipeline.base.randomness import permutation
 from pipeline.config import Config
 from pipeline.data import Images
-from pipeline.encoders import Encoder, describe
-from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.frozen import descriptor_features, digest_of, frozen_stages
 from pipeline.models.descriptors import DESCRIPTORS
+from pipeline.models.encoder import Encoder, describe
+from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (

@@ -67,7 +67,7 @@ class AugmentConfig:
 
 
 class Sizes(TypedDict):
-    """A network's sizes as `pipeline.encoders.build_encoder` takes them; see EncoderConfig."""
+    """A network's sizes as `pipeline.models.encoder.build_encoder` takes them; see EncoderConfig."""
 
     latent_dim: int | None
     depth: int | None

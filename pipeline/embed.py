@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pipeline.base import collectives
 from pipeline.base.device import autocast, to_float
 from pipeline.data.dataset import Images
-from pipeline.encoders import Encoder
+from pipeline.models.encoder import Encoder
 
 BATCH = 256
 READERS = 8  # threads that read images for a GPU, at most

@@ -15,8 +15,8 @@ from torch import Tensor
 from pipeline.base import collectives
 from pipeline.data import Images
 from pipeline.data.cache import keep_floats, kept_floats
-from pipeline.encoders import Encoder
 from pipeline.models.descriptors import DESCRIPTORS, describe
+from pipeline.models.encoder import Encoder
 from pipeline.search.networks import LAST, pooled_stages
 
 BLOCK = 1024  # images that a descriptor sees at a time

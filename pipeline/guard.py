@@ -32,8 +32,8 @@ from pipeline.base.randomness import permutation
 from pipeline.base.vectors import kmeans, knn_classify
 from pipeline.data.dataset import Images
 from pipeline.embed import embed_images
-from pipeline.encoders import Encoder
-from pipeline.layers import without_adapters
+from pipeline.models.encoder import Encoder
+from pipeline.models.trainable import without_adapters
 
 LOOKS = 20  # in a run, the start not counted: one every 5 % of the steps
 QUERIES, REFERENCES = 1024, 4096  # validation and training images that are looked at, at most

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pipeline.cluster.train import Resources
     from pipeline.data import Images
-    from pipeline.encoders import Encoder
+    from pipeline.models.encoder import Encoder
     from pipeline.race.board import Board as RaceBoard
     from pipeline.race.parts import Race, Track
     from pipeline.trained import Trained
@@ -393,7 +393,7 @@ def search_anew(run: Path, display: Display, *, asked: bool) -> None:
 def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
     from pipeline.base.reporter import LocalReporter
-    from pipeline.export import export_encoder
+    from pipeline.models.export import export_encoder
     from pipeline.stages import run_index, run_worker_stages
     from pipeline.work import new_encoder
 
@@ -426,8 +426,8 @@ class Watched:
 def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
     from pipeline.base.device import choose_device, plain_precision, resolve_precision
-    from pipeline.export import load_encoder
     from pipeline.methods import load_method
+    from pipeline.models.export import load_encoder
     from pipeline.own import open_own
     from pipeline.prepare import open_other
     from pipeline.trained import open_trained

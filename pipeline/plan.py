@@ -39,7 +39,7 @@ class Machine:
 @dataclass(frozen=True)
 class Sizes:
     """What an image costs: side in pixels, operations of the encoder forward, views of it in a step, passes of the
-    method over a view, and what depthwise convolutions give (see `pipeline.encoders.describe`)."""
+    method over a view, and what depthwise convolutions give (see `pipeline.models.encoder.describe`)."""
 
     image_size: int
     flops: float

@@ -249,8 +249,8 @@ def fill_plan(config: Config, dataset: Dataset) -> Config:
 
 def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
     """The plan for a config whose paths `opened` are open: what is given of the others is planned around."""
-    from pipeline.encoders import describe
     from pipeline.methods import load_method
+    from pipeline.models.encoder import describe
     from pipeline.work import new_encoder, required_method
 
     if len(dataset.train) < 2 * config.cluster.workers:
@@ -361,8 +361,8 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
     """Raises UserError where the method or the encoder takes one image size only."""
     import torch
 
-    from pipeline.encoders import build_encoder
     from pipeline.methods import load_method
+    from pipeline.models.encoder import build_encoder
 
     name, side = config.encoder.name, dataset.image_size // 2
     told = f"--train.small-views {config.train.small_views:g}"
@@ -446,8 +446,8 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
 
     Builds the encoder and the method once, so that what does not go together ends here and not in a worker.
     """
-    from pipeline.encoders import describe
     from pipeline.methods import load_method
+    from pipeline.models.encoder import describe
     from pipeline.work import new_encoder, restrict
 
     encoder = new_encoder(config)

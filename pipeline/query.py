@@ -18,13 +18,13 @@ from pipeline.data.formats import marks
 from pipeline.data.regular import check_target
 from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.embeddings import Embeddings, files_of, load_embeddings
-from pipeline.encoders import Encoder
-from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_embeddings, check_matches, load_index, search
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import encoder_hash, load_encoder
+from pipeline.models.weights import read_manifest as read_export
 from pipeline.runfolder import data_name, own_data, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
-from pipeline.weights import read_manifest as read_export
 
 BATCH = 64
 PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")  # formats of a gallery, by suffix

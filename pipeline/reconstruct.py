@@ -14,8 +14,8 @@ from torch import Tensor
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
 from pipeline.evaluate import Record
-from pipeline.export import encoder_hash
 from pipeline.methods.base import Method
+from pipeline.models.export import encoder_hash
 from pipeline.trained import Progress, Trained
 
 SHOWN = 12

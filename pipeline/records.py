@@ -4,8 +4,6 @@ A record carries the hash of the encoder and of the embeddings that it was compu
 that was changed afterwards, or is of other embeddings, is set aside: nothing shows it, and its stage computes it anew.
 """
 
-import hashlib
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,9 +13,14 @@ from pipeline.base.documents import load
 from pipeline.base.errors import UserError
 from pipeline.base.schemas import EncoderFile, Evaluation
 from pipeline.base.seals import digest, fits, noted_hash, seal_of
+from pipeline.models.identity import hash_of_encoder
 
 FILE = "evaluation.json"
+
+
 VERBS = {"probe/": "probe", "finetune@": "finetune", "reconstruct/": "reconstruct", "likelihood/": "reconstruct"}
+
+
 _BASELINE = re.compile(r"baseline/([^/]+)/")
 
 
@@ -78,14 +81,6 @@ def told_of(run: Path, set_aside: Sequence[str]) -> str:
         f"{', '.join(set_aside[:3])}{more} in {run / FILE}: changed after it was computed, or of other embeddings than "
         f"the run has: not shown; {commands} computes it anew"
     )
-
-
-def hash_of_encoder(facts: Mapping[str, Any]) -> str:
-    """Hex digest of what decides an encoder's features, out of its encoder.json."""
-    parts = {key: facts[key] for key in ("sha256", "name", "stem", "channels", "image_size", "mean", "std")}
-    if facts.get("epsilon") is not None:
-        parts["epsilon"] = facts["epsilon"]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def encoder_hash_in(run: Path) -> str | None:

@@ -43,7 +43,6 @@ from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
 from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
-from pipeline.encoders import Encoder
 from pipeline.evaluate import (
     Record,
     drop_stale_records,
@@ -51,14 +50,16 @@ from pipeline.evaluate import (
     is_evaluated,
     write_evaluation,
 )
-from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.guard import Guard, draw_sample, look_size, validation_knn
-from pipeline.layers import without_adapters
 from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.metrics import interval_of_proportion
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from pipeline.models.trainable import without_adapters
+from pipeline.models.weights import read_manifest as read_export_manifest
 from pipeline.own import open_own
 from pipeline.places import as_started
 from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
@@ -71,7 +72,6 @@ from pipeline.search.store import FOLDER, has_search, read_candidates, read_sear
 from pipeline.train import Hooks, NotFinite, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.watch import Watch
-from pipeline.weights import read_manifest as read_export_manifest
 from pipeline.whitening import Whitening, fit_whitening
 from pipeline.work import (
     Stopped,

@@ -20,8 +20,8 @@ from pipeline.base import collectives
 from pipeline.base.device import autocast, to_float
 from pipeline.base.errors import UserError
 from pipeline.data.loader import Drawn, RawBatch
-from pipeline.layers import keep_statistics
 from pipeline.methods.base import Batch, Method, MethodOutput
+from pipeline.models.trainable import keep_statistics
 from pipeline.optim import set_learning_rate
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often

@@ -24,14 +24,14 @@ from pipeline.base.schemas import DecoderFile
 from pipeline.base.seals import check, digest, forget
 from pipeline.config import Config
 from pipeline.data import Dataset, Images
-from pipeline.encoders import Encoder
-from pipeline.export import encoder_hash, load_encoder
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import encoder_hash, load_encoder
+from pipeline.models.weights import read_manifest as read_export_manifest
+from pipeline.models.weights import read_state
 from pipeline.own import open_own
 from pipeline.prepare import traits_of
-from pipeline.weights import read_manifest as read_export_manifest
-from pipeline.weights import read_state
 
 FILE, FACTS = "decoder.safetensors", "decoder.json"
 SCHEMA = 1

@@ -11,8 +11,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from pipeline.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.embeddings import files_of, load_embeddings, read_facts
-from pipeline.export import encoder_hash, load_encoder
 from pipeline.index import check_embeddings, check_matches, load_index
+from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.records import read_evaluation, told_of
 from pipeline.repair import told_repair
 from pipeline.runfolder import MetricsLog, is_unstarted, read_manifest, read_race

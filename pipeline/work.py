@@ -24,12 +24,12 @@ from pipeline.base.reporter import Reporter
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.encoders import Encoder, build_encoder
 from pipeline.frozen import frozen_features
 from pipeline.graph import can_be_recorded
-from pipeline.layers import add_adapters, freeze_stages, rate_scales
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.trainable import add_adapters, freeze_stages, rate_scales
 from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.own import open_own
 from pipeline.prepare import count_steps, open_data, traits_of

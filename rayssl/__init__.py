@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from pipeline.config import Config, override
     from pipeline.data import Dataset, open_dataset
     from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
-    from pipeline.encoders import Encoder, build_encoder
     from pipeline.evaluate import evaluate_embeddings
-    from pipeline.export import export_encoder, load_encoder
     from pipeline.index import build_index, load_index, search
     from pipeline.launch import run, tune
+    from pipeline.models.encoder import Encoder, build_encoder
+    from pipeline.models.export import export_encoder, load_encoder
     from pipeline.query import query
     from pipeline.recipes import build_recipe
     from pipeline.records import read_evaluation
@@ -43,20 +43,20 @@ _NAMES = {
     "Config": "pipeline.config",
     "Dataset": "pipeline.data",
     "Embeddings": "pipeline.embeddings",
-    "Encoder": "pipeline.encoders",
+    "Encoder": "pipeline.models.encoder",
     "Parameter": "pipeline.tune.space",
     "Space": "pipeline.tune.space",
     "Spec": "pipeline.augment",
     "TuneSettings": "pipeline.tune.search",
     "UserError": "pipeline.base.errors",
-    "build_encoder": "pipeline.encoders",
+    "build_encoder": "pipeline.models.encoder",
     "build_index": "pipeline.index",
     "build_recipe": "pipeline.recipes",
     "build_space": "pipeline.tune.space",
     "evaluate_embeddings": "pipeline.evaluate",
-    "export_encoder": "pipeline.export",
+    "export_encoder": "pipeline.models.export",
     "load_embeddings": "pipeline.embeddings",
-    "load_encoder": "pipeline.export",
+    "load_encoder": "pipeline.models.export",
     "load_index": "pipeline.index",
     "load_views": "pipeline.augment",
     "open_dataset": "pipeline.data",

@@ -22,9 +22,9 @@ from pipeline.autoencoder.decoders import build_decoder
 from pipeline.autoencoder.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
 from pipeline.base import randomness_torch
 from pipeline.base.errors import UserError
-from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.models.encoder import Encoder
 
 Key = list[int | str | Tensor]
 

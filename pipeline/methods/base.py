@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.augment.spec import Spec
-from pipeline.encoders import Encoder
+from pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,11 @@ from pipeline.augment.defaults import distill_views
 from pipeline.augment.spec import Spec
 from pipeline.base import collectives
 from pipeline.base.vectors import normalise
-from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
 from pipeline.methods.parts import build_projector
 from pipeline.models.descriptors import DESCRIPTORS
+from pipeline.models.encoder import Encoder
 from pipeline.models.pretrained import taught_by
 from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.whitening import covariance

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from pipeline.augment.defaults import autoencoder_views
 from pipeline.augment.spec import Spec
 from pipeline.autoencoder.reconstruction import binarise
-from pipeline.backbones import MaskedConv2d, PixelCnn
 from pipeline.base import randomness_torch
 from pipeline.base.errors import UserError
-from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.models.backbones import MaskedConv2d, PixelCnn
+from pipeline.models.encoder import Encoder
 
 Key = list[int | str | Tensor]
 

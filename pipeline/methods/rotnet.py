@@ -9,10 +9,10 @@ from torch.nn import functional as F
 
 from pipeline.augment.defaults import rotnet_views
 from pipeline.augment.spec import Spec
-from pipeline.encoders import Encoder
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from pipeline.methods.parts import TURNS, all_turns
+from pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pipeline.base.errors import UserError, nearest
 from pipeline.models.local_weights import torch_cache
 from pipeline.models.pretrained import torchvision_member
 from pipeline.models.timm_networks import config_of, is_timm, tags_of
-from pipeline.weights import cached_file, hub_name, timm_licence, torchvision_licence
+from pipeline.models.weights import cached_file, hub_name, timm_licence, torchvision_licence
 
 HUB_FILE = "model.safetensors"
 BYTES_OF_MB = 1024 * 1024  # torchvision's unit

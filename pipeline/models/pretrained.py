@@ -20,7 +20,7 @@ from pipeline.models.local_weights import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.encoders import Encoder
+    from pipeline.models.encoder import Encoder
 
 FROZEN_MOST = 2  # that a run compares itself with, frozen
 TIMM = "timm/"  # before a name, as in timm_networks, which imports torch
@@ -82,7 +82,7 @@ def pretrained_encoder(given: Named, *, channels: int, image_side: int) -> "Enco
     It sees them at its own size, or at the size it can take that is nearest to four times theirs where that is smaller:
     larger is slower and shows nothing more. UserError where it cannot be built.
     """
-    from pipeline.encoders import build_encoder
+    from pipeline.models.encoder import build_encoder
 
     own = own_size(given.name, given.weights) or max(SMALLEST, image_side)
     wanted = min(own, max(SMALLEST, ENLARGED * image_side))
@@ -102,7 +102,7 @@ def licence_of(name: str, weights: str | None) -> str:
     weights: as --encoder.weights; None: none, so nobody's. UserError where there are no such weights.
     """
     from pipeline.models.local_weights import package_file
-    from pipeline.weights import OWN, packaged_licence, timm_licence, torchvision_licence
+    from pipeline.models.weights import OWN, packaged_licence, timm_licence, torchvision_licence
 
     if weights is None or os.path.isdir(weights):
         return OWN
@@ -139,7 +139,7 @@ def _torchvisions() -> Iterator[Available]:
         return
     from torchvision import models
 
-    from pipeline.weights import torchvision_licence
+    from pipeline.models.weights import torchvision_licence
 
     for name in models.list_models(module=models):
         for member in models.get_model_weights(name):

@@ -13,7 +13,7 @@ from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.pretrained import available, pretrained_encoder
 
 if TYPE_CHECKING:
-    from pipeline.encoders import Encoder
+    from pipeline.models.encoder import Encoder
 
 HELPFUL = "timm/vit_small_patch14_dinov2.lvd142m"  # what is named where there is nothing
 LARGEST_ON_CPU = 110_000_000  # bytes of weights that are chosen without being asked for: a ResNet-50's
@@ -69,7 +69,7 @@ def build_teacher(name: str | None, weights: str | None, *, channels: int, image
 
 def _of_run(name: str | None, folder: Path, channels: int) -> "Encoder":
     """The encoder of a run folder."""
-    from pipeline.export import load_encoder
+    from pipeline.models.export import load_encoder
 
     encoder = load_encoder(folder)
     if name is not None and name != encoder.name:

@@ -12,7 +12,7 @@ from pipeline.base.lease import writer_lock
 from pipeline.base.reporter import LocalReporter, Reporter
 from pipeline.choices import fix_backend, fix_compile, fix_precision, seconds_a_step
 from pipeline.config import Config
-from pipeline.export import export_encoder, load_encoder
+from pipeline.models.export import export_encoder, load_encoder
 from pipeline.prepare import count_steps, prepare
 from pipeline.race.plan import Overhead
 from pipeline.runfolder import own_data

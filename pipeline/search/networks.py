@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pipeline.data import Images
 from pipeline.embed import extract
-from pipeline.encoders import Encoder
+from pipeline.models.encoder import Encoder
 
 LAST = "last"  # the features themselves
 POOLS = ("avg", "2x2", "4x4", "gem")

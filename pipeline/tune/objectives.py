@@ -20,8 +20,8 @@ from pipeline.base.randomness import permutation
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images
 from pipeline.embed import embed_images, extract
-from pipeline.encoders import Encoder
 from pipeline.methods.parts import TURNS, all_turns
+from pipeline.models.encoder import Encoder
 from pipeline.probe import probe
 
 NEED_LABELS = ("knn", "probe")

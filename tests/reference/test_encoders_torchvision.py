@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torchvision import models
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import Encoder, build_encoder
-from pipeline.export import export_encoder, load_encoder
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.export import export_encoder, load_encoder
 
 
 def peer(name: str) -> nn.Module:

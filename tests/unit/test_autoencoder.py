@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.base.errors import UserError
 from pipeline.config import method_config
-from pipeline.encoders import build_encoder
 from pipeline.methods.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.methods.base import Batch, Traits
+from pipeline.models.encoder import build_encoder
 
 BOTTLENECKS = ("plain", "sparse", "contractive", "variational", "conditional")
 CORRUPTIONS = ("none", "gaussian", "salt-and-pepper", "masking")

@@ -20,7 +20,7 @@ from pipeline.autoencoder.decoders import (
 )
 from pipeline.autoencoder.reconstruction import bernoulli, build_reconstruction
 from pipeline.base.errors import UserError
-from pipeline.encoders import build_encoder
+from pipeline.models.encoder import build_encoder
 
 KEY = [0, 0, torch.arange(1, 201), 0, "corruption"]
 

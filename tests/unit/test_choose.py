@@ -14,11 +14,11 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
-from pipeline.encoders import build_encoder
 from pipeline.evaluate import read_evaluation
-from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import load_index
 from pipeline.launch import embed_run, search_anew
+from pipeline.models.encoder import build_encoder
+from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.prepare import Prepared, open_data
 from pipeline.query import query
 from pipeline.runfolder import read_manifest

@@ -16,11 +16,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.checkpoint import find_checkpoint
 from pipeline.config import load, method_config, override
-from pipeline.encoders import Encoder, build_encoder
-from pipeline.export import export_encoder, load_encoder
 from pipeline.methods.base import Batch, Before, Traits
 from pipeline.methods.distill import Distill, DistillConfig, targets_of
 from pipeline.models import teachers
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.export import export_encoder, load_encoder
 from pipeline.models.pretrained import FILE, Available
 from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.prepare import Prepared

@@ -21,8 +21,8 @@ from pipeline.augment import load_views, view_to_dict
 from pipeline.augment.spec import OPERATIONS, _parameters
 from pipeline.config import Config, method_config, override
 from pipeline.data import open_dataset, sources
-from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
+from pipeline.models.encoder import build_encoder
 from pipeline.recipes import RECIPES, build_recipe
 from pipeline.tune.search import parse_settings
 from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space

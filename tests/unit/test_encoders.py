@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import ENCODERS, Encoder, build_encoder, describe
-from pipeline.weights import fit_channels
+from pipeline.models.encoder import ENCODERS, Encoder, build_encoder, describe
+from pipeline.models.weights import fit_channels
 
 DIMS = {"resnet-tiny": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "cnn-small": 128, "mlp": 256}
 DIMS |= {"linear": 32, "deep": 32}  # conv and pixelcnn: by size and channels

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from pipeline import stages
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.encoders import build_encoder
 from pipeline.evaluate import read_evaluation
-from pipeline.export import export_encoder
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
+from pipeline.models.encoder import build_encoder
+from pipeline.models.export import export_encoder
 from pipeline.stages import run_worker_stages
 from pipeline.work import Stopped
 

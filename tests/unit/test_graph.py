@@ -10,10 +10,10 @@ from torch import Tensor
 
 from pipeline.config import method_config
 from pipeline.data.loader import Drawn, RawBatch
-from pipeline.encoders import build_encoder
 from pipeline.graph import can_be_recorded
 from pipeline.methods import load_method
 from pipeline.methods.base import Method, MethodOutput, Traits
+from pipeline.models.encoder import build_encoder
 from pipeline.optim import build_optimizer
 from pipeline.train import new_step
 

@@ -20,10 +20,10 @@ from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.checkpoint import find_checkpoint
 from pipeline.config import TrainConfig
-from pipeline.encoders import build_encoder
-from pipeline.export import load_encoder
 from pipeline.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
-from pipeline.layers import add_adapters, rate_scales, stage_paths, without_adapters
+from pipeline.models.encoder import build_encoder
+from pipeline.models.export import load_encoder
+from pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
 from pipeline.optim import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.prepare import Prepared
 from pipeline.runfolder import MetricsLog, read_manifest

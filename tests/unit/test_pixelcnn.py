@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.pixelcnn import PixelCNN, PixelCNNConfig
+from pipeline.models.encoder import build_encoder
 
 
 def build(size: int = 6, channels: int = 1, depth: int = 3, kernel: int = 3, width: int = 12, **values) -> PixelCNN:

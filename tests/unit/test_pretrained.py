@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import Encoder, build_encoder
-from pipeline.export import encoder_hash, export_encoder, load_encoder, parity
 from pipeline.models import fetch as fetching
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.export import encoder_hash, export_encoder, load_encoder, parity
 from pipeline.models.local_weights import network_of, package_file
 from pipeline.models.pretrained import (
     HUB,
@@ -26,7 +26,7 @@ from pipeline.models.pretrained import (
     own_size,
     taught_by,
 )
-from pipeline.weights import in_order
+from pipeline.models.weights import in_order
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -19,9 +19,9 @@ from pipeline.base.errors import UserError
 from pipeline.data import Dataset, Images, open_dataset, sample_id
 from pipeline.data.decode import read_header
 from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
-from pipeline.encoders import Encoder, build_encoder
-from pipeline.export import encoder_hash, export_encoder, load_encoder
 from pipeline.index import build_index, save_index
+from pipeline.models.encoder import Encoder, build_encoder
+from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.prepare import data_facts
 from pipeline.query import UNREAD, _own_address, _own_ids, answer, picture_format, query, save_gallery, save_run_gallery
 from pipeline.recipes import build_recipe

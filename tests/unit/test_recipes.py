@@ -10,9 +10,9 @@ from pipeline import recipes
 from pipeline.augment import view_from_dict, view_to_dict
 from pipeline.base.errors import UserError
 from pipeline.config import method_name
-from pipeline.encoders import build_encoder
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Traits
+from pipeline.models.encoder import build_encoder
 from pipeline.recipes import DEFAULT_SUITE, RECIPES, build_recipe, describe_recipe
 
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from pipeline.encoders import build_encoder
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.parts import all_turns
 from pipeline.methods.rotnet import RotNet, RotNetConfig
+from pipeline.models.encoder import build_encoder
 
 TRAITS = Traits(image_size=8, channels=1, mirror=True)
 

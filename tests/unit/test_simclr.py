@@ -6,11 +6,11 @@ from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.config import method_config
-from pipeline.encoders import build_encoder
 from pipeline.losses import nt_xent, nt_xent_of_views
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.parts import build_projector
 from pipeline.methods.simclr import SimCLR, SimCLRConfig
+from pipeline.models.encoder import build_encoder
 
 TRAITS = Traits(image_size=8, channels=3, mirror=True)
 

@@ -19,8 +19,8 @@ from pipeline.base.lease import writer_lock
 from pipeline.base.schemas import is_plain, json_schemas, stays_inside
 from pipeline.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.evaluate import write_evaluation
-from pipeline.export import load_encoder
 from pipeline.index import load_index
+from pipeline.models.export import load_encoder
 from pipeline.records import read_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pipeline import metrics
 from pipeline.base.errors import UserError
 from pipeline.data import open_dataset
-from pipeline.encoders import build_encoder
+from pipeline.models.encoder import build_encoder
 from pipeline.tune import objectives
 from pipeline.tune.objectives import OBJECTIVES, WORST, Material, check_objective, measurable, measure
 

@@ -103,7 +103,7 @@ def test_a_missing_half_of_the_encoder(finished_copy: Path) -> None:
 
 
 def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
-    from pipeline.export import export_encoder, load_encoder
+    from pipeline.models.export import export_encoder, load_encoder
 
     encoder = load_encoder(finished_copy)
     for parameter in encoder.parameters():

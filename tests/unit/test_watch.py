@@ -105,7 +105,7 @@ class Told(Silent):
 
 
 def trained(run: Path, reporter: Silent) -> dict[str, torch.Tensor]:
-    from pipeline.export import load_encoder
+    from pipeline.models.export import load_encoder
 
     stages.run_worker_stages(run, ["pretrain"], reporter)
     return load_encoder(run).state_dict()

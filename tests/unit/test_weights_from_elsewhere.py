@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import build_encoder
-from pipeline.weights import read_state
+from pipeline.models.encoder import build_encoder
+from pipeline.models.weights import read_state
 
 NETWORK = {"name": "cnn-small", "channels": 1, "image_size": 8}
 STATE = build_encoder(**NETWORK).net.state_dict()

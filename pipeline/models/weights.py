@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import RESNETS
 from pipeline.base.documents import load
 from pipeline.base.errors import MissingError, UserError
 from pipeline.base.lease import settled
@@ -21,6 +20,7 @@ from pipeline.base.memory import free_memory
 from pipeline.base.schemas import EncoderFile
 from pipeline.base.seals import check, digest
 from pipeline.base.settings_files import cut
+from pipeline.models.backbones import RESNETS
 from pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
 from pipeline.models.timm_networks import (
     config_of,

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
-from pipeline.encoders import Encoder
+from pipeline.models.encoder import Encoder
 
 
 def stage_paths(encoder: Encoder) -> tuple[str, ...]:

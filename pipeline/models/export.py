@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline import backbones
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, sha256, write_json, write_text
 from pipeline.base.seals import forget, note
-from pipeline.encoders import ENCODERS, TAKES, Encoder, build_encoder, in_eval
+from pipeline.models import backbones
+from pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
+from pipeline.models.identity import hash_of_encoder
 from pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
-from pipeline.records import hash_of_encoder
-from pipeline.weights import SCHEMA, read_export, read_manifest
+from pipeline.models.weights import SCHEMA, read_export, read_manifest
 
 _FOOTER = '''
 

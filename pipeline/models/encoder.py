@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbones import (
+from pipeline.base.errors import UserError, nearest
+from pipeline.models.backbones import (
     RESNETS,
     Coded,
     FullyConnected,
@@ -25,9 +26,8 @@ from pipeline.backbones import (
     pooled,
     smallest_image,
 )
-from pipeline.base.errors import UserError, nearest
 from pipeline.models.timm_networks import TIMM, build_timm, config_of, find_stages, is_timm, spread, timm_stages
-from pipeline.weights import OWN, Weights, load_weights, read_weights
+from pipeline.models.weights import OWN, Weights, load_weights, read_weights
 
 # The project's own; every torchvision classifier's name works too, and timm/NAME.
 ENCODERS = (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn")
@@ -221,7 +221,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
     `depthwise`: numbers that depthwise convolutions give of an image, each times the side of its kernel. They have few
     operations, but wait for memory.
     """
-    from pipeline.flops import count_operations
+    from pipeline.models.flops import count_operations
 
     depthwise = 0
 
