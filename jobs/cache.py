@@ -15,7 +15,7 @@ from pipeline.base.terminal import say
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.data.room import Kept
+    from pipeline.data.cache_room import Kept
 
 SUMMARY = (
     "What is kept between runs, in $RAYSSL_CACHE or ~/.cache/rayssl: decoded images (at most RAYSSL_CACHE_GB, or 64 GB "
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     if parsed.values["older_than"] is not None and not parsed.values["clean"]:
         raise UserError("--older-than needs --clean: nothing is removed without it")
     from pipeline.base.cache_folder import cache_dir
-    from pipeline.data.room import clean, limit, list_kept
+    from pipeline.data.cache_room import clean, limit, list_kept
 
     root = cache_dir()
     removed = clean(root, parsed.values["older_than"]) if parsed.values["clean"] else []
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
 def _table(root: "Path", limit: float, kept: list["Kept"]) -> list[str]:
     from pipeline.base.progress import format_bytes
-    from pipeline.data.room import IMAGES
+    from pipeline.data.cache_room import IMAGES
 
     images = [k for k in kept if k.kind == IMAGES]
     head = f"{root}: {_bytes(kept)}, of which {_bytes(images)} of at most {format_bytes(limit)} are decoded images"

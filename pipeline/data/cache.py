@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from pipeline.base.cache_folder import cache_dir
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
-from pipeline.data.room import hold, make_room, touch
+from pipeline.data.cache_room import hold, make_room, touch
 from pipeline.data.scan import is_flat
 from pipeline.data.shown import Pixels
 

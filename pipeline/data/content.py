@@ -29,9 +29,9 @@ from pipeline.base.cache_folder import cache_dir
 from pipeline.base.digests import digest
 from pipeline.base.files import replacing
 from pipeline.data import storage
+from pipeline.data.cache_room import touch
 from pipeline.data.dataset import sample_ids
 from pipeline.data.formats import written_here
-from pipeline.data.room import touch
 from pipeline.data.storage import ETAG, Files
 
 SCHEME = "2"  # of fingerprints by content; those without a scheme before them are by names and sizes

@@ -20,10 +20,10 @@ from pipeline.base.cache_folder import cache_dir
 from pipeline.base.digests import digest
 from pipeline.base.errors import UserError
 from pipeline.data import storage
+from pipeline.data.cache_room import touch
 from pipeline.data.listing import Listing
 from pipeline.data.parquet import list_parquet
 from pipeline.data.reading import Reading
-from pipeline.data.room import touch
 
 _FORMAT = 1  # of the files written here
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.base.errors import UserError
-from pipeline.data import Dataset, open_dataset, opening, to_square
+from pipeline.data import Dataset, open_dataset, open_set, to_square
 from pipeline.data.cache import open_pack
 from pipeline.data.folder import ImageFiles
 
@@ -82,8 +82,8 @@ def test_broken_files_are_set_aside_by_name(photos: Path) -> None:
 def test_second_open_decodes_nothing(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for loader in ("resident", "stream"):
         open_dataset(str(photos), loader=loader)
-    monkeypatch.setattr(opening, "decode_all", None)
-    monkeypatch.setattr(opening, "look", None)
+    monkeypatch.setattr(open_set, "decode_all", None)
+    monkeypatch.setattr(open_set, "look", None)
     for loader in ("resident", "stream", "auto"):
         open_dataset(str(photos), loader=loader)
 
@@ -161,7 +161,7 @@ def test_pickled_images_open_the_pack_again(photos: Path) -> None:
 
 
 def test_auto_streams_what_does_not_fit(photos: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "LARGEST_CACHE", 1000)
+    monkeypatch.setattr(open_set, "LARGEST_CACHE", 1000)
     open_dataset(str(photos))
     assert not (cache / "packs").exists()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import Dataset, of_classes, open_dataset, opening
+from pipeline.data import Dataset, of_classes, open_dataset, open_set
 from pipeline.data.duplicates import Duplicates, count_duplicates, pixel_hash
 from pipeline.evaluate import Record, flattered, read_evaluation, write_evaluation
 from pipeline.report.results import load_runs
@@ -46,7 +46,7 @@ def found_in(dataset: Dataset) -> Duplicates:
 def test_test_images_that_are_in_training_are_told(loader: str, twins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for again in range(3):
         if again == 2:  # remembered
-            monkeypatch.setattr(opening, "decode_all", None)
+            monkeypatch.setattr(open_set, "decode_all", None)
         dataset = open_dataset(str(twins), loader=loader, val_fraction=0)
         found = found_in(dataset)
         assert (found.train, found.val, found.test) == (20, 0, 12)
@@ -60,8 +60,8 @@ def test_test_images_that_are_in_training_are_told(loader: str, twins: Path, mon
 def test_a_pack_of_before_tells_them_too(twins: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = found_in(open_dataset(str(twins), loader="resident"))
     shutil.rmtree(cache / "facts")
-    monkeypatch.setattr(opening, "decode_all", None)
-    monkeypatch.setattr(opening, "_look", lambda *given: opening.Look(9, False, (3,), 81.0))
+    monkeypatch.setattr(open_set, "decode_all", None)
+    monkeypatch.setattr(open_set, "_look", lambda *given: open_set.Look(9, False, (3,), 81.0))
     assert found_in(open_dataset(str(twins), loader="resident")) == first
 
 

@@ -20,7 +20,7 @@ from jobs.main import main
 from pipeline.base.errors import UserError
 from pipeline.data import open_dataset
 from pipeline.data.cache import Pack, open_pack, remembered
-from pipeline.data.room import Kept, clean, hold, limit, list_kept, make_room
+from pipeline.data.cache_room import Kept, clean, hold, limit, list_kept, make_room
 
 SIDE = 100  # of the one image of a pack, which has SIDE² bytes
 DAY = 86400

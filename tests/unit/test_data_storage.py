@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.base.digests import digest
 from pipeline.base.errors import UserError
-from pipeline.data import open_dataset, opening, sample_id, storage
+from pipeline.data import open_dataset, open_set, sample_id, storage
 from pipeline.data.dataset import sample_ids
 from pipeline.data.storage import File, Files
 
@@ -195,7 +195,7 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_ids_are_worked_out_once(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = open_dataset(str(photos)).train.ids
     with monkeypatch.context() as patch:
-        patch.setattr(opening, "sample_ids", None)
+        patch.setattr(open_set, "sample_ids", None)
         assert np.array_equal(open_dataset(str(photos)).train.ids, first)
     Image.new("L", (4, 4), 9).save(photos / "9.png")
     dataset = open_dataset(str(photos))

@@ -15,6 +15,7 @@ from pipeline.base.cache_folder import cache_dir
 from pipeline.base.digests import digest
 from pipeline.base.errors import UserError
 from pipeline.data.cache import has_pack, open_pack, remembered, remembered_array
+from pipeline.data.cache_room import limit
 from pipeline.data.concluded import class_notes
 from pipeline.data.content import SCHEME
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
@@ -22,7 +23,6 @@ from pipeline.data.decode import decode, load_size_of
 from pipeline.data.duplicates import duplicate_notes, hashing
 from pipeline.data.listing import OUTSIDE, Listing, Store
 from pipeline.data.reading import AUTO, Key, Reading
-from pipeline.data.room import limit
 from pipeline.data.scan import Look, decode_all, is_flat, look, survey
 from pipeline.data.settle import Settled, flat_notes, found_in, settle
 from pipeline.data.shown import Pixels
