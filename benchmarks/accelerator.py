@@ -99,7 +99,8 @@ from pipeline.base.vectors import knn_classify, normalise
 from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data import Dataset, Images, open_dataset
 from pipeline.data.loader import load_batches
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
+from pipeline.features.whitening import fit_whitening
 from pipeline.graph import can_be_recorded
 from pipeline.losses import nt_xent
 from pipeline.methods import METHODS, load_method
@@ -108,7 +109,6 @@ from pipeline.models.encoder import build_encoder
 from pipeline.prepare import resolve
 from pipeline.runfolder import describe_software
 from pipeline.train import Hooks, new_step, set_learning_rate, to_batch, train
-from pipeline.whitening import fit_whitening
 from pipeline.work import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 
 PARTS = ("check", "throughput", "speedrun")

@@ -18,7 +18,7 @@ from jobs.cli import take_config_paths
 from pipeline.base.device import choose_device
 from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify, normalise
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
 from pipeline.models.export import load_encoder
 
 BACKENDS = ("albumentations", "batched")

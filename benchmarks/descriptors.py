@@ -25,7 +25,7 @@ from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images, open_dataset
 from pipeline.evaluate import raw_pixel_embeddings
-from pipeline.frozen import BLOCK
+from pipeline.features.frozen import BLOCK
 from pipeline.metrics import interval_of_proportion
 from pipeline.models.descriptors import DESCRIPTORS, describe
 

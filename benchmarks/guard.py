@@ -23,7 +23,7 @@ from pipeline.base.device import choose_device
 from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Dataset, Images
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
 from pipeline.guard import NEIGHBOURS, TEMPERATURE, paired_error
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder

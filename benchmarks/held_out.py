@@ -20,8 +20,8 @@ from runs import train
 from jobs.cli import take_config_paths
 from pipeline.base.vectors import kmeans
 from pipeline.data.dataset import Dataset
+from pipeline.features.whitening import fit_whitening
 from pipeline.metrics import cluster_agreement, retrieval
-from pipeline.whitening import fit_whitening
 
 
 def main() -> int:

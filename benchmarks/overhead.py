@@ -29,7 +29,7 @@ from pipeline.base.device import choose_device, resolve_precision, to_float
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.config import Config, load, override
-from pipeline.embed import BATCH, embed_images
+from pipeline.features.extract import BATCH, embed_images
 from pipeline.prepare import open_data, prepare
 from pipeline.recipes import build_recipe
 from pipeline.runfolder import MetricsLog, describe_software

@@ -19,7 +19,7 @@ from pipeline.base.device import plain_precision
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
 from pipeline.methods.distill import DistillConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder

@@ -16,7 +16,7 @@ from torch import Tensor
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
 from pipeline.models.encoder import Encoder
 from pipeline.reconstruct import squared_error
 from pipeline.trained import Progress, Trained

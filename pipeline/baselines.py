@@ -18,7 +18,7 @@ from pipeline.data import Dataset, Images
 from pipeline.data.cache import remembered
 from pipeline.embeddings import Embeddings
 from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings
-from pipeline.frozen import Progress, describe_here
+from pipeline.features.frozen import Progress, describe_here
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.probe import ProbeResult
 

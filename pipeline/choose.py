@@ -23,7 +23,8 @@ from pipeline.base.errors import UserError, nearest
 from pipeline.base.randomness import permutation
 from pipeline.config import Config
 from pipeline.data import Images
-from pipeline.frozen import descriptor_features, digest_of, frozen_stages
+from pipeline.features.frozen import descriptor_features, digest_of, frozen_stages
+from pipeline.features.pooled import LAST, names_of, pooled_stages
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.encoder import Encoder, describe
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
@@ -45,7 +46,6 @@ from pipeline.search.choice import (
     refit,
     singles,
 )
-from pipeline.search.networks import LAST, names_of, pooled_stages
 from pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
 from pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
 from pipeline.work import Work, new_encoder

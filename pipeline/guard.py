@@ -31,7 +31,7 @@ from pipeline.base import collectives
 from pipeline.base.randomness import permutation
 from pipeline.base.vectors import kmeans, knn_classify
 from pipeline.data.dataset import Images
-from pipeline.embed import embed_images
+from pipeline.features.extract import embed_images
 from pipeline.models.encoder import Encoder
 from pipeline.models.trainable import without_adapters
 

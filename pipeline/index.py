@@ -24,7 +24,7 @@ from pipeline.base.lease import settled
 from pipeline.base.schemas import IndexFile
 from pipeline.base.seals import check, digest, forget
 from pipeline.base.vectors import normalise
-from pipeline.whitening import Whitening
+from pipeline.features.whitening import Whitening
 
 SCHEMA = 1
 

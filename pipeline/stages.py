@@ -41,7 +41,6 @@ from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.embed import embed_images, stage_features
 from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
 from pipeline.evaluate import (
     Record,
@@ -50,6 +49,8 @@ from pipeline.evaluate import (
     is_evaluated,
     write_evaluation,
 )
+from pipeline.features.extract import embed_images, stage_features
+from pipeline.features.whitening import Whitening, fit_whitening
 from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.learned import doubts_of_figures, doubts_of_training
@@ -72,7 +73,6 @@ from pipeline.search.store import FOLDER, has_search, read_candidates, read_sear
 from pipeline.train import Hooks, NotFinite, train
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.watch import Watch
-from pipeline.whitening import Whitening, fit_whitening
 from pipeline.work import (
     Stopped,
     Work,

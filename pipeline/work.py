@@ -24,7 +24,7 @@ from pipeline.base.reporter import Reporter
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
 from pipeline.data.loader import Order, Views, load_batches
-from pipeline.frozen import frozen_features
+from pipeline.features.frozen import frozen_features
 from pipeline.graph import can_be_recorded
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
@@ -83,7 +83,7 @@ class Work:
     def frozen(self, source: Encoder | str, split: str, names: Sequence[str] = ()) -> NDArray[np.float32]:
         """(N, D) features of train, val or test by an encoder that is not trained, or by a descriptor of that name.
 
-        `names` of its stages (see pipeline.search.networks) are seen in the same pass and kept for whoever asks next.
+        `names` of its stages (see pipeline.features.pooled) are seen in the same pass and kept for whoever asks next.
         """
 
         def images_at(size: int) -> tuple[Images, str]:

@@ -24,6 +24,7 @@ from pipeline.augment.defaults import distill_views
 from pipeline.augment.spec import Spec
 from pipeline.base import collectives
 from pipeline.base.vectors import normalise
+from pipeline.features.whitening import covariance
 from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
 from pipeline.methods.parts import build_projector
@@ -31,7 +32,6 @@ from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.encoder import Encoder
 from pipeline.models.pretrained import taught_by
 from pipeline.models.teachers import build_teacher, choose_teacher
-from pipeline.whitening import covariance
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Distill(Method[DistillConfig]):
 def targets_of(features: NDArray[np.float32], dim: int, shrinkage: float) -> NDArray[np.float32]:
     """(N, D) float32 of unit length: features in their principal directions, every one of which varies about alike.
 
-    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `pipeline.whitening`. Features of fewer
+    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `pipeline.features.whitening`. Features of fewer
     than `dim` numbers leave the last ones at zero.
     """
     mean = features.mean(axis=0, dtype=np.float64)

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.data import Images
-from pipeline.frozen import digest_of
+from pipeline.features.frozen import digest_of
+from pipeline.features.pooled import pooled_stages
 from pipeline.models.descriptors import DESCRIPTORS, describe
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.search.networks import pooled_stages
 from pipeline.search.parts import Seen
 from pipeline.search.store import OWN, Origin, Search, read_search
 

@@ -19,7 +19,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.randomness import permutation
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images
-from pipeline.embed import embed_images, extract
+from pipeline.features.extract import embed_images, extract
 from pipeline.methods.parts import TURNS, all_turns
 from pipeline.models.encoder import Encoder
 from pipeline.probe import probe

@@ -14,7 +14,7 @@ from pipeline.base.reporter import Silent
 from pipeline.baselines import VERSIONS, Pictures, part_of
 from pipeline.data import open_dataset
 from pipeline.evaluate import read_evaluation, write_evaluation
-from pipeline.frozen import describe_here
+from pipeline.features.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
 from pipeline.runfolder import read_manifest, update_manifest
 from pipeline.stages import run_evaluate, run_worker_stages
@@ -120,7 +120,7 @@ def test_images_are_described_at_the_descriptors_size_and_kept(images: Path, mon
         expected = describe(name, test.square(np.arange(len(test)), descriptor.size))
         np.testing.assert_array_equal(pictures.vectors(name, "test"), expected)
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.frozen.describe", refuse)
+            patch.setattr("pipeline.features.frozen.describe", refuse)
             np.testing.assert_array_equal(describe_here(name, test, sized.fingerprint), expected)
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from pipeline.frozen import digest_of
+from pipeline.features.frozen import digest_of
 from pipeline.models.encoder import build_encoder
 
 

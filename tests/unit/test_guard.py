@@ -291,7 +291,7 @@ def test_the_sample_is_bounded_and_labelled_where_it_can_be(prepared: Prepare, m
 
 def test_the_figure_is_that_of_the_evaluation(prepared: Prepare) -> None:
     from pipeline.base.vectors import knn_classify
-    from pipeline.embed import embed_images
+    from pipeline.features.extract import embed_images
 
     work = Work.open(prepared("run", "simclr", LABELLED).run, Silent())
     encoder, data = new_encoder(work.config), work.dataset

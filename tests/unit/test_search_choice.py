@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.vectors import normalise
+from pipeline.features.whitening import fit_whitening
 from pipeline.search.choice import Candidate, Material, Raw, agreement, choose, paired_error, pairs, refit, singles
 from pipeline.search.parts import Seen
 from pipeline.search.projection import find_directions, fit_projection
-from pipeline.whitening import fit_whitening
 
 RNG = np.random.default_rng(0)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data import Images
-from pipeline.embed import extract
+from pipeline.features.extract import extract
 from pipeline.models.encoder import Encoder
 
 LAST = "last"  # the features themselves
