@@ -102,9 +102,9 @@ from pipeline.data.loader import load_batches
 from pipeline.features.extract import embed_images
 from pipeline.features.whitening import fit_whitening
 from pipeline.graph import can_be_recorded
-from pipeline.losses import nt_xent
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
+from pipeline.methods.losses import nt_xent
 from pipeline.models.encoder import build_encoder
 from pipeline.prepare import resolve
 from pipeline.runfolder import describe_software

@@ -51,11 +51,11 @@ from pipeline.evaluate import (
 )
 from pipeline.features.extract import embed_images, stage_features
 from pipeline.features.whitening import Whitening, fit_whitening
-from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
+from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.metrics import interval_of_proportion
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder

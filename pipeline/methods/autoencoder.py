@@ -16,14 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from pipeline.augment.defaults import autoencoder_views
 from pipeline.augment.spec import Spec
-from pipeline.autoencoder.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
-from pipeline.autoencoder.corruptions import build_corruption
-from pipeline.autoencoder.decoders import build_decoder
-from pipeline.autoencoder.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
 from pipeline.base import randomness_torch
 from pipeline.base.errors import UserError
-from pipeline.losses import at_least_float32
+from pipeline.methods.autoencoders.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
+from pipeline.methods.autoencoders.corruptions import build_corruption
+from pipeline.methods.autoencoders.decoders import build_decoder
+from pipeline.methods.autoencoders.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.methods.losses import at_least_float32
 from pipeline.models.encoder import Encoder
 
 Key = list[int | str | Tensor]

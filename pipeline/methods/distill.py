@@ -25,9 +25,9 @@ from pipeline.augment.spec import Spec
 from pipeline.base import collectives
 from pipeline.base.vectors import normalise
 from pipeline.features.whitening import covariance
-from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
-from pipeline.methods.parts import build_projector
+from pipeline.methods.heads import build_projector
+from pipeline.methods.losses import at_least_float32
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.encoder import Encoder
 from pipeline.models.pretrained import taught_by

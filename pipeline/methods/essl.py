@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from pipeline.augment.defaults import rotation_view, simclr_views
 from pipeline.augment.spec import Spec
 from pipeline.base.errors import UserError
-from pipeline.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.parts import TURNS, all_turns, build_projector, positive_similarity
+from pipeline.methods.heads import TURNS, all_turns, build_projector, positive_similarity
+from pipeline.methods.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
 from pipeline.models.encoder import Encoder
 
 

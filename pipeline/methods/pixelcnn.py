@@ -17,11 +17,11 @@ from torch.nn import functional as F
 
 from pipeline.augment.defaults import autoencoder_views
 from pipeline.augment.spec import Spec
-from pipeline.autoencoder.reconstruction import binarise
 from pipeline.base import randomness_torch
 from pipeline.base.errors import UserError
-from pipeline.losses import at_least_float32
+from pipeline.methods.autoencoders.reconstruction import binarise
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.methods.losses import at_least_float32
 from pipeline.models.backbones import MaskedConv2d, PixelCnn
 from pipeline.models.encoder import Encoder
 

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from pipeline.augment.defaults import rotnet_views
 from pipeline.augment.spec import Spec
-from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.parts import TURNS, all_turns
+from pipeline.methods.heads import TURNS, all_turns
+from pipeline.methods.losses import at_least_float32
 from pipeline.models.encoder import Encoder
 
 

@@ -9,9 +9,9 @@ from pydantic import ConfigDict
 
 from pipeline.augment.defaults import simclr_views
 from pipeline.augment.spec import Spec
-from pipeline.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.parts import build_projector, positive_similarity
+from pipeline.methods.heads import build_projector, positive_similarity
+from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.models.encoder import Encoder
 
 

@@ -20,7 +20,7 @@ from pipeline.base.randomness import permutation
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images
 from pipeline.features.extract import embed_images, extract
-from pipeline.methods.parts import TURNS, all_turns
+from pipeline.methods.heads import TURNS, all_turns
 from pipeline.models.encoder import Encoder
 from pipeline.probe import probe
 

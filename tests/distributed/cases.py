@@ -18,9 +18,9 @@ from pipeline.base.collectives import use_global_batch_norm
 from pipeline.config import method_config
 from pipeline.data import open_dataset
 from pipeline.guard import Guard, draw_sample
-from pipeline.losses import nt_xent_of_views
 from pipeline.methods import load_method
 from pipeline.methods.base import Batch, Before, Method, Traits
+from pipeline.methods.losses import nt_xent_of_views
 from pipeline.models.encoder import build_encoder
 from pipeline.optim import build_optimizer
 from pipeline.train import wrap_for_workers

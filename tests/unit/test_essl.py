@@ -6,10 +6,10 @@ from torch.nn import functional as F
 
 from pipeline.base.errors import UserError
 from pipeline.config import method_config, method_name, override
-from pipeline.losses import nt_xent
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.essl import ESSL, ESSLConfig
-from pipeline.methods.parts import all_turns
+from pipeline.methods.heads import all_turns
+from pipeline.methods.losses import nt_xent
 from pipeline.models.encoder import build_encoder
 from pipeline.recipes import build_recipe
 

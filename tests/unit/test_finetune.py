@@ -11,8 +11,8 @@ from pipeline import stages
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.evaluate import read_evaluation
-from pipeline.finetune import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.methods.base import Batch, Traits
+from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import export_encoder
 from pipeline.stages import run_worker_stages

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.methods.base import Batch, Traits
-from pipeline.methods.parts import all_turns
+from pipeline.methods.heads import all_turns
 from pipeline.methods.rotnet import RotNet, RotNetConfig
 from pipeline.models.encoder import build_encoder
 

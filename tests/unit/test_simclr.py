@@ -6,9 +6,9 @@ from torch import nn
 
 from pipeline.base.errors import UserError
 from pipeline.config import method_config
-from pipeline.losses import nt_xent, nt_xent_of_views
 from pipeline.methods.base import Batch, Traits
-from pipeline.methods.parts import build_projector
+from pipeline.methods.heads import build_projector
+from pipeline.methods.losses import nt_xent, nt_xent_of_views
 from pipeline.methods.simclr import SimCLR, SimCLRConfig
 from pipeline.models.encoder import build_encoder
 

@@ -11,7 +11,7 @@ import torch
 
 from pipeline import guard, stages
 from pipeline.base.reporter import Silent
-from pipeline.losses import nt_xent_at_chance, nt_xent_of_views
+from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.prepare import Prepared
 from pipeline.watch import Watch
 from pipeline.work import Work

@@ -12,8 +12,8 @@ from pipeline.augment.defaults import finetune_view
 from pipeline.augment.spec import Spec
 from pipeline.base.errors import UserError
 from pipeline.base.randomness import permutation
-from pipeline.losses import at_least_float32
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from pipeline.methods.losses import at_least_float32
 from pipeline.models.encoder import Encoder
 
 
