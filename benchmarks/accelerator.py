@@ -96,19 +96,19 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.base.vectors import knn_classify, normalise
-from pipeline.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.data import Dataset, Images, open_dataset
-from pipeline.data.loader import load_batches
 from pipeline.features.extract import embed_images
 from pipeline.features.whitening import fit_whitening
-from pipeline.graph import can_be_recorded
 from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
 from pipeline.methods.losses import nt_xent
 from pipeline.models.encoder import build_encoder
 from pipeline.prepare import resolve
 from pipeline.runfolder import describe_software
-from pipeline.train import Hooks, new_step, set_learning_rate, to_batch, train
+from pipeline.training.batches import load_batches
+from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from pipeline.training.cuda_graph import can_be_recorded
+from pipeline.training.loop import Hooks, new_step, set_learning_rate, to_batch, train
 from pipeline.work import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 
 PARTS = ("check", "throughput", "speedrun")

@@ -24,11 +24,11 @@ from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Dataset, Images
 from pipeline.features.extract import embed_images
-from pipeline.guard import NEIGHBOURS, TEMPERATURE, paired_error
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder
 from pipeline.prepare import Prepared, count_steps
 from pipeline.runfolder import MetricsLog, read_manifest
+from pipeline.training.guard import NEIGHBOURS, TEMPERATURE, paired_error
 from pipeline.work import new_encoder
 
 LEAST_SHARE = 0.2  # of the steps

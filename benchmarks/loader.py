@@ -41,9 +41,9 @@ from pipeline.augment.spec import HorizontalFlip, RandomResizedCrop, Spec
 from pipeline.base.files import write_json
 from pipeline.data import decode, open_dataset
 from pipeline.data.decode import load_size_of
-from pipeline.data.loader import Order, Views
 from pipeline.runfolder import describe_software
-from pipeline.train import to_batch
+from pipeline.training.batches import Order, Views
+from pipeline.training.loop import to_batch
 
 SIZES = ((500, 375), (2000, 1500))  # width, height
 QUALITY = 90

@@ -29,7 +29,7 @@ from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.prepare import open_data
 from pipeline.runfolder import describe_software
-from pipeline.train import to_batch, wrap_for_workers
+from pipeline.training.loop import to_batch, wrap_for_workers
 from pipeline.work import Work, batches_of, new_method
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")

@@ -10,11 +10,11 @@ from pipeline import config as configuration
 from pipeline.augment import Spec, view_from_dict
 from pipeline.base import collectives
 from pipeline.config import Config
-from pipeline.graph import can_be_recorded, has_compiler
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.prepare import count_steps
-from pipeline.train import Hooks, to_batch, train
+from pipeline.training.cuda_graph import can_be_recorded, has_compiler
+from pipeline.training.loop import Hooks, to_batch, train
 from pipeline.work import (
     Stopped,
     Work,

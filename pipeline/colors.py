@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.dataset import Images
-from pipeline.guard import draw_sample, knn_hits, paired_error
 from pipeline.models.descriptors import DESCRIPTORS, describe
+from pipeline.training.guard import draw_sample, knn_hits, paired_error
 
 COLORS, SHAPES = "color-histogram", "hog"
 LOOKED_AT = 4096  # images at most, at most a quarter of them validation images

@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.runfolder import read_manifest
-from pipeline.watch import HAIR, STILL
+from pipeline.training.watch import HAIR, STILL
 
 TENTH = 0.1  # of the steps, at either end, whose losses are compared
 FEWEST = 20  # steps, below which a loss that did not fall says nothing

@@ -487,7 +487,7 @@ def continue_run(before: Config, now: Config, run: Path) -> Config:
 
 def check_trained(config: Config, dataset: Dataset, run: Path) -> None:
     """Raises UserError where a run has learned from other images, or for more steps than it is asked to."""
-    from pipeline.checkpoint import list_checkpoints
+    from pipeline.training.checkpoint import list_checkpoints
 
     checkpoints = list_checkpoints(run / "checkpoints")
     if config.method is None or (not checkpoints and not (run / "encoder.json").exists()):
@@ -613,7 +613,7 @@ def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
 
 
 def is_guarded(config: Config) -> bool:
-    """Whether training is watched, its best state kept and its end brought about: see `pipeline.guard`."""
+    """Whether training is watched, its best state kept and its end brought about: see `pipeline.training.guard`."""
     return config.train.guard == "yes" or (config.train.guard == "auto" and config.encoder.weights is not None)
 
 

@@ -169,6 +169,6 @@ def _started(folder: Path) -> list[Repair]:
 
 def _has_checkpoint(run: Path) -> bool:
     """Else what made the files again would be training from the first step."""
-    from pipeline.checkpoint import list_checkpoints
+    from pipeline.training.checkpoint import list_checkpoints
 
     return bool(list_checkpoints(run / "checkpoints"))

@@ -30,7 +30,6 @@ from pipeline.base.seals import damaged_of, digest, fits
 from pipeline.base.vectors import normalise
 from pipeline.base.wandb_tracker import Tracker, start_tracker
 from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
-from pipeline.checkpoint import list_checkpoints, load_checkpoint, load_extra, save_checkpoint
 from pipeline.choices import (
     fix_backend,
     fix_compile,
@@ -40,7 +39,6 @@ from pipeline.choices import (
 from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
-from pipeline.data.loader import Order, Views, load_batches
 from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
 from pipeline.evaluate import (
     Record,
@@ -51,7 +49,6 @@ from pipeline.evaluate import (
 )
 from pipeline.features.extract import embed_images, stage_features
 from pipeline.features.whitening import Whitening, fit_whitening
-from pipeline.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
@@ -70,9 +67,12 @@ from pipeline.records import lost_of, read_evaluation, verb_of
 from pipeline.runfolder import MetricsLog, begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
 from pipeline.search.apply import check_own_encoder, load_searcher
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
-from pipeline.train import Hooks, NotFinite, train
 from pipeline.trained import Trained, read_decoder, save_decoder
-from pipeline.watch import Watch
+from pipeline.training.batches import Order, Views, load_batches
+from pipeline.training.checkpoint import list_checkpoints, load_checkpoint, load_extra, save_checkpoint
+from pipeline.training.guard import Guard, draw_sample, look_size, validation_knn
+from pipeline.training.loop import Hooks, NotFinite, train
+from pipeline.training.watch import Watch
 from pipeline.work import (
     Stopped,
     Work,

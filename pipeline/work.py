@@ -16,23 +16,23 @@ from numpy.typing import NDArray
 from pipeline import config as configuration
 from pipeline.augment import view_from_dict
 from pipeline.base import collectives
-from pipeline.base.collectives import use_global_batch_norm
 from pipeline.base.device import choose_device, plain_precision, resolve_precision
 from pipeline.base.errors import UserError
 from pipeline.base.memory import keep_freed_memory
 from pipeline.base.reporter import Reporter
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
-from pipeline.data.loader import Order, Views, load_batches
 from pipeline.features.frozen import frozen_features
-from pipeline.graph import can_be_recorded
 from pipeline.methods import load_method
 from pipeline.methods.base import Before, Method
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.trainable import add_adapters, freeze_stages, rate_scales
-from pipeline.optim import build_optimizer, learning_rate_at, scaled_learning_rate
 from pipeline.own import open_own
 from pipeline.prepare import count_steps, open_data, traits_of
+from pipeline.training.batch_norm import use_global_batch_norm
+from pipeline.training.batches import Order, Views, load_batches
+from pipeline.training.cuda_graph import can_be_recorded
+from pipeline.training.optimizers import build_optimizer, learning_rate_at, scaled_learning_rate
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 

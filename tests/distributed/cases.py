@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline import guard as guards
 from pipeline.base import collectives
-from pipeline.base.collectives import use_global_batch_norm
 from pipeline.config import method_config
 from pipeline.data import open_dataset
-from pipeline.guard import Guard, draw_sample
 from pipeline.methods import load_method
 from pipeline.methods.base import Batch, Before, Method, Traits
 from pipeline.methods.losses import nt_xent_of_views
 from pipeline.models.encoder import build_encoder
-from pipeline.optim import build_optimizer
-from pipeline.train import wrap_for_workers
+from pipeline.training import guard as guards
+from pipeline.training.batch_norm import use_global_batch_norm
+from pipeline.training.guard import Guard, draw_sample
+from pipeline.training.loop import wrap_for_workers
+from pipeline.training.optimizers import build_optimizer
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8

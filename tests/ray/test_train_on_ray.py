@@ -13,8 +13,8 @@ import pytest
 from small_run import command, encoder_digest, epochs_for, losses, prepare_run, pretrain_here, read_rows, wait_for
 
 from pipeline.base.errors import UserError
-from pipeline.checkpoint import list_checkpoints
 from pipeline.cluster.train import CONTROL, Job, Resources, run_jobs
+from pipeline.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.ray
 

@@ -11,10 +11,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline import checkpoint
 from pipeline.base.errors import UserError
-from pipeline.checkpoint import checkpoint_fault, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
-from pipeline.optim import OPTIMIZERS, build_optimizer
+from pipeline.training import checkpoint
+from pipeline.training.checkpoint import (
+    checkpoint_fault,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
 
 
 def new_model(seed: int = 0) -> nn.Module:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import guard
 from pipeline.colors import colors_tell
 from pipeline.data import Dataset, open_dataset
+from pipeline.training import guard
 
 
 def opened(folder: Path, kind: str, mode: str = "RGB") -> Dataset:

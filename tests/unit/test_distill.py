@@ -11,10 +11,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipeline import train as loop
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.checkpoint import find_checkpoint
 from pipeline.config import load, method_config, override
 from pipeline.methods.base import Batch, Before, Traits
 from pipeline.methods.distill import Distill, DistillConfig, targets_of
@@ -26,6 +24,8 @@ from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
 from pipeline.stages import run_pretrain
+from pipeline.training import loop
+from pipeline.training.checkpoint import find_checkpoint
 from pipeline.work import Stopped, Work
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)

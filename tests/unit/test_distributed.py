@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pipeline.base import collectives
-from pipeline.base.collectives import GlobalBatchNorm, use_global_batch_norm
 from pipeline.base.errors import UserError
+from pipeline.training.batch_norm import GlobalBatchNorm, use_global_batch_norm
 
 
 def network() -> nn.Module:

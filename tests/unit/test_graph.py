@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from pipeline.config import method_config
-from pipeline.data.loader import Drawn, RawBatch
-from pipeline.graph import can_be_recorded
 from pipeline.methods import load_method
 from pipeline.methods.base import Method, MethodOutput, Traits
 from pipeline.models.encoder import build_encoder
-from pipeline.optim import build_optimizer
-from pipeline.train import new_step
+from pipeline.training.batches import Drawn, RawBatch
+from pipeline.training.cuda_graph import can_be_recorded
+from pipeline.training.loop import new_step
+from pipeline.training.optimizers import build_optimizer
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

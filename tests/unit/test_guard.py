@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline import guard as guards
-from pipeline import train as loop
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.checkpoint import find_checkpoint
 from pipeline.config import TrainConfig
-from pipeline.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import load_encoder
 from pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
-from pipeline.optim import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.prepare import Prepared
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import run_pretrain
+from pipeline.training import guard as guards
+from pipeline.training import loop
+from pipeline.training.checkpoint import find_checkpoint
+from pipeline.training.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
+from pipeline.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
 from pipeline.work import Stopped, Work, new_encoder, new_method, new_optimizer, restrict
 
 CPU = torch.device("cpu")

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from small_run import encoder_digest, losses, prepare_run, pretrain_here
 
-from pipeline import checkpoint, launch, train
+from pipeline import launch
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.reporter import Silent
-from pipeline.checkpoint import list_checkpoints
 from pipeline.config import override
 from pipeline.launch import Plan
 from pipeline.prepare import open_data
 from pipeline.recipes import build_recipe
 from pipeline.stages import pending, run_worker_stages
+from pipeline.training import checkpoint, loop
+from pipeline.training.checkpoint import list_checkpoints
 
 STEPS = 35  # five epochs of seven steps
 CHANGES = {"train__epochs": 5}
@@ -39,13 +40,13 @@ class KilledAt(Silent):
 
 def die_at_step(run: str, step: int) -> None:
     """Continue the run and die after the rows of a step are logged, before its checkpoint."""
-    train.POLL_SECONDS = 0.0
+    loop.POLL_SECONDS = 0.0
     run_worker_stages(Path(run), ["pretrain"], KilledAt(step))
 
 
 def die_while_writing(run: str, step: int) -> None:
     """Continue the run and die inside the writing of the first checkpoint from a step on."""
-    train.POLL_SECONDS = 0.0
+    loop.POLL_SECONDS = 0.0
     write = checkpoint._write_manifest
 
     def dying(folder: Path, at: int) -> None:
@@ -111,7 +112,7 @@ def test_epochs_get_their_checkpoints_although_the_loop_looks_only_now_and_then(
     written = []
     save = checkpoint.save_checkpoint
     monkeypatch.setattr("pipeline.stages.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k))
-    monkeypatch.setattr(train.Meter, "time_to_poll", lambda self, step: (step + 1) % 4 == 0 or step + 1 == self.stop)
+    monkeypatch.setattr(loop.Meter, "time_to_poll", lambda self, step: (step + 1) % 4 == 0 or step + 1 == self.stop)
     pretrain_here(tmp_path / "run", **CHANGES)
     assert written == [8, 16, 24, 28, 35]
 

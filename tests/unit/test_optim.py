@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.base.errors import UserError
-from pipeline.optim import (
+from pipeline.training.optimizers import (
     LARS,
     VECTOR_RATE,
     Muon,

@@ -17,7 +17,6 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.schemas import is_plain, json_schemas, stays_inside
-from pipeline.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.evaluate import write_evaluation
 from pipeline.index import load_index
 from pipeline.models.export import load_encoder
@@ -27,6 +26,7 @@ from pipeline.report.table import remarks
 from pipeline.runfolder import MetricsLog, data_name, read_manifest, winner_of
 from pipeline.search.store import read_candidates, read_search
 from pipeline.stages import has_records, run_evaluate, run_index
+from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]
 READERS: dict[str, Callable[[Path], object]] = {

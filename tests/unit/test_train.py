@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from pipeline import choices, stages
 from pipeline import config as configuration
-from pipeline import train as loop
 from pipeline.augment.spec import Spec
 from pipeline.base.device import resolve_precision, to_float
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.checkpoint import find_checkpoint, list_checkpoints
 from pipeline.config import Config
-from pipeline.data.loader import RawBatch
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.optim import learning_rate_at, set_learning_rate
 from pipeline.prepare import FREE, Prepared
 from pipeline.runfolder import MetricsLog, read_manifest
 from pipeline.stages import identity, run_pretrain
-from pipeline.train import Hooks, collapse_indicator, to_batch, train
+from pipeline.training import loop
+from pipeline.training.batches import RawBatch
+from pipeline.training.checkpoint import find_checkpoint, list_checkpoints
+from pipeline.training.loop import Hooks, collapse_indicator, to_batch, train
+from pipeline.training.optimizers import learning_rate_at, set_learning_rate
 from pipeline.work import Stopped, Work, compile_or_capture, new_method
 
 CPU = torch.device("cpu")

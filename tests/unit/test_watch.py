@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import guard, stages
+from pipeline import stages
 from pipeline.base.reporter import Silent
 from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.prepare import Prepared
-from pipeline.watch import Watch
+from pipeline.training import guard
+from pipeline.training.watch import Watch
 from pipeline.work import Work
 
 STEPS = 200  # the losses of steps 20 … 29 are looked at

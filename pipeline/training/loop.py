@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from pipeline.base import collectives
 from pipeline.base.device import autocast, to_float
 from pipeline.base.errors import UserError
-from pipeline.data.loader import Drawn, RawBatch
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.models.trainable import keep_statistics
-from pipeline.optim import set_learning_rate
+from pipeline.training.batches import Drawn, RawBatch
+from pipeline.training.optimizers import set_learning_rate
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
 
@@ -73,7 +73,7 @@ def train(
     """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
 
     `resident` (N, H, W, C): all images, where the device holds them. `recorded`: as a CUDA graph, see
-    `pipeline.graph.can_be_recorded`. Raises NotFinite where the loss is not. Every worker must call
+    `pipeline.training.cuda_graph.can_be_recorded`. Raises NotFinite where the loss is not. Every worker must call
     it with the same arguments.
     """
     set_training(method)
@@ -150,7 +150,7 @@ def new_step(
         return compute(to_batch(raw, device, precision, seed, resident))
 
     if recorded:
-        from pipeline.graph import RecordedStep
+        from pipeline.training.cuda_graph import RecordedStep
 
         assert resident is not None
         take_step = RecordedStep(compute, optimizer, resident, seed)

@@ -24,9 +24,9 @@ from torch.optim import Optimizer
 from pipeline.augment.batched_backend import pack, unpack
 from pipeline.augment.fixed_backend import apply_arrays, arrays_of
 from pipeline.base import collectives
-from pipeline.data.loader import Drawn, RawBatch
 from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.optim import set_learning_rate
+from pipeline.training.batches import Drawn, RawBatch
+from pipeline.training.optimizers import set_learning_rate
 
 RECORDED_OPTIMIZERS = ("sgd", "muon")
 WARM_STEPS = 3  # without a graph first: libraries choose and compile their kernels, buffers are made
