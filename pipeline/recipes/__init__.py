@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from pipeline import recipes_autoencoder
 from pipeline.base.errors import UserError, nearest
 from pipeline.config import (
     AugmentConfig,
@@ -21,6 +20,7 @@ from pipeline.config import (
     TrainConfig,
     method_config,
 )
+from pipeline.recipes import autoencoder
 
 T = TypeVar("T")
 
@@ -195,7 +195,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         autoencoder_folder,
     )
 }
-RECIPES |= recipes_autoencoder.recipes(lambda: has_gpu())
+RECIPES |= autoencoder.recipes(lambda: has_gpu())
 
 
 def build_recipe(name: str) -> Config:
