@@ -103,13 +103,14 @@ from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
 from pipeline.methods.losses import nt_xent
 from pipeline.models.encoder import build_encoder
-from pipeline.prepare import resolve
-from pipeline.runfolder import describe_software
+from pipeline.run.build import batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
+from pipeline.run.context import Work
+from pipeline.run.resolve import resolve
+from pipeline.run.software import describe_software
 from pipeline.training.batches import load_batches
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.cuda_graph import can_be_recorded
 from pipeline.training.loop import Hooks, new_step, set_learning_rate, to_batch, train
-from pipeline.work import Work, batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
 
 PARTS = ("check", "throughput", "speedrun")
 OPTIONAL = ("albumentations", "faiss", "ray", "wandb")

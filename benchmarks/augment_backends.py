@@ -22,7 +22,7 @@ from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
 from pipeline.augment.spec import OPERATIONS, ColorJitter, Rotation, Spec, Table, Translation
 from pipeline.base.files import write_json
 from pipeline.data import open_dataset
-from pipeline.runfolder import describe_software
+from pipeline.run.software import describe_software
 
 BATCH = 256
 REPEATS = 20

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.files import write_json
-from pipeline.runfolder import describe_software
+from pipeline.run.software import describe_software
 
 KINDS = ("checkpoint", "driver", "machine", "start")
 TRIES = 5  # to hit the writing of a checkpoint

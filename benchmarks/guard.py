@@ -26,10 +26,11 @@ from pipeline.data import Dataset, Images
 from pipeline.features.extract import embed_images
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder
-from pipeline.prepare import Prepared, count_steps
-from pipeline.runfolder import MetricsLog, read_manifest
+from pipeline.run.build import count_steps, new_encoder
+from pipeline.run.folder import read_manifest
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.start import Prepared
 from pipeline.training.guard import NEIGHBOURS, TEMPERATURE, paired_error
-from pipeline.work import new_encoder
 
 LEAST_SHARE = 0.2  # of the steps
 DEFAULTS = {

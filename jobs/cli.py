@@ -146,7 +146,7 @@ def run_folder(parsed: Parsed, *, other_images: bool = False) -> Path:
     --data.path says where its images are now, which is noted and taken out of the changes, but for verbs that look at
     `other_images`.
     """
-    from pipeline.runfolder import read_manifest, winner_of
+    from pipeline.run.folder import read_manifest, winner_of
 
     run = Path(parsed.values["run"])
     if not run.is_dir():

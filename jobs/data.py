@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     from pipeline.data.concluded import facts, lines
     from pipeline.data.regular import check_target
     from pipeline.data.sheet import write_sheet
-    from pipeline.prepare import open_data
+    from pipeline.run.images import open_data
 
     changes = {**parsed.changes, "data.path": parsed.values["path"]}
     if parsed.values["sheet"]:

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
     run = run_folder(parsed)
     from pipeline.base.progress import Display
     from pipeline.launch import changed_config, search_anew
-    from pipeline.runfolder import read_manifest
+    from pipeline.run.folder import read_manifest
     from pipeline.stages import run_index
 
     plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--data.path", "--out"), only=PLACE)
     from pipeline.base.progress import PlainConsole
     from pipeline.report import print_comparison
-    from pipeline.runfolder import read_manifest, winner_of
+    from pipeline.run.folder import read_manifest, winner_of
     from pipeline.stages import run_report
 
     runs = [winner_of(Path(run)) for run in parsed.values["runs"]]

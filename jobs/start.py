@@ -21,8 +21,8 @@ def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
     """Configs and folders of a recipe, or of the default suite where none is named."""
     from pipeline.config import override
     from pipeline.launch import Plan
-    from pipeline.prepare import run_name
     from pipeline.recipes import DEFAULT_SUITE, build_recipe
+    from pipeline.run.identity import run_name
 
     recipe = parsed.values.get("recipe")
     names = [recipe] if recipe else list(DEFAULT_SUITE)
@@ -112,7 +112,7 @@ def stop_early() -> bool:
 def concluded(folder: Path, name: str = "manifest.json") -> "dict[str, object]":
     """What was concluded about the images of a run or a search."""
     if name == "manifest.json":
-        from pipeline.runfolder import own_data
+        from pipeline.run.folder import own_data
 
         data: dict[str, Any] = own_data(folder)
     else:

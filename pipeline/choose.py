@@ -29,6 +29,8 @@ from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.models.encoder import Encoder, describe
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
+from pipeline.run.build import new_encoder
+from pipeline.run.context import Work
 from pipeline.search.apply import described, flat_pixels, pixel_side
 from pipeline.search.choice import (
     AUTO_DIM,
@@ -48,7 +50,6 @@ from pipeline.search.choice import (
 )
 from pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
 from pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
-from pipeline.work import Work, new_encoder
 
 UNTRAINED = "untrained"
 LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on

@@ -25,7 +25,7 @@ from pipeline.base.errors import MissingError, UserError
 from pipeline.base.files import replacing
 from pipeline.base.schemas import EmbeddingsFacts
 from pipeline.base.seals import check
-from pipeline.runfolder import data_name
+from pipeline.run.folder import data_name
 
 SCHEMA = 1
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D

@@ -18,7 +18,7 @@ from pipeline.base.vectors import kmeans, knn_classify, normalise
 from pipeline.embeddings import Embeddings
 from pipeline.features.whitening import fit_whitening
 from pipeline.records import flat_of, read_evaluation, sealed
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
 
 SCHEMA = 1
 # Metrics that are recorded here, and those of the candidates for the search.

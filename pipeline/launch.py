@@ -14,9 +14,10 @@ from pipeline.base.lease import writer_lock
 from pipeline.base.progress import Display, format_duration
 from pipeline.config import Config
 from pipeline.data.concluded import lines
-from pipeline.plan import START_SECONDS
-from pipeline.prepare import A_GUESS, Prepared, announce, prepare
-from pipeline.runfolder import own_data
+from pipeline.run.estimate import A_GUESS
+from pipeline.run.folder import own_data
+from pipeline.run.plan import START_SECONDS
+from pipeline.run.start import Prepared, announce, prepare
 
 if TYPE_CHECKING:
     import torch
@@ -26,12 +27,12 @@ if TYPE_CHECKING:
     from pipeline.models.encoder import Encoder
     from pipeline.race.board import Board as RaceBoard
     from pipeline.race.parts import Race, Track
+    from pipeline.run.context import Work
     from pipeline.trained import Trained
     from pipeline.tune.board import Board
     from pipeline.tune.ledger import Trial
     from pipeline.tune.search import Search, TuneSettings
     from pipeline.tune.space import Space
-    from pipeline.work import Work
 
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
 HERE = ("index", "evaluate")
@@ -105,7 +106,7 @@ def run(config: Config, out: Path | str) -> Path:
 
 def continue_runs(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
-    from pipeline.own import open_own
+    from pipeline.run.own_images import open_own
     from pipeline.stages import require_labels
 
     if under_torchrun():
@@ -209,9 +210,9 @@ def prepare_shown(
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
     from pipeline.base.reporter import LocalReporter
-    from pipeline.choices import choose_backend, compiling_pays
-    from pipeline.prepare import open_and_resolve
-    from pipeline.work import Work
+    from pipeline.run.auto import choose_backend, compiling_pays
+    from pipeline.run.context import Work
+    from pipeline.run.resolve import open_and_resolve
 
     config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
     work = Work.begin(Path(), LocalReporter(display), config, dataset)
@@ -243,8 +244,8 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
 
     from pipeline.base import collectives
     from pipeline.base.reporter import LocalReporter, Silent
+    from pipeline.run.context import Stopped
     from pipeline.stages import pending, run_worker_stages
-    from pipeline.work import Stopped
 
     cuda = torch.cuda.is_available()
     if cuda:
@@ -335,9 +336,9 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     """
     from pipeline.base.reporter import LocalReporter
     from pipeline.embeddings import name_in
-    from pipeline.own import is_intact
-    from pipeline.places import is_gone
-    from pipeline.prepare import open_other
+    from pipeline.run.data_paths import is_gone
+    from pipeline.run.images import open_other
+    from pipeline.run.own_images import is_intact
     from pipeline.stages import embed_other_data, run_worker_stages
 
     reporter = LocalReporter(display)
@@ -365,7 +366,7 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
 
 def move_shown(run: Path, place: str, display: Display) -> None:
     """Note that the run's images are at this place now, and show it; UserError where they are not."""
-    from pipeline.own import move_images
+    from pipeline.run.own_images import move_images
 
     move_images(run, place, lambda text: display({"message": text}), show_reading(display))
 
@@ -394,8 +395,8 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
     from pipeline.base.reporter import LocalReporter
     from pipeline.models.export import export_encoder
+    from pipeline.run.build import new_encoder
     from pipeline.stages import run_index, run_worker_stages
-    from pipeline.work import new_encoder
 
     prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
     for line in lines(prepared.dataset):
@@ -428,8 +429,8 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     from pipeline.base.device import choose_device, plain_precision, resolve_precision
     from pipeline.methods import load_method
     from pipeline.models.export import load_encoder
-    from pipeline.own import open_own
-    from pipeline.prepare import open_other
+    from pipeline.run.images import open_other
+    from pipeline.run.own_images import open_own
     from pipeline.trained import open_trained
 
     config = configuration.load(run / "config.json")
@@ -517,7 +518,7 @@ def new_folder(out: Path) -> Iterator[None]:
 def track_search(search: "Search", before: set[int], best: "Trial | None", warn: Callable[[str], None]) -> None:
     """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
     from pipeline.base.wandb_tracker import start_tracker
-    from pipeline.runfolder import stage_key
+    from pipeline.run.folder import stage_key
     from pipeline.tune.ledger import load_trials
 
     new = [trial for trial in load_trials(search.out) if trial.number not in before]

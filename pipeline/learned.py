@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.base.errors import UserError
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
 from pipeline.training.watch import HAIR, STILL
 
 TENTH = 0.1  # of the steps, at either end, whose losses are compared

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from pipeline.base.device import autocast
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.models.flops import count_operations
+from pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, views_of
+from pipeline.run.context import Work
 from pipeline.training.batches import RawBatch
 from pipeline.training.cuda_graph import WARM_STEPS
 from pipeline.training.loop import new_step, set_training, to_batch
-from pipeline.work import Work, batches_of, compile_or_capture, new_method, new_optimizer, views_of
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace

@@ -22,7 +22,7 @@ from pipeline.index import check_embeddings, check_matches, load_index, search
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.models.weights import read_manifest as read_export
-from pipeline.runfolder import data_name, own_data, winner_of
+from pipeline.run.folder import data_name, own_data, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import FOLDER, search_hash
 
@@ -175,7 +175,7 @@ def save_run_gallery(
 ) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
     from pipeline import config as configuration
-    from pipeline.prepare import open_data, open_other
+    from pipeline.run.images import open_data, open_other
 
     config = configuration.load(run / "config.json")
     own = data_name(run)

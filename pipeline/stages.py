@@ -30,12 +30,6 @@ from pipeline.base.seals import damaged_of, digest, fits
 from pipeline.base.vectors import normalise
 from pipeline.base.wandb_tracker import Tracker, start_tracker
 from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
-from pipeline.choices import (
-    fix_backend,
-    fix_compile,
-    fix_precision,
-    fix_steps,
-)
 from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
@@ -58,13 +52,30 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.trainable import without_adapters
 from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.own import open_own
-from pipeline.places import as_started
-from pipeline.prepare import check_steps, count_steps, is_guarded, traits_of
 from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.records import lost_of, read_evaluation, verb_of
-from pipeline.runfolder import MetricsLog, begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
+from pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
+from pipeline.run.build import (
+    batches_of,
+    compile_or_capture,
+    count_steps,
+    is_guarded,
+    loader_processes,
+    new_encoder,
+    new_method,
+    new_optimizer,
+    required_method,
+    schedule_of,
+    to_device,
+    traits_of,
+)
+from pipeline.run.context import Stopped, Work, read_at
+from pipeline.run.data_paths import as_started
+from pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
+from pipeline.run.identity import check_steps, identity
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.own_images import open_own
 from pipeline.search.apply import check_own_encoder, load_searcher
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import Trained, read_decoder, save_decoder
@@ -73,30 +84,13 @@ from pipeline.training.checkpoint import list_checkpoints, load_checkpoint, load
 from pipeline.training.guard import Guard, draw_sample, look_size, validation_knn
 from pipeline.training.loop import Hooks, NotFinite, train
 from pipeline.training.watch import Watch
-from pipeline.work import (
-    Stopped,
-    Work,
-    batches_of,
-    compile_or_capture,
-    loader_processes,
-    new_encoder,
-    new_method,
-    new_optimizer,
-    read_at,
-    required_method,
-    schedule_of,
-    to_device,
-)
 
 BASELINE = "random-init"
+
+
 SPLITS = ("train", "val", "test")
-# Fields of the config that came later, with the value that changes nothing.
-ADDED: dict[str, Any] = {
-    "encoder.width": None, "train.guard": "auto", "train.layer_decay": 1.0, "train.freeze": 0, "train.lora": None,
-    "augment.crop": None, "augment.color": None, "plan": [], "data.splits": "auto", "data.key": "first",
-    "data.image_column": None, "data.label_column": None, "data.range": "auto", "data.background": "auto",
-}  # fmt: skip
-READ_BEFORE = {"data.range": "type", "data.background": "white"}
+
+
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
 
@@ -389,7 +383,7 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
 
 def search_other_data(work: Work, encoder: Encoder) -> None:
     """The searched vectors of another data set, by the function that was chosen for the run's own."""
-    from pipeline.prepare import open_other
+    from pipeline.run.images import open_other
 
     dataset = work.dataset
     opened = {encoder.image_size: dataset}
@@ -585,22 +579,6 @@ def train_on(
         stage="pretrain",
         hooks=hooks,
     )
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """The part of the config that decides what pre-training computes."""
-    from pipeline.prepare import FREE, FREE_GROUPS, flatten
-
-    flat = flatten(configuration.to_dict(config))
-    for path, default in ADDED.items():  # runs that are older than a field have the key they had
-        if flat[path] == default:
-            del flat[path]
-    if flat["data.labels"] == "auto":  # what was None
-        flat["data.labels"] = None
-    for path, before in READ_BEFORE.items():  # how all runs read until it could be said; the fingerprint tells the rest
-        if flat.get(path) == before:
-            del flat[path]
-    return {key: value for key, value in flat.items() if key not in FREE and not key.startswith(FREE_GROUPS)}
 
 
 @contextmanager

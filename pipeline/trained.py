@@ -30,8 +30,8 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.models.weights import read_manifest as read_export_manifest
 from pipeline.models.weights import read_state
-from pipeline.own import open_own
-from pipeline.prepare import traits_of
+from pipeline.run.build import traits_of
+from pipeline.run.own_images import open_own
 
 FILE, FACTS = "decoder.safetensors", "decoder.json"
 SCHEMA = 1

@@ -14,7 +14,8 @@ from pipeline.index import check_embeddings, check_matches, load_index
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.records import read_evaluation, told_of
 from pipeline.repair import told_repair
-from pipeline.runfolder import MetricsLog, is_unstarted, read_manifest, read_race
+from pipeline.run.folder import is_unstarted, read_manifest, read_race
+from pipeline.run.metrics_log import MetricsLog
 from pipeline.search.apply import check_own_encoder
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder

@@ -13,8 +13,8 @@ from rich.console import Console
 from pipeline.base.progress import Display
 from pipeline.base.reporter import Reporter, Silent
 from pipeline.config import override
-from pipeline.prepare import prepare
 from pipeline.recipes import build_recipe
+from pipeline.run.start import prepare
 from pipeline.stages import run_worker_stages
 
 Rows = list[dict[str, Any]]

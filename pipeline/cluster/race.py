@@ -130,7 +130,7 @@ def outcome_of(task: Task, reference: Any) -> Ended:
 def work_on(task: Task, control: str, gpu: bool, told_to_wandb: dict[str, str]) -> Ended:
     """What a task runs."""
     from pipeline.race.trial import run_trial, time_step
-    from pipeline.work import Stopped
+    from pipeline.run.context import Stopped
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     wandb_tracker.obey(told_to_wandb)

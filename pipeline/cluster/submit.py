@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from pipeline.base.errors import UserError, nearest
-from pipeline.runfolder import COMMIT, describe_software
+from pipeline.run.software import COMMIT, describe_software
 
 CODE = Path(__file__).resolve().parents[2]  # the folder that holds pipeline/ and jobs/
 PACKAGES = ("pipeline", "jobs", "rayssl")

@@ -455,8 +455,8 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     from ray import train
 
     from pipeline.base import collectives
+    from pipeline.run.context import Stopped
     from pipeline.stages import run_worker_stages
-    from pipeline.work import Stopped
 
     if not settings["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none

@@ -8,13 +8,13 @@ from pathlib import Path
 from pipeline import config as configuration
 from pipeline.base.errors import UserError, nearest
 from pipeline.base.reporter import LocalReporter
-from pipeline.own import open_own
 from pipeline.race.candidates import FROZEN
 from pipeline.race.finals import Final, compare, descriptors
 from pipeline.race.ledger import FAILED, load_ledger
 from pipeline.race.networks import weights_line
 from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.parts import Race, Shown, warning_by
+from pipeline.run.own_images import open_own
 from pipeline.stages import run_evaluate, run_index, run_report, run_worker_stages
 
 BASELINES = ("color-histogram", "hog", "pixels")

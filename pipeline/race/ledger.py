@@ -10,7 +10,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.seals import started
 from pipeline.race.plan import Overhead, Round, ranked
-from pipeline.runfolder import read_race
+from pipeline.run.folder import read_race
 
 SCHEMA = 1
 NAME = "race.json"

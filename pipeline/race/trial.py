@@ -10,14 +10,15 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.reporter import LocalReporter, Reporter
-from pipeline.choices import fix_backend, fix_compile, fix_precision, seconds_a_step
 from pipeline.config import Config
 from pipeline.models.export import export_encoder, load_encoder
-from pipeline.prepare import count_steps, prepare
 from pipeline.race.plan import Overhead
-from pipeline.runfolder import own_data
+from pipeline.run.auto import fix_backend, fix_compile, fix_precision, seconds_a_step
+from pipeline.run.build import count_steps, new_encoder
+from pipeline.run.context import Work
+from pipeline.run.folder import own_data
+from pipeline.run.start import prepare
 from pipeline.stages import main_writes, run_worker_stages
-from pipeline.work import Work, new_encoder
 
 FIRST_STEPS, TIMED_STEPS = 3, 9  # from which a trial's speed is told, the first third as warm-up
 LONG_SECONDS = 10.0  # that the timing may take beyond the first look

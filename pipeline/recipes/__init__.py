@@ -24,7 +24,7 @@ from pipeline.recipes import autoencoder
 
 T = TypeVar("T")
 
-# What folder recipes leave open (pipeline/plan.py): the values that stand in them are for what is given beside.
+# What folder recipes leave open (pipeline/run/plan.py): the values that stand in them are for what is given beside.
 HELD_OUT = ("data.val_fraction",)  # more where few labels are held out: every choice is made by them
 LENGTH = (*HELD_OUT, "train.steps", "train.batch_size", "train.warmup_epochs")
 CONTRASTIVE = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import UserError
 from pipeline.report.results import Run
-from pipeline.runfolder import MetricsLog
+from pipeline.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
@@ -172,7 +172,7 @@ def _data_key(run: Run) -> str:
 
 def _open(run: Run) -> "Dataset | UserError":
     from pipeline.data import Reading, of_classes, open_dataset
-    from pipeline.runfolder import as_recorded
+    from pipeline.run.folder import as_recorded
 
     data = run.config["data"]
     names = ("image_size", "channels", "limit", "val_fraction", "loader", *(one.name for one in fields(Reading)))

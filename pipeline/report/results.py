@@ -11,7 +11,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.schemas import ReportedConfig
 from pipeline.base.seals import check, fits
 from pipeline.records import read_evaluation, told_of
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
 
 SCHEMA = 1
 METHOD_LABELS = {

@@ -22,8 +22,11 @@ from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.data.concluded import facts
 from pipeline.methods import load_method
-from pipeline.prepare import as_planned, check_disk, count_steps, fit_batch, flatten, open_and_resolve, traits_of
-from pipeline.runfolder import describe_software
+from pipeline.run.build import count_steps, traits_of
+from pipeline.run.estimate import check_disk
+from pipeline.run.identity import as_planned, flatten
+from pipeline.run.resolve import fit_batch, open_and_resolve
+from pipeline.run.software import describe_software
 from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
 from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
@@ -310,7 +313,7 @@ def check_population(search: Search, dataset: Dataset) -> None:
     """Raises UserError where a member of a population could not go on with the network of another."""
     if "train.optimizer" in search.space.parameters:
         raise UserError("--tune.scheduler pbt: a member goes on with another's optimiser: leave train.optimizer out")
-    from pipeline.work import new_encoder, required_method
+    from pipeline.run.build import new_encoder, required_method
 
     encoder, traits = new_encoder(search.config, weights=False), traits_of(search.config, dataset)
     shapes = []

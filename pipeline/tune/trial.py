@@ -13,16 +13,17 @@ from pipeline.base import collectives
 from pipeline.base.device import plain_precision
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.choices import choose_backend
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.methods.base import Method
-from pipeline.prepare import count_steps, open_data
+from pipeline.run.auto import choose_backend
+from pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of
+from pipeline.run.context import Work
+from pipeline.run.images import open_data
 from pipeline.stages import check_finite
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.loop import Hooks, train
 from pipeline.tune.objectives import Material, at_most, measurable, measure
-from pipeline.work import Work, batches_of, new_method, new_optimizer, schedule_of
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ import pipeline.choose
 import pipeline.launch
 from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
-from pipeline.prepare import Prepared
+from pipeline.run.start import Prepared
 from pipeline.stages import pending, run_worker_stages
 
 

@@ -14,8 +14,8 @@ from small_run import quiet
 from pipeline.base.reporter import Silent
 from pipeline.config import Config, override
 from pipeline.launch import prepare_shown
-from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
+from pipeline.run.start import Prepared
 
 CLASSES = ("blue", "green", "red")
 A_CLASS = 20

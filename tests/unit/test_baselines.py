@@ -16,7 +16,7 @@ from pipeline.data import open_dataset
 from pipeline.evaluate import read_evaluation, write_evaluation
 from pipeline.features.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.runfolder import read_manifest, update_manifest
+from pipeline.run.folder import read_manifest, update_manifest
 from pipeline.stages import run_evaluate, run_worker_stages
 
 EVALUATED = ("knn/top1", "knn-whitened/top1", "cluster/nmi", "retrieval/map@r", "health/rankme")

@@ -19,9 +19,10 @@ from pipeline.index import load_index
 from pipeline.launch import embed_run, search_anew
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.prepare import Prepared, open_data
 from pipeline.query import query
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
+from pipeline.run.images import open_data
+from pipeline.run.start import Prepared
 from pipeline.search.apply import load_searcher
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from pipeline.stages import run_evaluate, run_index, run_worker_stages, searched_splits
@@ -228,7 +229,7 @@ def test_a_pretrained_network_on_the_machine_takes_part(
 def test_few_labelled_validation_images_become_more(prepared: Callable[..., Prepared]) -> None:
     given = prepared("given").dataset
     assert len(given.val) == 5  # a tenth: nothing was left open
-    from pipeline.prepare import with_validation
+    from pipeline.run.resolve import with_validation
 
     config = replace(prepared("open").config, plan=("data.val_fraction",))
     assert with_validation(config, given).data.val_fraction == 0.2

@@ -20,8 +20,8 @@ from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.progress import Display
 from pipeline.config import Config
 from pipeline.launch import prepare_shown
-from pipeline.prepare import Prepared
 from pipeline.recipes import RECIPES
+from pipeline.run.start import Prepared
 
 Capture = pytest.CaptureFixture[str]
 PROGRESS = re.compile(r"reading images: |\S+ (index|evaluate): …$")
@@ -86,7 +86,7 @@ def test_the_flags_that_people_need_are_shown(capsys: Capture) -> None:
 
 def test_every_flag_is_a_path_of_the_config(tiny_config: Callable[..., Config]) -> None:
     from pipeline.config import to_dict
-    from pipeline.prepare import flatten
+    from pipeline.run.identity import flatten
     from pipeline.tune.search import TuneSettings
 
     known = {*flatten(to_dict(tiny_config())), *(f"tune.{name}" for name in TuneSettings.__dataclass_fields__)}

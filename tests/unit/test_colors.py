@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.colors import colors_tell
 from pipeline.data import Dataset, open_dataset
+from pipeline.run.colors import colors_tell
 from pipeline.training import guard
 
 

@@ -14,7 +14,7 @@ from pipeline.data.duplicates import Duplicates, count_duplicates, pixel_hash
 from pipeline.evaluate import Record, flattered, read_evaluation, write_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
-from pipeline.runfolder import update_manifest
+from pipeline.run.folder import update_manifest
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -17,8 +17,10 @@ from pipeline.base.errors import UserError
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.decode import decode
 from pipeline.data.shown import COLOURS, Held, Shown, colour_of, count_values, range_of, surveyed, to_bytes
-from pipeline.prepare import open_and_resolve, open_data, open_other, read_as_before
 from pipeline.recipes import build_recipe
+from pipeline.run.identity import read_as_before
+from pipeline.run.images import open_data, open_other
+from pipeline.run.resolve import open_and_resolve
 
 N = 20
 Save = Callable[[Path, NDArray[Any]], None]

@@ -21,12 +21,12 @@ from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.export import export_encoder, load_encoder
 from pipeline.models.pretrained import FILE, Available
 from pipeline.models.teachers import build_teacher, choose_teacher
-from pipeline.prepare import Prepared
 from pipeline.recipes import build_recipe
+from pipeline.run.context import Stopped, Work
+from pipeline.run.start import Prepared
 from pipeline.stages import run_pretrain
 from pipeline.training import loop
 from pipeline.training.checkpoint import find_checkpoint
-from pipeline.work import Stopped, Work
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 IDS = np.array([50, 7, 31, 2, 90, 64])

@@ -15,8 +15,8 @@ from pipeline.methods.base import Batch, Traits
 from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import export_encoder
+from pipeline.run.context import Stopped
 from pipeline.stages import run_worker_stages
-from pipeline.work import Stopped
 
 LABELS: NDArray[np.int64] = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 100, 40, 4]))
 

@@ -20,15 +20,17 @@ from pipeline.config import TrainConfig
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import load_encoder
 from pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
-from pipeline.prepare import Prepared
-from pipeline.runfolder import MetricsLog, read_manifest
+from pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
+from pipeline.run.context import Stopped, Work
+from pipeline.run.folder import read_manifest
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.start import Prepared
 from pipeline.stages import run_pretrain
 from pipeline.training import guard as guards
 from pipeline.training import loop
 from pipeline.training.checkpoint import find_checkpoint
 from pipeline.training.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
 from pipeline.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
-from pipeline.work import Stopped, Work, new_encoder, new_method, new_optimizer, restrict
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]

@@ -15,8 +15,8 @@ from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
 from pipeline.launch import Plan
-from pipeline.prepare import open_data
 from pipeline.recipes import build_recipe
+from pipeline.run.images import open_data
 from pipeline.stages import pending, run_worker_stages
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import list_checkpoints
@@ -134,7 +134,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     configs = [launch.configuration.load(run / "config.json") for run in folders]
     rows: list[dict[str, Any]] = []
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
-    monkeypatch.setattr("pipeline.prepare.training_seconds", lambda *facts: 100.0)
+    monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
     monkeypatch.setattr("pipeline.launch.START_SECONDS", 60.0)
     launch.start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked

@@ -11,7 +11,7 @@ import pytest
 from pipeline import stages
 from pipeline.base.reporter import Silent
 from pipeline.learned import doubts_of_figures, doubts_of_training, warnings_of
-from pipeline.prepare import Prepared
+from pipeline.run.start import Prepared
 
 CHANCE = {"train/loss": math.log(511)}
 Prepare = Callable[..., Prepared]

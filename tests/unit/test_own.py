@@ -19,9 +19,9 @@ from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.embeddings import load_embeddings
 from pipeline.launch import prepare_shown
-from pipeline.prepare import Prepared
 from pipeline.query import query
-from pipeline.runfolder import as_recorded, read_manifest, update_manifest
+from pipeline.run.folder import as_recorded, read_manifest, update_manifest
+from pipeline.run.start import Prepared
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_labels_are_no_place(prepared: Callable[..., Prepared]) -> None:
 def test_a_table_among_the_images_moves_with_them(
     prepared: Callable[..., Prepared], photos: Path, tmp_path: Path
 ) -> None:
-    from pipeline.own import move_images
+    from pipeline.run.own_images import move_images
 
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
     (photos / "labels.csv").write_text("path,label\n" + "\n".join(rows))

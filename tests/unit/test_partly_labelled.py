@@ -12,9 +12,10 @@ from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.embeddings import load_embeddings
-from pipeline.prepare import Prepared, announce, prepare
 from pipeline.probe import ProbeResult
 from pipeline.query import query
+from pipeline.run.context import Work
+from pipeline.run.start import Prepared, announce, prepare
 from pipeline.stages import (
     pending,
     probe_stages,
@@ -25,7 +26,6 @@ from pipeline.stages import (
     run_worker_stages,
     split_of,
 )
-from pipeline.work import Work
 
 # 60 images, of which 30 have a label: 6 of these are for testing and 2 are held out.
 TRAIN, VAL, TEST, LABELLED_TRAIN = 52, 2, 6, 22

@@ -10,14 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import config as configuration
-from pipeline import plan as plan_module
-from pipeline import prepare, recipes
+from pipeline import recipes
 from pipeline.augment.defaults import rotnet_views, simclr_views
 from pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop
 from pipeline.base.errors import UserError
 from pipeline.config import Config, override
 from pipeline.data import Dataset
-from pipeline.plan import (
+from pipeline.recipes import CONTRASTIVE, build_recipe
+from pipeline.run import plan as plan_module
+from pipeline.run import start
+from pipeline.run.build import count_steps
+from pipeline.run.identity import flatten
+from pipeline.run.plan import (
     CHOSEN_SECONDS,
     FEWEST,
     FROZEN_SECONDS,
@@ -33,7 +37,7 @@ from pipeline.plan import (
     stages_seconds,
     step_seconds,
 )
-from pipeline.recipes import CONTRASTIVE, build_recipe
+from pipeline.run.resolve import open_and_resolve
 from pipeline.tune.search import Search, TuneSettings, plan_search, write_search
 
 Make = Callable[..., Config]
@@ -132,12 +136,12 @@ def open_config(images: Path) -> Make:
     return make
 
 
-def prepared(config: Config, run: Path) -> prepare.Prepared:
-    return prepare.prepare(config, run, command="rayssl run", warn=pytest.fail, progress=lambda done, total: None)
+def prepared(config: Config, run: Path) -> start.Prepared:
+    return start.prepare(config, run, command="rayssl run", warn=pytest.fail, progress=lambda done, total: None)
 
 
 def values_of(config: Config) -> dict[str, Any]:
-    return prepare.flatten(configuration.to_dict(config))
+    return flatten(configuration.to_dict(config))
 
 
 def test_every_open_path_is_a_value_of_a_plan_and_of_its_recipe() -> None:
@@ -158,9 +162,9 @@ def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path)
     assert saved.train.steps is not None
     assert saved.train.minutes is None
     assert saved.train.batch_size == 32  # of 38 images
-    assert prepare.count_steps(saved, 38) == (1, saved.train.steps)
+    assert count_steps(saved, 38) == (1, saved.train.steps)
     told: list[str] = []
-    prepare.announce(made, told.append)
+    start.announce(made, told.append)
     assert f"planned  {saved.train.steps:,} steps, about 10 min: --train.minutes or --train.epochs" in told[-2]
     assert f"colours  jitter of strength {saved.augment.color:g}, for there are too few labels" in told[-1]
 
@@ -171,7 +175,7 @@ def test_what_is_planned_is_written_down_once(open_config: Make, tmp_path: Path)
      ("augment.color", 1.0), ("augment.crop", 0.5), ("train.warmup_epochs", 0.0), ("train.steps", 7)],
 )  # fmt: skip
 def test_what_is_given_wins(path: str, value: float, open_config: Make) -> None:
-    config, _ = prepare.open_and_resolve(open_config(changes={path: value}), pytest.fail)
+    config, _ = open_and_resolve(open_config(changes={path: value}), pytest.fail)
     assert values_of(config)[path] == value
 
 
@@ -180,29 +184,27 @@ def test_what_is_given_wins(path: str, value: float, open_config: Make) -> None:
 )
 def test_few_labels_hold_out_more_images(method: str, given: float | None, share: float, images: Path) -> None:
     changes = {"data.path": str(images), "wandb": "disabled"} | ({} if given is None else {"data.val_fraction": given})
-    config, dataset = prepare.open_and_resolve(
-        configuration.override(build_recipe(f"{method}-folder"), changes), pytest.fail
-    )
+    config, dataset = open_and_resolve(configuration.override(build_recipe(f"{method}-folder"), changes), pytest.fail)
     assert config.data.val_fraction == share
     assert len(dataset.val) == pytest.approx(share * 48, abs=2)
 
 
 def test_a_length_that_is_given_leaves_no_steps_to_plan(open_config: Make) -> None:
     for path, value in (("train.epochs", 3), ("train.minutes", 0.5)):
-        config, _ = prepare.open_and_resolve(open_config(changes={path: value}), pytest.fail)
+        config, _ = open_and_resolve(open_config(changes={path: value}), pytest.fail)
         assert config.train.steps is None
         assert values_of(config)[path] == value
 
 
 def test_an_optimizer_that_is_given_brings_its_own_rates(open_config: Make) -> None:
-    config, _ = prepare.open_and_resolve(open_config(changes={"train.optimizer": "sgd"}), pytest.fail)
+    config, _ = open_and_resolve(open_config(changes={"train.optimizer": "sgd"}), pytest.fail)
     plain = configuration.TrainConfig()
     assert (config.train.learning_rate, config.train.weight_decay) == (plain.learning_rate, plain.weight_decay)
 
 
 def test_strengths_decide_the_views(open_config: Make) -> None:
     changes = {"augment.crop": 0.5, "augment.color": 0.0}
-    config, _ = prepare.open_and_resolve(open_config(changes=changes), pytest.fail)
+    config, _ = open_and_resolve(open_config(changes=changes), pytest.fail)
     assert config.augment.views is not None
     names = {operation["name"]: operation for operation in config.augment.views[0]["operations"]}
     assert names["random_resized_crop"]["scale"] == [0.5, 1.0]
@@ -212,14 +214,14 @@ def test_strengths_decide_the_views(open_config: Make) -> None:
 def test_strengths_beside_a_file(open_config: Make, tmp_path: Path) -> None:
     (tmp_path / "spec.json").write_text('{"operations": []}')
     spec = {"augment.spec": str(tmp_path / "spec.json")}
-    config, _ = prepare.open_and_resolve(open_config(changes=spec), pytest.fail)
+    config, _ = open_and_resolve(open_config(changes=spec), pytest.fail)
     assert (config.augment.crop, config.augment.color) == (None, None)
     with pytest.raises(UserError, match=r"--augment\.color 0\.5 changes the method's own views: not with"):
-        prepare.open_and_resolve(open_config(changes={**spec, "augment.color": 0.5}), pytest.fail)
+        open_and_resolve(open_config(changes={**spec, "augment.color": 0.5}), pytest.fail)
 
 
 def test_small_views_are_planned_only_where_they_can_be(open_config: Make) -> None:
-    config, _ = prepare.open_and_resolve(open_config(changes={"encoder.name": "mlp"}), pytest.fail)
+    config, _ = open_and_resolve(open_config(changes={"encoder.name": "mlp"}), pytest.fail)
     assert config.train.small_views == 0
 
 
@@ -232,7 +234,7 @@ def test_a_run_that_goes_on_keeps_its_plan(open_config: Make, tmp_path: Path, mo
     assert again.config == first
     assert again.planned == ()
     longer = prepared(open_config(changes={"train.epochs": 5000}), tmp_path / "run").config
-    assert prepare.count_steps(longer, 43) == (1, 5000)
+    assert count_steps(longer, 43) == (1, 5000)
     assert longer == replace(first, train=replace(first.train, steps=None, epochs=5000))
 
 

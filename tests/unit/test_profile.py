@@ -12,8 +12,8 @@ from torch import nn
 from jobs.main import run_verb
 from pipeline import profile
 from pipeline.profile import Floor, saved_bytes
+from pipeline.run.context import Work
 from pipeline.training.cuda_graph import RecordedStep
-from pipeline.work import Work
 
 
 @pytest.fixture

@@ -22,10 +22,10 @@ from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.index import build_index, save_index
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.prepare import data_facts
 from pipeline.query import UNREAD, _own_address, _own_ids, answer, picture_format, query, save_gallery, save_run_gallery
 from pipeline.recipes import build_recipe
-from pipeline.runfolder import update_manifest
+from pipeline.run.folder import update_manifest
+from pipeline.run.start import data_facts
 
 SIZE = 16
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)

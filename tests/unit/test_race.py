@@ -24,7 +24,7 @@ from pipeline.race.ledger import FAILED, FINISHED, load_ledger, save_ledger
 from pipeline.race.parts import Ended, Race, Room, Task
 from pipeline.race.plan import Round
 from pipeline.race.trial import run_trial, time_step
-from pipeline.runfolder import winner_of
+from pipeline.run.folder import winner_of
 
 NAMES = "essl,rotnet,simclr"
 SMALL = {"data.image_size": "16", "encoder.name": "cnn-small", "wandb": "disabled"}

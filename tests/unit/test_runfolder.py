@@ -13,15 +13,9 @@ from pipeline.base.errors import MissingError, UserError
 from pipeline.base.files import write_json
 from pipeline.base.lease import settled, writer_lock
 from pipeline.base.seals import note
-from pipeline.runfolder import (
-    MetricsLog,
-    describe_software,
-    mark_stage,
-    read_manifest,
-    stage_done,
-    stage_key,
-    update_manifest,
-)
+from pipeline.run.folder import mark_stage, read_manifest, stage_done, stage_key, update_manifest
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.software import describe_software
 
 DATA = {
     "name": "x", "fingerprint": "f", "train": 3, "val": 1, "test": 1, "image_size": 8, "channels": 1, "classes": None,

@@ -10,7 +10,8 @@ import pytest
 from pipeline.base import seals
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json, write_text
-from pipeline.runfolder import MetricsLog, mark_stage, read_manifest, update_manifest
+from pipeline.run.folder import mark_stage, read_manifest, update_manifest
+from pipeline.run.metrics_log import MetricsLog
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from pipeline.models.export import load_encoder
 from pipeline.records import read_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
-from pipeline.runfolder import MetricsLog, data_name, read_manifest, winner_of
+from pipeline.run.folder import data_name, read_manifest, winner_of
+from pipeline.run.metrics_log import MetricsLog
 from pipeline.search.store import read_candidates, read_search
 from pipeline.stages import has_records, run_evaluate, run_index
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
@@ -297,7 +298,7 @@ def test_verify_finds_what_is_gone_and_repairs_it(finished_copy: Path, capsys: p
 def test_no_command_out_of_a_folder_is_run(
     finished_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.runfolder import update_manifest
+    from pipeline.run.folder import update_manifest
 
     update_manifest(finished_copy, {"command": f"rayssl run simclr-digits --out {tmp_path / 'elsewhere'}"})
     (finished_copy / "encoder_module.py").write_text("")

@@ -10,23 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import choices, stages
 from pipeline import config as configuration
+from pipeline import stages
 from pipeline.augment.spec import Spec
 from pipeline.base.device import resolve_precision, to_float
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.prepare import FREE, Prepared
-from pipeline.runfolder import MetricsLog, read_manifest
-from pipeline.stages import identity, run_pretrain
+from pipeline.run import auto
+from pipeline.run.build import compile_or_capture, new_method
+from pipeline.run.context import Stopped, Work
+from pipeline.run.folder import read_manifest
+from pipeline.run.identity import FREE, identity
+from pipeline.run.metrics_log import MetricsLog
+from pipeline.run.start import Prepared
+from pipeline.stages import run_pretrain
 from pipeline.training import loop
 from pipeline.training.batches import RawBatch
 from pipeline.training.checkpoint import find_checkpoint, list_checkpoints
 from pipeline.training.loop import Hooks, collapse_indicator, to_batch, train
 from pipeline.training.optimizers import learning_rate_at, set_learning_rate
-from pipeline.work import Stopped, Work, compile_or_capture, new_method
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]
@@ -362,13 +366,13 @@ def steps_of(path: Path) -> int | None:
 
 
 def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 4.0)
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     assert steps_of(run_folder) is None
     pretrain(run_folder)
     assert steps_of(run_folder) == 12  # 3 s at 4 steps a second
     assert len(losses(run_folder)) == 12
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 400.0)
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 400.0)
     again = prepared("run", "rotnet", {"train.minutes": 0.05}).run
     pretrain(again)
     assert steps_of(run_folder) == 12
@@ -376,7 +380,7 @@ def test_minutes_become_steps_once(prepared: Prepare, monkeypatch: pytest.Monkey
 
 
 def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 16.0 if small else 4.0)
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 16.0 if small else 4.0)
     run_folder = prepared("run", "rotnet", {"train.minutes": 0.05, "train.small_views": 2 / 3}).run
     pretrain(run_folder)
     assert steps_of(run_folder) == 24  # 16 of them in one second, 8 in two
@@ -384,7 +388,7 @@ def test_a_budget_with_small_views_is_spent_on_both(prepared: Prepare, monkeypat
 
 def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = {"albumentations": 2e-6, "batched": 1e-6}
-    monkeypatch.setattr(choices, "seconds_a_view", lambda work, name: quick[name])
+    monkeypatch.setattr(auto, "seconds_a_view", lambda work, name: quick[name])
     for asked, expected in (("auto", "albumentations"), ("fastest", "batched")):
         run_folder = prepared(asked, "simclr", {"augment.backend": asked}).run
         pretrain(run_folder)
@@ -393,7 +397,7 @@ def test_the_clock_chooses_no_backend_unless_it_is_asked(prepared: Prepare, monk
 
 
 def test_a_longer_budget_is_measured_again(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choices, "measure_speed", lambda work, small, timed: 4.0)
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 4.0)
     pretrain(prepared("run", "rotnet", {"train.minutes": 0.05}).run)
     longer = prepared("run", "rotnet", {"train.minutes": 0.1}).run
     pretrain(longer)
@@ -408,12 +412,12 @@ def test_measuring_the_speed_leaves_no_trace(method: str, prepared: Prepare, mon
     measured = []
 
     def measure(
-        work: Work, small: float, timed: int, real: Callable[[Work, float, int], float] = choices.measure_speed
+        work: Work, small: float, timed: int, real: Callable[[Work, float, int], float] = auto.measure_speed
     ) -> float:
         measured.append(real(work, small, timed))
         return 7.0
 
-    monkeypatch.setattr(choices, "measure_speed", measure)
+    monkeypatch.setattr(auto, "measure_speed", measure)
     budget = prepared("budget", method, {"train.minutes": 1 / 60}).run
     pretrain(budget)
     assert measured[0] > 0
@@ -457,13 +461,13 @@ def test_images_that_changed_are_refused(
 def test_auto_is_decided_once_and_kept(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
     for number, (pays, told) in enumerate([(True, "yes"), (False, "no")]):
-        monkeypatch.setattr(choices, "compiling_pays", lambda work, pays=pays: pays)
+        monkeypatch.setattr(auto, "compiling_pays", lambda work, pays=pays: pays)
         work = Work.open(prepared(f"run-{number}", "simclr", {"train.epochs": 1}).run, Silent())
-        choices.fix_compile(work)
+        auto.fix_compile(work)
         kept.append((work.config.train.compile, configuration.load(work.run / "config.json").train.compile))
         assert kept[-1] == (told, told)
-        monkeypatch.setattr(choices, "compiling_pays", lambda work, pays=pays: not pays)
-        choices.fix_compile(work)
+        monkeypatch.setattr(auto, "compiling_pays", lambda work, pays=pays: not pays)
+        auto.fix_compile(work)
         assert work.config.train.compile == told
 
 
@@ -472,20 +476,18 @@ def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
 ) -> None:
     def pays(**changes: Any) -> bool:
         values = {f"train.{name}": value for name, value in changes.items()}
-        return choices.compiling_pays(
-            Work.open(prepared(f"run-{len(values)}-{changes}", "simclr", values).run, Silent())
-        )
+        return auto.compiling_pays(Work.open(prepared(f"run-{len(values)}-{changes}", "simclr", values).run, Silent()))
 
-    assert not pays(steps=choices.COMPILED_FROM)  # on a CPU nothing is recorded
-    monkeypatch.setattr(choices, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
-    monkeypatch.setattr(choices, "has_compiler", lambda: True)
-    assert pays(steps=choices.COMPILED_FROM)
-    assert not pays(steps=choices.COMPILED_FROM - 1)
-    assert pays(minutes=choices.COMPILED_FROM_MINUTES)
-    assert not pays(minutes=choices.COMPILED_FROM_MINUTES / 2)
-    assert not pays(steps=choices.COMPILED_FROM, optimizer="adamw")
-    monkeypatch.setattr(choices, "has_compiler", lambda: False)
-    assert not pays(steps=choices.COMPILED_FROM + 1)
+    assert not pays(steps=auto.COMPILED_FROM)  # on a CPU nothing is recorded
+    monkeypatch.setattr(auto, "can_be_recorded", lambda method, optimizer, resident: optimizer == "sgd")
+    monkeypatch.setattr(auto, "has_compiler", lambda: True)
+    assert pays(steps=auto.COMPILED_FROM)
+    assert not pays(steps=auto.COMPILED_FROM - 1)
+    assert pays(minutes=auto.COMPILED_FROM_MINUTES)
+    assert not pays(minutes=auto.COMPILED_FROM_MINUTES / 2)
+    assert not pays(steps=auto.COMPILED_FROM, optimizer="adamw")
+    monkeypatch.setattr(auto, "has_compiler", lambda: False)
+    assert not pays(steps=auto.COMPILED_FROM + 1)
 
 
 def test_the_width_that_is_asked_for_is_the_networks(prepared: Prepare) -> None:
@@ -526,6 +528,6 @@ def test_a_time_budget_of_a_compiled_step_becomes_steps(prepared: Prepare, monke
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     work = Work.open(prepared("run", "simclr", {"train.minutes": 0.1, "train.compile": "yes"}).run, Silent())
     with torch.compiler.set_stance("force_eager"):
-        choices.fix_steps(work)
+        auto.fix_steps(work)
     assert work.config.train.steps is not None
     assert work.config.train.steps > 10

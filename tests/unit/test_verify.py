@@ -15,7 +15,7 @@ from pipeline.base.atomic import UNFINISHED
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.embeddings import files_of
-from pipeline.runfolder import begin_stage, read_manifest
+from pipeline.run.folder import begin_stage, read_manifest
 from pipeline.search.store import OWN, read_search
 from pipeline.stages import at_work
 from pipeline.verify import left_over, verify
@@ -186,7 +186,7 @@ def race(finished_copy: Path, tmp_path: Path) -> Path:
 
 
 def test_of_a_race_too_no_command_out_of_a_folder_is_run(race: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.runfolder import update_manifest
+    from pipeline.run.folder import update_manifest
 
     update_manifest(race / "cand", {"command": "rayssl run evil --out 'elsewhere"})
     (race / "cand/encoder_module.py").write_text("")

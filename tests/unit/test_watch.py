@@ -12,10 +12,10 @@ import torch
 from pipeline import stages
 from pipeline.base.reporter import Silent
 from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
-from pipeline.prepare import Prepared
+from pipeline.run.context import Work
+from pipeline.run.start import Prepared
 from pipeline.training import guard
 from pipeline.training.watch import Watch
-from pipeline.work import Work
 
 STEPS = 200  # the losses of steps 20 … 29 are looked at
 SIMCLR = {"train/loss": math.log(255)}

@@ -9,9 +9,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.config import Config
 from pipeline.data import Dataset
-from pipeline.places import at_place, check_there, moved, started_at
-from pipeline.prepare import open_data
-from pipeline.runfolder import as_recorded, own_data, recorded, update_manifest
+from pipeline.run.data_paths import at_place, check_there, moved, started_at
+from pipeline.run.folder import as_recorded, own_data, recorded, update_manifest
+from pipeline.run.images import open_data
 
 Progress = Callable[[int, int], None]
 

@@ -12,20 +12,19 @@ from pipeline.base import collectives
 from pipeline.config import Config
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
-from pipeline.prepare import count_steps
-from pipeline.training.cuda_graph import can_be_recorded, has_compiler
-from pipeline.training.loop import Hooks, to_batch, train
-from pipeline.work import (
-    Stopped,
-    Work,
+from pipeline.run.build import (
     batches_of,
     compile_or_capture,
+    count_steps,
     loader_processes,
     new_method,
     new_optimizer,
     required_method,
     views_of,
 )
+from pipeline.run.context import Stopped, Work
+from pipeline.training.cuda_graph import can_be_recorded, has_compiler
+from pipeline.training.loop import Hooks, to_batch, train
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
 CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up

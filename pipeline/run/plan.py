@@ -105,7 +105,7 @@ def plan_for(
     """The plan for `count` training images, a method's name `kind` and a machine.
 
     Where a batch (of all workers) or a share of small views is given, the steps are planned for those. `weights`: the
-    network does not start from scratch. `colors_tell`: see `pipeline.colors.colors_tell`.
+    network does not start from scratch. `colors_tell`: see `pipeline.run.colors.colors_tell`.
     """
     settings = settings_for(kind, machine.device, sizes.image_size)
     if weights:

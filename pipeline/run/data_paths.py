@@ -10,7 +10,7 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.config import Config
 from pipeline.data import WORDS, is_named, storage
-from pipeline.runfolder import read_manifest
+from pipeline.run.folder import read_manifest
 
 PLACES = ("data.path", "data.labels", "data.splits")  # of the images and of what is told of them
 
