@@ -20,12 +20,12 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.lease import settled, writer_lock
-from pipeline.embeddings import load_embeddings, save_embeddings
-from pipeline.index import build_index, save_index
 from pipeline.models.export import export_encoder, load_encoder
-from pipeline.query import load_searched
 from pipeline.records import read_evaluation
 from pipeline.run.folder import begin_stage, data_name, mark_stage
+from pipeline.search.embeddings import load_embeddings, save_embeddings
+from pipeline.search.index import build_index, save_index
+from pipeline.search.query import load_searched
 from pipeline.search.store import FOLDER, has_search, read_search
 from pipeline.stages import digests
 

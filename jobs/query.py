@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
     run = run_folder(parsed)
     save, data = parsed.values["save"], parsed.values["data"]
-    from pipeline.asked import images_of
-    from pipeline.query import answer, picture_format, reads_below_zero, save_run_gallery
+    from pipeline.search.queries import images_of
+    from pipeline.search.query import answer, picture_format, reads_below_zero, save_run_gallery
 
     asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
     if save:

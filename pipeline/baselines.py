@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from pipeline.data import Dataset, Images
 from pipeline.data.cache import remembered
-from pipeline.embeddings import Embeddings
 from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings
 from pipeline.features.frozen import Progress, describe_here
 from pipeline.models.descriptors import DESCRIPTORS
 from pipeline.probe import ProbeResult
+from pipeline.search.embeddings import Embeddings
 
 RAW_PIXELS = "raw-pixels"
 VERSIONS = {RAW_PIXELS: 1, **{name: descriptor.version for name, descriptor in DESCRIPTORS.items()}}

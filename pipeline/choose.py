@@ -368,8 +368,8 @@ def drop_unused(run: Path, places: Sequence[str | None]) -> None:
 
 def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> None:
     """embeddings/<data>/search/."""
-    from pipeline.embeddings import save_embeddings
-    from pipeline.stages import describe_vectors, embeddings_folder, test_images
+    from pipeline.search.described import describe_vectors, embeddings_folder, test_images
+    from pipeline.search.embeddings import save_embeddings
 
     folder = embeddings_folder(work.run, work.dataset.name, FOLDER)
     parts = {"train": ([work.dataset.train, work.dataset.val], train), "test": ([test_images(work)], test)}

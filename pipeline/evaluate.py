@@ -15,10 +15,10 @@ from pipeline import metrics
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.vectors import kmeans, knn_classify, normalise
-from pipeline.embeddings import Embeddings
 from pipeline.features.whitening import fit_whitening
 from pipeline.records import flat_of, read_evaluation, sealed
 from pipeline.run.folder import read_manifest
+from pipeline.search.embeddings import Embeddings
 
 SCHEMA = 1
 # Metrics that are recorded here, and those of the candidates for the search.

@@ -335,10 +335,10 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
     """
     from pipeline.base.reporter import LocalReporter
-    from pipeline.embeddings import name_in
     from pipeline.run.data_paths import is_gone
     from pipeline.run.images import open_other
     from pipeline.run.own_images import is_intact
+    from pipeline.search.embeddings import name_in
     from pipeline.stages import embed_other_data, run_worker_stages
 
     reporter = LocalReporter(display)
@@ -383,8 +383,9 @@ def have_moved(run: Path, place: str, display: Display) -> bool:
 def search_anew(run: Path, display: Display, *, asked: bool) -> None:
     """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
     from pipeline.base.reporter import LocalReporter
+    from pipeline.search.described import check_search
     from pipeline.search.store import has_search
-    from pipeline.stages import changed_since, check_search, is_whole, run_worker_stages
+    from pipeline.stages import changed_since, is_whole, run_worker_stages
 
     gone = changed_since(run, "search") or (has_search(run) and not is_whole(lambda: check_search(run)))
     if asked or gone:

@@ -33,7 +33,6 @@ from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_base
 from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
-from pipeline.embeddings import Embeddings, files_of, load_embeddings, save_embeddings
 from pipeline.evaluate import (
     Record,
     drop_stale_records,
@@ -76,7 +75,17 @@ from pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, 
 from pipeline.run.identity import check_steps, identity
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.run.own_images import open_own
-from pipeline.search.apply import check_own_encoder, load_searcher
+from pipeline.search.apply import load_searcher
+from pipeline.search.described import (
+    check_search,
+    describe_vectors,
+    embeddings_folder,
+    load_splits,
+    load_splits_in,
+    searched_splits,
+    test_images,
+)
+from pipeline.search.embeddings import files_of, save_embeddings
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.training.batches import Order, Views, load_batches
@@ -258,7 +267,7 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
 
 def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     """The index of one data set."""
-    from pipeline.index import build_index, load_index, measure_recall, recall_warning, save_index
+    from pipeline.search.index import build_index, load_index, measure_recall, recall_warning, save_index
 
     config = configuration.load(run / "config.json")
     splits = searched_splits(run, name)
@@ -1046,62 +1055,3 @@ def record(work: Work, records: list[Record]) -> None:
     """Add to evaluation.json, on rank 0."""
     if work.is_main:
         write_evaluation(work.run, records)
-
-
-def embeddings_folder(run: Path, name: str, prefix: str) -> Path:
-    """embeddings/<data>, or embeddings/<data>/baseline/<name> for a baseline."""
-    return run / "embeddings" / name / prefix
-
-
-def describe_vectors(work: Work, images: list[Images], vectors: NDArray[np.float32], split: str) -> Embeddings:
-    """Vectors with the ids, paths and labels of their images."""
-    labels = [part.labels for part in images]
-    known = [part for part in labels if part is not None]
-    return Embeddings(
-        ids=np.concatenate([part.ids for part in images]),
-        paths=[path for part in images for path in part.paths],
-        labels=np.concatenate(known) if len(known) == len(labels) else None,
-        vectors=vectors,
-        class_names=work.dataset.class_names,
-        encoder_hash=encoder_hash(work.run),
-        data_fingerprint=work.dataset.fingerprint,
-        split=split,
-        data=work.dataset.name,
-        data_path=work.dataset.path,
-    )
-
-
-def test_images(work: Work) -> Images:
-    """The test split, or no images at all."""
-    return work.dataset.test if work.dataset.test is not None else work.dataset.train.select(np.arange(0))
-
-
-def load_splits(run: Path, name: str) -> dict[str, Embeddings]:
-    """The run's embeddings by split; raises UserError where they are missing or of another encoder."""
-    splits = load_splits_in(run / "embeddings" / name)
-    if splits["train"].encoder_hash != encoder_hash(run):
-        raise UserError(f"{run}/embeddings are of another encoder: `rayssl embed {run}` makes them anew")
-    return splits
-
-
-def searched_splits(run: Path, name: str) -> dict[str, Embeddings]:
-    """The vectors that are searched, by split: those that were chosen, else those of the last stage."""
-    found = search_hash(run)
-    if found is None:
-        return load_splits(run, name)
-    splits = load_splits_in(run / "embeddings" / name / FOLDER)
-    if splits["train"].encoder_hash != found:
-        raise UserError(f"{run}/embeddings/{name}/{FOLDER} are of another search: `rayssl embed {run}` makes them anew")
-    return splits
-
-
-def check_search(run: Path) -> None:
-    """Raises UserError where the searched vectors are not whole, or the run's encoder is another one now."""
-    searched_splits(run, data_name(run))
-    if has_search(run):
-        check_own_encoder(run, read_search(run))
-
-
-def load_splits_in(folder: Path) -> dict[str, Embeddings]:
-    """The embeddings of train and test (which may be empty)."""
-    return {split: load_embeddings(folder / f"{split}.parquet") for split in ("train", "test")}

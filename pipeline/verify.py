@@ -9,14 +9,14 @@ from pipeline import config as configuration
 from pipeline.base.atomic import UNFINISHED, is_locked
 from pipeline.base.errors import UserError
 from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
-from pipeline.embeddings import files_of, load_embeddings, read_facts
-from pipeline.index import check_embeddings, check_matches, load_index
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.records import read_evaluation, told_of
 from pipeline.repair import told_repair
 from pipeline.run.folder import is_unstarted, read_manifest, read_race
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.search.apply import check_own_encoder
+from pipeline.search.embeddings import files_of, load_embeddings, read_facts
+from pipeline.search.index import check_embeddings, check_matches, load_index
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.trained import read_decoder
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints

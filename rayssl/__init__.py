@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from pipeline.base.errors import UserError
     from pipeline.config import Config, override
     from pipeline.data import Dataset, open_dataset
-    from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
     from pipeline.evaluate import evaluate_embeddings
-    from pipeline.index import build_index, load_index, search
     from pipeline.launch import run, tune
     from pipeline.models.encoder import Encoder, build_encoder
     from pipeline.models.export import export_encoder, load_encoder
-    from pipeline.query import query
     from pipeline.recipes import build_recipe
     from pipeline.records import read_evaluation
     from pipeline.report import write_comparison, write_report
+    from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+    from pipeline.search.index import build_index, load_index, search
+    from pipeline.search.query import query
     from pipeline.tune.search import TuneSettings
     from pipeline.tune.space import Parameter, Space, build_space
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "Config": "pipeline.config",
     "Dataset": "pipeline.data",
-    "Embeddings": "pipeline.embeddings",
+    "Embeddings": "pipeline.search.embeddings",
     "Encoder": "pipeline.models.encoder",
     "Parameter": "pipeline.tune.space",
     "Space": "pipeline.tune.space",
@@ -50,22 +50,22 @@ _NAMES = {
     "TuneSettings": "pipeline.tune.search",
     "UserError": "pipeline.base.errors",
     "build_encoder": "pipeline.models.encoder",
-    "build_index": "pipeline.index",
+    "build_index": "pipeline.search.index",
     "build_recipe": "pipeline.recipes",
     "build_space": "pipeline.tune.space",
     "evaluate_embeddings": "pipeline.evaluate",
     "export_encoder": "pipeline.models.export",
-    "load_embeddings": "pipeline.embeddings",
+    "load_embeddings": "pipeline.search.embeddings",
     "load_encoder": "pipeline.models.export",
-    "load_index": "pipeline.index",
+    "load_index": "pipeline.search.index",
     "load_views": "pipeline.augment",
     "open_dataset": "pipeline.data",
     "override": "pipeline.config",
-    "query": "pipeline.query",
+    "query": "pipeline.search.query",
     "read_evaluation": "pipeline.records",
     "run": "pipeline.launch",
-    "save_embeddings": "pipeline.embeddings",
-    "search": "pipeline.index",
+    "save_embeddings": "pipeline.search.embeddings",
+    "search": "pipeline.search.index",
     "tune": "pipeline.launch",
     "write_comparison": "pipeline.report",
     "write_report": "pipeline.report",

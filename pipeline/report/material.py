@@ -15,7 +15,7 @@ from pipeline.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
-    from pipeline.embeddings import Embeddings
+    from pipeline.search.embeddings import Embeddings
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 
@@ -56,7 +56,7 @@ class Material:
 
         Raises NothingToShowError where there are none, UserError where a file is damaged.
         """
-        from pipeline.embeddings import files_of, load_embeddings
+        from pipeline.search.embeddings import files_of, load_embeddings
 
         folder = self._embeddings_folder()
         return {path.stem: load_embeddings(path) for path in files_of(folder)}

@@ -23,7 +23,7 @@ from pipeline.report.material import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.embeddings import Embeddings
+    from pipeline.search.embeddings import Embeddings
 
 MAP_POINTS = 1_000  # t-SNE of so many takes seconds
 MAP_LEAST = 10

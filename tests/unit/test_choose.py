@@ -15,17 +15,18 @@ from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
 from pipeline.evaluate import read_evaluation
-from pipeline.index import load_index
 from pipeline.launch import embed_run, search_anew
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.query import query
 from pipeline.run.folder import read_manifest
 from pipeline.run.images import open_data
 from pipeline.run.start import Prepared
 from pipeline.search.apply import load_searcher
+from pipeline.search.described import searched_splits
+from pipeline.search.index import load_index
+from pipeline.search.query import query
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
-from pipeline.stages import run_evaluate, run_index, run_worker_stages, searched_splits
+from pipeline.stages import run_evaluate, run_index, run_worker_stages
 from pipeline.verify import verify
 
 
@@ -76,7 +77,7 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     test = splits["test"]
     paths = [str(Path(test.data_path) / path) for path in test.paths[:4]]
     searcher = load_searcher(finished, 3, torch.device("cpu"), "fp32")
-    from pipeline.asked import images_of, squares_of
+    from pipeline.search.queries import images_of, squares_of
 
     found = searcher(squares_of(images_of(paths), 3))
     np.testing.assert_allclose(found, test.vectors[:4], atol=1e-4)

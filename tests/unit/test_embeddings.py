@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.base.errors import UserError
-from pipeline.embeddings import Embeddings, load_embeddings, save_embeddings
+from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 
 
 def make(n: int = 7, labelled: bool = True) -> Embeddings:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.base.vectors import knn_classify
-from pipeline.embeddings import Embeddings
 from pipeline.evaluate import (
     Record,
     evaluate_embeddings,
@@ -19,6 +18,7 @@ from pipeline.evaluate import (
     read_evaluation,
     write_evaluation,
 )
+from pipeline.search.embeddings import Embeddings
 
 
 def make(split: str, n: int, labelled: bool = True, seed: int = 0) -> Embeddings:

@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.asked import images_of
 from pipeline.base.errors import UserError
 from pipeline.data import decode, open_dataset
 from pipeline.data.columns import read_columns
 from pipeline.data.dataset import Dataset
 from pipeline.data.shards import _scan
 from pipeline.data.tabular import read_table
-from pipeline.query import picture_format
+from pipeline.search.queries import images_of
+from pipeline.search.query import picture_format
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]

@@ -12,7 +12,15 @@ from pipeline.base.errors import UserError
 from pipeline.base.faiss_factory import auto_factory, built_as, check_factory
 from pipeline.base.vectors import normalise
 from pipeline.features.whitening import fit_whitening
-from pipeline.index import build_index, check_matches, load_index, measure_recall, recall_warning, save_index, search
+from pipeline.search.index import (
+    build_index,
+    check_matches,
+    load_index,
+    measure_recall,
+    recall_warning,
+    save_index,
+    search,
+)
 
 DIM = 16
 

@@ -17,11 +17,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.config import Config
 from pipeline.data import open_dataset
-from pipeline.embeddings import load_embeddings
 from pipeline.launch import prepare_shown
-from pipeline.query import query
 from pipeline.run.folder import as_recorded, read_manifest, update_manifest
 from pipeline.run.start import Prepared
+from pipeline.search.embeddings import load_embeddings
+from pipeline.search.query import query
 
 
 @pytest.fixture

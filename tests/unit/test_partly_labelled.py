@@ -11,11 +11,11 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
-from pipeline.embeddings import load_embeddings
 from pipeline.probe import ProbeResult
-from pipeline.query import query
 from pipeline.run.context import Work
 from pipeline.run.start import Prepared, announce, prepare
+from pipeline.search.embeddings import load_embeddings
+from pipeline.search.query import query
 from pipeline.stages import (
     pending,
     probe_stages,

@@ -17,7 +17,6 @@ from jobs.main import main
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Interrupted, Silent
-from pipeline.query import query
 from pipeline.race import begin, end, finals, rounds, story
 from pipeline.race.board import Board
 from pipeline.race.ledger import FAILED, FINISHED, load_ledger, save_ledger
@@ -25,6 +24,7 @@ from pipeline.race.parts import Ended, Race, Room, Task
 from pipeline.race.plan import Round
 from pipeline.race.trial import run_trial, time_step
 from pipeline.run.folder import winner_of
+from pipeline.search.query import query
 
 NAMES = "essl,rotnet,simclr"
 SMALL = {"data.image_size": "16", "encoder.name": "cnn-small", "wandb": "disabled"}

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from pipeline.base.errors import UserError
-from pipeline.embeddings import Embeddings, save_embeddings
 from pipeline.report import figures, galleries, print_comparison, table, write_comparison, write_report
 from pipeline.report.results import Estimate, load_runs
+from pipeline.search.embeddings import Embeddings, save_embeddings
 
 EVIL = "<script>alert('x')</script>.png"
 SIZE, CLASSES, TRAIN, TEST = 8, 4, 60, 40

@@ -18,13 +18,13 @@ from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.schemas import is_plain, json_schemas, stays_inside
 from pipeline.evaluate import write_evaluation
-from pipeline.index import load_index
 from pipeline.models.export import load_encoder
 from pipeline.records import read_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
 from pipeline.run.folder import data_name, read_manifest, winner_of
 from pipeline.run.metrics_log import MetricsLog
+from pipeline.search.index import load_index
 from pipeline.search.store import read_candidates, read_search
 from pipeline.stages import has_records, run_evaluate, run_index
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
@@ -254,7 +254,7 @@ def test_an_edited_flat_view_shows_nothing(finished_copy: Path) -> None:
 
 
 def test_figures_of_other_embeddings_are_set_aside(finished_copy: Path) -> None:
-    from pipeline.embeddings import load_embeddings, save_embeddings
+    from pipeline.search.embeddings import load_embeddings, save_embeddings
 
     path = finished_copy / "embeddings" / data_name(finished_copy) / "test.parquet"
     before = load_embeddings(path)

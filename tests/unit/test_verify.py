@@ -14,8 +14,8 @@ from pipeline.base import seals
 from pipeline.base.atomic import UNFINISHED
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
-from pipeline.embeddings import files_of
 from pipeline.run.folder import begin_stage, read_manifest
+from pipeline.search.embeddings import files_of
 from pipeline.search.store import OWN, read_search
 from pipeline.stages import at_work
 from pipeline.verify import left_over, verify
@@ -124,9 +124,9 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
 def test_a_kill_while_an_index_is_written_is_unfinished_not_damaged(
     at: int, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.embeddings import load_embeddings
-    from pipeline.index import build_index
-    from pipeline.index import save_index as save
+    from pipeline.search.embeddings import load_embeddings
+    from pipeline.search.index import build_index
+    from pipeline.search.index import save_index as save
 
     found = load_embeddings(finished_copy / "embeddings" / "colours" / "test.parquet")
     replace, calls = os.replace, []
@@ -153,8 +153,8 @@ def test_embeddings_that_were_written_anew_or_are_gone_leave_no_index_that_is_ta
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.embeddings import load_embeddings, save_embeddings
-    from pipeline.query import load_searched
+    from pipeline.search.embeddings import load_embeddings, save_embeddings
+    from pipeline.search.query import load_searched
     from pipeline.search.store import FOLDER, has_search
     from pipeline.stages import run_index
 

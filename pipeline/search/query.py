@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.asked import Asked, images_of, squares_of
 from pipeline.base.documents import parse, read_bytes
 from pipeline.base.errors import MissingError, UserError, nearest
 from pipeline.base.lease import settled
@@ -17,13 +16,14 @@ from pipeline.data import sample_id, storage
 from pipeline.data.formats import marks
 from pipeline.data.regular import check_target
 from pipeline.data.shown import BY_TYPE, Shown
-from pipeline.embeddings import Embeddings, files_of, load_embeddings
-from pipeline.index import check_embeddings, check_matches, load_index, search
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.models.weights import read_manifest as read_export
 from pipeline.run.folder import data_name, own_data, winner_of
 from pipeline.search.apply import load_searcher
+from pipeline.search.embeddings import Embeddings, files_of, load_embeddings
+from pipeline.search.index import check_embeddings, check_matches, load_index, search
+from pipeline.search.queries import Asked, images_of, squares_of
 from pipeline.search.store import FOLDER, search_hash
 
 BATCH = 64
@@ -38,7 +38,7 @@ def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) ->
 
         [{"query": name, "neighbors": [{"rank": 1, "id": …, "id_str": …, "path": …, "label": …, "score": …}]}]
 
-    `images` may be one image or many, in any form (see pipeline.asked): a path, a folder, a URL, bytes, a PIL image, a
+    `images` may be one image or many, in any form (see pipeline.search.queries): a path, a folder, a URL, bytes, a PIL image, a
     numpy array, a torch tensor. One that is missing or broken has `"error": why` and no neighbours; the others are
     answered. `id_str` is the id as text, for readers to whom numbers above 2^53 are not exact.
 
