@@ -77,7 +77,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import config as configuration
-from pipeline import metrics, recipes
+from pipeline import recipes
 from pipeline.augment.batched_backend import apply_table
 from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
 from pipeline.augment.spec import (
@@ -97,6 +97,7 @@ from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
 from pipeline.base.vectors import knn_classify, normalise
 from pipeline.data import Dataset, Images, open_dataset
+from pipeline.evaluation import metrics
 from pipeline.features.extract import embed_images
 from pipeline.features.whitening import fit_whitening
 from pipeline.methods import METHODS, load_method
@@ -367,7 +368,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def neighbours_by_torch(device: torch.device) -> types.ModuleType:
-    """In the place of faiss, for `pipeline.metrics`: exact neighbours by inner product, in double precision."""
+    """In the place of faiss, for `pipeline.evaluation.metrics`: exact neighbours by inner product, in double precision."""
 
     def knn(queries: Any, references: Any, k: int, metric: int) -> tuple[Any, Any]:
         among = torch.from_numpy(references).to(device).double()

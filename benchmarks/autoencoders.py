@@ -25,8 +25,8 @@ from jobs.cli import take_config_paths
 from pipeline.base.device import choose_device
 from pipeline.base.files import write_json
 from pipeline.data import Dataset
-from pipeline.evaluate import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
-from pipeline.probe import probe
+from pipeline.evaluation.measure import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
+from pipeline.evaluation.probe import probe
 from pipeline.reconstruct import measure
 from pipeline.stages import run_evaluate
 from pipeline.trained import open_trained

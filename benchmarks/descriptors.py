@@ -24,9 +24,9 @@ from runs import facts
 from pipeline.base.files import write_json
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images, open_dataset
-from pipeline.evaluate import raw_pixel_embeddings
+from pipeline.evaluation.measure import raw_pixel_embeddings
+from pipeline.evaluation.metrics import interval_of_proportion
 from pipeline.features.frozen import BLOCK
-from pipeline.metrics import interval_of_proportion
 from pipeline.models.descriptors import DESCRIPTORS, describe
 
 K, TEMPERATURE = 20, 0.07

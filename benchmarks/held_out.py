@@ -20,8 +20,8 @@ from runs import train
 from jobs.cli import take_config_paths
 from pipeline.base.vectors import kmeans
 from pipeline.data.dataset import Dataset
+from pipeline.evaluation.metrics import cluster_agreement, retrieval
 from pipeline.features.whitening import fit_whitening
-from pipeline.metrics import cluster_agreement, retrieval
 
 
 def main() -> int:

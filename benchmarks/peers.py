@@ -44,7 +44,7 @@ from pipeline.base.cache_folder import cache_dir
 from pipeline.base.device import choose_device, resolve_precision, to_float
 from pipeline.base.files import sha256, write_json
 from pipeline.base.vectors import knn_classify
-from pipeline.metrics import interval_of_proportion
+from pipeline.evaluation.metrics import interval_of_proportion
 from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.run.software import describe_software
 

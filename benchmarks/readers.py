@@ -20,8 +20,8 @@ import numpy as np
 
 from pipeline.base.errors import UserError
 from pipeline.base.lease import settled, writer_lock
+from pipeline.evaluation.records import read_evaluation
 from pipeline.models.export import export_encoder, load_encoder
-from pipeline.records import read_evaluation
 from pipeline.run.folder import begin_stage, data_name, mark_stage
 from pipeline.search.embeddings import load_embeddings, save_embeddings
 from pipeline.search.index import build_index, save_index

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         plain(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}"), soft_wrap=True
     )
     if parsed.values["json"]:
-        from pipeline.learned import warnings_of
+        from pipeline.evaluation.doubts import warnings_of
 
         print(json.dumps({"run": str(run), "data": concluded(run), "warnings": warnings_of(run)}))
     return 0

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> int:
     run = run_folder(parsed)
     from pipeline.base.lease import writer_lock
     from pipeline.base.progress import Display
-    from pipeline.evaluate import write_evaluation
+    from pipeline.evaluation.measure import write_evaluation
     from pipeline.reconstruct import reconstruct
 
     with Display() as display:

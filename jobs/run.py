@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
         return 0
     show_results(plan, display.console)
     if parsed.values["json"]:
-        from pipeline.learned import warnings_of
+        from pipeline.evaluation.doubts import warnings_of
 
         found = {"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}
         warnings = {str(run): warnings_of(run) for run in plan.folders}

@@ -62,9 +62,9 @@ def run_stage(
 ) -> int:
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
     from pipeline.base.progress import Display
+    from pipeline.evaluation.doubts import warnings_of
+    from pipeline.evaluation.records import read_evaluation
     from pipeline.launch import continue_runs
-    from pipeline.learned import warnings_of
-    from pipeline.records import read_evaluation
 
     with Display() as display:
         continue_runs(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
@@ -82,7 +82,7 @@ def run_stage(
 
 def show_results(plan: "Plan", console: "Console") -> None:
     """The table, and where to look."""
-    from pipeline.learned import warnings_of
+    from pipeline.evaluation.doubts import warnings_of
     from pipeline.report import print_comparison
 
     print_comparison(plan.folders, console)

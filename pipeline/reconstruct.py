@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
-from pipeline.evaluate import Record
+from pipeline.evaluation.measure import Record
 from pipeline.methods.base import Method
 from pipeline.models.export import encoder_hash
 from pipeline.trained import Progress, Trained

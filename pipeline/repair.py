@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pipeline.base.errors import UserError
 from pipeline.base.seals import OTHERS, forget_folder, note
-from pipeline.records import VERBS, read_evaluation
+from pipeline.evaluation.records import VERBS, read_evaluation
 from pipeline.run.folder import data_name, read_manifest
 from pipeline.search.embeddings import files_of, read_facts
 from pipeline.search.store import FILE, TENSORS

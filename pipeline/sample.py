@@ -20,7 +20,7 @@ from pipeline.base import randomness_torch
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images, to_square
-from pipeline.evaluate import RAW_PIXEL_VALUES
+from pipeline.evaluation.measure import RAW_PIXEL_VALUES
 from pipeline.reconstruct import to_pixels
 from pipeline.trained import BATCH, Progress, Trained
 

@@ -29,31 +29,25 @@ from pipeline.base.schemas import Draws
 from pipeline.base.seals import damaged_of, digest, fits
 from pipeline.base.vectors import normalise
 from pipeline.base.wandb_tracker import Tracker, start_tracker
-from pipeline.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
 from pipeline.choose import choose_vectors, frozen_names, frozen_networks
 from pipeline.config import Config, TrainConfig
 from pipeline.data import Dataset, Images
-from pipeline.evaluate import (
-    Record,
-    drop_stale_records,
-    evaluate_embeddings,
-    is_evaluated,
-    write_evaluation,
-)
+from pipeline.evaluation.baselines import VERSIONS, Pictures, evaluate_baseline, probe_baseline
+from pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training
+from pipeline.evaluation.measure import Record, drop_stale_records, evaluate_embeddings, is_evaluated, write_evaluation
+from pipeline.evaluation.metrics import interval_of_proportion
+from pipeline.evaluation.probe import ProbeResult, probe
+from pipeline.evaluation.records import lost_of, read_evaluation, verb_of
 from pipeline.features.extract import embed_images, stage_features
 from pipeline.features.whitening import Whitening, fit_whitening
-from pipeline.learned import doubts_of_figures, doubts_of_training
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.metrics import interval_of_proportion
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.trainable import without_adapters
 from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.probe import ProbeResult, probe
 from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
-from pipeline.records import lost_of, read_evaluation, verb_of
 from pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
 from pipeline.run.build import (
     batches_of,

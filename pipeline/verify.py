@@ -9,8 +9,8 @@ from pipeline import config as configuration
 from pipeline.base.atomic import UNFINISHED, is_locked
 from pipeline.base.errors import UserError
 from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
+from pipeline.evaluation.records import read_evaluation, told_of
 from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.records import read_evaluation, told_of
 from pipeline.repair import told_repair
 from pipeline.run.folder import is_unstarted, read_manifest, read_race
 from pipeline.run.metrics_log import MetricsLog

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from pipeline.base.errors import UserError
     from pipeline.config import Config, override
     from pipeline.data import Dataset, open_dataset
-    from pipeline.evaluate import evaluate_embeddings
+    from pipeline.evaluation.measure import evaluate_embeddings
+    from pipeline.evaluation.records import read_evaluation
     from pipeline.launch import run, tune
     from pipeline.models.encoder import Encoder, build_encoder
     from pipeline.models.export import export_encoder, load_encoder
     from pipeline.recipes import build_recipe
-    from pipeline.records import read_evaluation
     from pipeline.report import write_comparison, write_report
     from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
     from pipeline.search.index import build_index, load_index, search
@@ -53,7 +53,7 @@ _NAMES = {
     "build_index": "pipeline.search.index",
     "build_recipe": "pipeline.recipes",
     "build_space": "pipeline.tune.space",
-    "evaluate_embeddings": "pipeline.evaluate",
+    "evaluate_embeddings": "pipeline.evaluation.measure",
     "export_encoder": "pipeline.models.export",
     "load_embeddings": "pipeline.search.embeddings",
     "load_encoder": "pipeline.models.export",
@@ -62,7 +62,7 @@ _NAMES = {
     "open_dataset": "pipeline.data",
     "override": "pipeline.config",
     "query": "pipeline.search.query",
-    "read_evaluation": "pipeline.records",
+    "read_evaluation": "pipeline.evaluation.records",
     "run": "pipeline.launch",
     "save_embeddings": "pipeline.search.embeddings",
     "search": "pipeline.search.index",

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.base.errors import UserError
-from pipeline.metrics import interval_of_proportion
+from pipeline.evaluation.metrics import interval_of_proportion
 from pipeline.race.candidates import ADAPT, DISTILL, FROZEN
 from pipeline.race.ledger import About
 from pipeline.search.choice import Candidate, choose, paired_error

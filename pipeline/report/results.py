@@ -10,7 +10,7 @@ from pipeline.base.documents import load
 from pipeline.base.errors import UserError
 from pipeline.base.schemas import ReportedConfig
 from pipeline.base.seals import check, fits
-from pipeline.records import read_evaluation, told_of
+from pipeline.evaluation.records import read_evaluation, told_of
 from pipeline.run.folder import read_manifest
 
 SCHEMA = 1

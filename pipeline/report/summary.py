@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.base.documents import load
 from pipeline.base.errors import UserError
 from pipeline.base.schemas import EncoderFile
-from pipeline.learned import warnings_of
+from pipeline.evaluation.doubts import warnings_of
 from pipeline.report import table
 from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run

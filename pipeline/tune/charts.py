@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.randomness import permutation
-from pipeline.metrics import interval_of_mean
+from pipeline.evaluation.metrics import interval_of_mean
 from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
 from pipeline.report.material import NothingToShowError, bar, bullets, data_table, escape, grid, paragraph
 from pipeline.tune.ledger import FINISHED, STOPPED, Trial

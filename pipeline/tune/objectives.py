@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import metrics
 from pipeline.augment import apply_batch
 from pipeline.augment.defaults import finetune_view
 from pipeline.base.device import autocast, to_float
@@ -19,10 +18,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.randomness import permutation
 from pipeline.base.vectors import knn_classify
 from pipeline.data import Images
+from pipeline.evaluation import metrics
+from pipeline.evaluation.probe import probe
 from pipeline.features.extract import embed_images, extract
 from pipeline.methods.heads import TURNS, all_turns
 from pipeline.models.encoder import Encoder
-from pipeline.probe import probe
 
 NEED_LABELS = ("knn", "probe")
 WITHOUT_LABELS = ("rotation", "rankme", "alignment-uniformity")

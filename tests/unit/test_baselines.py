@@ -11,9 +11,9 @@ import pytest
 
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Silent
-from pipeline.baselines import VERSIONS, Pictures, part_of
 from pipeline.data import open_dataset
-from pipeline.evaluate import read_evaluation, write_evaluation
+from pipeline.evaluation.baselines import VERSIONS, Pictures, part_of
+from pipeline.evaluation.measure import read_evaluation, write_evaluation
 from pipeline.features.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
 from pipeline.run.folder import read_manifest, update_manifest
@@ -60,8 +60,8 @@ def test_another_run_on_the_same_images_is_told_the_same_without_measuring_again
 ) -> None:
     before = beginning(finished_copy, "baseline/")
     (finished_copy / "evaluation.json").unlink()
-    monkeypatch.setattr("pipeline.baselines.evaluate_embeddings", refuse)
-    monkeypatch.setattr("pipeline.baselines.Pictures.vectors", refuse)
+    monkeypatch.setattr("pipeline.evaluation.baselines.evaluate_embeddings", refuse)
+    monkeypatch.setattr("pipeline.evaluation.baselines.Pictures.vectors", refuse)
     edit_stages(finished_copy, lambda stages: stages.pop("probe"))
     run_worker_stages(finished_copy, ["probe"], Silent())
     run_evaluate(finished_copy)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.data import Dataset, of_classes, open_dataset, open_set
 from pipeline.data.duplicates import Duplicates, count_duplicates, pixel_hash
-from pipeline.evaluate import Record, flattered, read_evaluation, write_evaluation
+from pipeline.evaluation.measure import Record, flattered, read_evaluation, write_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
 from pipeline.run.folder import update_manifest

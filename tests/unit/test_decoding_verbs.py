@@ -17,7 +17,7 @@ from pipeline.anomalies import auroc
 from pipeline.base.progress import Display
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
-from pipeline.evaluate import read_evaluation
+from pipeline.evaluation.measure import read_evaluation
 from pipeline.interpolate import lerp, slerp
 from pipeline.launch import prepare_shown
 from pipeline.sample import FittedCodes, fit_codes, nearest_distance

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
 from pipeline.base.vectors import knn_classify
-from pipeline.evaluate import (
+from pipeline.evaluation.measure import (
     Record,
     evaluate_embeddings,
     is_evaluated,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline import stages
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
-from pipeline.evaluate import read_evaluation
+from pipeline.evaluation.measure import read_evaluation
 from pipeline.methods.base import Batch, Traits
 from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.models.encoder import build_encoder

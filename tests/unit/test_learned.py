@@ -10,7 +10,7 @@ import pytest
 
 from pipeline import stages
 from pipeline.base.reporter import Silent
-from pipeline.learned import doubts_of_figures, doubts_of_training, warnings_of
+from pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
 from pipeline.run.start import Prepared
 
 CHANCE = {"train/loss": math.log(511)}

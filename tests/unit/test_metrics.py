@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline import metrics
 from pipeline.base.errors import UserError
 from pipeline.base.vectors import kmeans, knn_classify, normalise
+from pipeline.evaluation import metrics
 
 
 def blobs(

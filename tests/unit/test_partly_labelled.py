@@ -11,7 +11,7 @@ import pytest
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
-from pipeline.probe import ProbeResult
+from pipeline.evaluation.probe import ProbeResult
 from pipeline.run.context import Work
 from pipeline.run.start import Prepared, announce, prepare
 from pipeline.search.embeddings import load_embeddings

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.base.randomness import permutation
-from pipeline.probe import fit_heads, probe
+from pipeline.evaluation.probe import fit_heads, probe
 
 Split = tuple[NDArray[np.float32], NDArray[np.int64]]
 CPU = torch.device("cpu")

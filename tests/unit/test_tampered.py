@@ -17,9 +17,9 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.schemas import is_plain, json_schemas, stays_inside
-from pipeline.evaluate import write_evaluation
+from pipeline.evaluation.measure import write_evaluation
+from pipeline.evaluation.records import read_evaluation
 from pipeline.models.export import load_encoder
-from pipeline.records import read_evaluation
 from pipeline.report.results import load_runs
 from pipeline.report.table import remarks
 from pipeline.run.folder import data_name, read_manifest, winner_of

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import metrics
 from pipeline.base.errors import UserError
 from pipeline.data import open_dataset
+from pipeline.evaluation import metrics
 from pipeline.models.encoder import build_encoder
 from pipeline.tune import objectives
 from pipeline.tune.objectives import OBJECTIVES, WORST, Material, check_objective, measurable, measure

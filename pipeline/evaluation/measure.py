@@ -11,12 +11,12 @@ from typing import NotRequired, Protocol, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
 from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.base.vectors import kmeans, knn_classify, normalise
+from pipeline.evaluation import metrics
+from pipeline.evaluation.records import flat_of, read_evaluation, sealed
 from pipeline.features.whitening import fit_whitening
-from pipeline.records import flat_of, read_evaluation, sealed
 from pipeline.run.folder import read_manifest
 from pipeline.search.embeddings import Embeddings
 
@@ -43,7 +43,7 @@ class Record(TypedDict):
     seed: int
     n: int  # images the figure is a mean over
     interval: list[float] | None  # [low, high], 95 %
-    encoder: NotRequired[str | None]  # what it was computed from, and a seal: see pipeline.records
+    encoder: NotRequired[str | None]  # what it was computed from, and a seal: see pipeline.evaluation.records
     embeddings: NotRequired[dict[str, str] | None]
     seal: NotRequired[str]
 

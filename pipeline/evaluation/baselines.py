@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from pipeline.data import Dataset, Images
 from pipeline.data.cache import remembered
-from pipeline.evaluate import Record, evaluate_embeddings, raw_pixel_embeddings
+from pipeline.evaluation.measure import Record, evaluate_embeddings, raw_pixel_embeddings
+from pipeline.evaluation.probe import ProbeResult
 from pipeline.features.frozen import Progress, describe_here
 from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.probe import ProbeResult
 from pipeline.search.embeddings import Embeddings
 
 RAW_PIXELS = "raw-pixels"

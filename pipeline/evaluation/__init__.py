@@ -1,0 +1,1 @@
+"""How good embeddings are: metrics, probes, and the records that keep them."""
