@@ -11,8 +11,9 @@ from pipeline.base.files import write_text
 from pipeline.base.seals import damaged_of, fits
 from pipeline.report import sections, summary
 from pipeline.report.figures import colours
-from pipeline.report.material import Material, NothingToShowError, bullets, escape, load_material
+from pipeline.report.html import bullets, escape
 from pipeline.report.results import Run, load_runs
+from pipeline.report.run_data import Material, NothingToShowError, load_material
 from pipeline.report.search import search_section
 
 SHOWN = ("train", "test", "search/")  # of the embeddings

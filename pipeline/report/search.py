@@ -5,7 +5,8 @@ from typing import Any
 
 from pipeline.base.errors import UserError
 from pipeline.report import galleries
-from pipeline.report.material import Material, NothingToShowError, bar, bullets, each_run, escape, paragraph
+from pipeline.report.html import bar, bullets, escape, paragraph
+from pipeline.report.run_data import Material, NothingToShowError, each_run
 from pipeline.search.store import has_search, read_search
 
 SHOWN = 12  # candidates with a bar

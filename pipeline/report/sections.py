@@ -10,17 +10,8 @@ from numpy.typing import NDArray
 
 from pipeline.base.randomness import permutation
 from pipeline.report import figures, galleries, table
-from pipeline.report.material import (
-    Material,
-    NothingToShowError,
-    bar,
-    bullets,
-    each_run,
-    escape,
-    grid,
-    paragraph,
-    title_of,
-)
+from pipeline.report.html import bar, bullets, escape, grid, paragraph
+from pipeline.report.run_data import Material, NothingToShowError, each_run, title_of
 
 if TYPE_CHECKING:
     from pipeline.search.embeddings import Embeddings

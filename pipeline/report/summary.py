@@ -12,8 +12,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.schemas import EncoderFile
 from pipeline.evaluation.doubts import warnings_of
 from pipeline.report import table
-from pipeline.report.material import Material, NothingToShowError, bar, bullets, data_table, escape, paragraph
+from pipeline.report.html import bar, bullets, data_table, escape, paragraph
 from pipeline.report.results import Estimate, Run
+from pipeline.report.run_data import Material, NothingToShowError
 
 # Spread below which codes count as collapsed (1 is healthy, 0 is all codes alike), unless those of a random encoder,
 # which ReLU keeps in one corner of the sphere, are as close together.

@@ -14,8 +14,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_text
 from pipeline.base.progress import format_duration
 from pipeline.report.galleries import SHEET, image_address
-from pipeline.report.material import NothingToShowError, bullets, data_table, escape, grid, paragraph
+from pipeline.report.html import bullets, data_table, escape, grid, paragraph
 from pipeline.report.page import draw_sections, render_page
+from pipeline.report.run_data import NothingToShowError
 from pipeline.tune import charts
 from pipeline.tune.charts import rank_correlations
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials

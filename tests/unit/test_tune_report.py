@@ -15,7 +15,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 from pipeline.augment import view_to_dict
 from pipeline.base.errors import UserError
 from pipeline.report.figures import INK
-from pipeline.report.material import NothingToShowError
+from pipeline.report.run_data import NothingToShowError
 from pipeline.tune import charts
 from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, save_trial
 from pipeline.tune.report import rank_correlations, write_tune_report

@@ -1,9 +1,8 @@
 """A run with everything its sections draw from, and small pieces of HTML. All text from outside is escaped here."""
 
-import html
 import json
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipeline.run.metrics_log import MetricsLog
 if TYPE_CHECKING:
     from pipeline.data import Dataset
     from pipeline.search.embeddings import Embeddings
+from pipeline.report.html import escape, grid, paragraph
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 
@@ -87,52 +87,10 @@ def load_material(runs: Sequence[Run], colours: Sequence[str]) -> list[Material]
     return [Material(run, colour, opened[_data_key(run)]) for run, colour in zip(runs, colours, strict=True)]
 
 
-def escape(value: object) -> str:
-    """Text for HTML, quotes included."""
-    return html.escape(str(value))
-
-
 def title_of(material: Material, detail: str = "") -> str:
     """Heading of one run's part of a section, with its colour."""
     dot = f'<i class="dot" style="background:{material.colour}"></i>'
     return f"<h3>{dot}{escape(material.run.label)}{escape(detail)}</h3>"
-
-
-def paragraph(text: str, kind: str = "") -> str:
-    """Escaped text as a paragraph."""
-    return f"<p{_class(kind)}>{escape(text)}</p>"
-
-
-def bullets(texts: Iterable[str], kind: str = "") -> str:
-    """Escaped texts as a list; empty without texts."""
-    items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f"<ul{_class(kind)}>{items}</ul>" if items else ""
-
-
-def grid(blocks: Sequence[str], kind: str = "") -> str:
-    """Blocks of HTML side by side as far as the page is wide."""
-    return f'<div class="grid {kind}">{"".join(f"<div>{block}</div>" for block in blocks)}</div>'
-
-
-def data_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of ready HTML cells, the first of a row its heading; scrolls sideways on a narrow screen."""
-    header = "".join(f'<th scope="col">{cell}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def bar(label: str, value: float, text: str, colour: str, half_width: float = 0.0, mark: float | None = None) -> str:
-    """A horizontal bar of a share in [0, 1], with a whisker of ± half_width and a mark at another share."""
-    low, high = max(value - half_width, 0.0), min(value + half_width, 1.0)
-    whisker = f'<b style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></b>' if half_width else ""
-    tick = f'<u style="left:{100 * mark:.2f}%"></u>' if mark is not None else ""
-    fill = f'<i style="width:{100 * min(max(value, 0.0), 1.0):.2f}%;background:{colour}"></i>'
-    return (
-        f'<div class="bar"><span>{escape(label)}</span><span class="track">{fill}{whisker}{tick}</span>'
-        f"<span>{escape(text)}</span></div>"
-    )
 
 
 def each_run(materials: Sequence[Material], draw: Callable[[Material], str], kind: str = "") -> str:
@@ -150,10 +108,6 @@ def each_run(materials: Sequence[Material], draw: Callable[[Material], str], kin
     if not blocks:
         raise NothingToShowError("; ".join(dict.fromkeys(reasons)))
     return grid(blocks, kind) + "".join(paragraph(reason, "quiet") for reason in reasons)
-
-
-def _class(kind: str) -> str:
-    return f' class="{kind}"' if kind else ""
 
 
 def _add_row(found: "dict[str, Curve]", row: dict[str, Any]) -> None:
