@@ -27,9 +27,9 @@ from pipeline.base.files import write_json
 from pipeline.data import Dataset
 from pipeline.evaluation.measure import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
 from pipeline.evaluation.probe import probe
-from pipeline.reconstruct import measure
+from pipeline.generate.decoder import open_trained
+from pipeline.generate.reconstruct import measure
 from pipeline.stages import run_evaluate
-from pipeline.trained import open_trained
 
 SYSTEMS = (
     "linear", "deep", "conv", "denoising-gaussian", "denoising-salt-and-pepper", "denoising-masking", "sparse-kl",

@@ -21,10 +21,10 @@ from torch import nn
 
 from jobs.cli import take_config_paths
 from pipeline.base.files import write_json
+from pipeline.generate.decoder import Trained, open_trained
+from pipeline.generate.reconstruct import to_pixels
+from pipeline.generate.sample import SOURCES, draw, nearest_distance, spread
 from pipeline.models.encoder import build_encoder
-from pipeline.reconstruct import to_pixels
-from pipeline.sample import SOURCES, draw, nearest_distance, spread
-from pipeline.trained import Trained, open_trained
 
 COUNT = 500  # samples a class
 EPOCHS = 4  # of the classifier

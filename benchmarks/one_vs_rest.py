@@ -16,9 +16,9 @@ import numpy as np
 from runs import facts, train
 
 from jobs.cli import take_config_paths
-from pipeline.anomalies import auroc, normal_images, rank_anomalies
 from pipeline.base.files import write_json
-from pipeline.trained import open_trained
+from pipeline.generate.anomalies import auroc, normal_images, rank_anomalies
+from pipeline.generate.decoder import open_trained
 
 K = 5
 

@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
 def rank(run: Path, values: dict[str, Any], other: str | None, out: Path, display: "Display") -> dict[str, Any]:
     """Open the run and the images, and rank them."""
-    from pipeline.anomalies import normal_images, rank_anomalies
+    from pipeline.generate.anomalies import normal_images, rank_anomalies
     from pipeline.launch import open_for_anomalies
 
     seen = open_for_anomalies(run, other, display)

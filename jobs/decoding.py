@@ -11,12 +11,12 @@ from pipeline.base.terminal import say
 
 if TYPE_CHECKING:
     from pipeline.base.progress import Display
-    from pipeline.trained import Trained
+    from pipeline.generate.decoder import Trained
 
 
 def open_shown(run: Path, encoder: str | None, display: "Display") -> "Trained":
     """Open a trained run and show how its images are read."""
-    from pipeline.trained import open_trained
+    from pipeline.generate.decoder import open_trained
 
     return open_trained(run, None if encoder is None else Path(encoder), counting(display, "reading images"))
 

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     if values["grid"] is not None and ends:
         raise UserError(f"--grid {values['grid']} draws all codes and {ends[0]} is one image: leave one of them out")
     from pipeline.base.progress import Display
-    from pipeline.interpolate import draw_grid, interpolate
+    from pipeline.generate.interpolate import draw_grid, interpolate
 
     with Display() as display:
         trained = open_shown(run, None, display)

@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     from pipeline.base.lease import writer_lock
     from pipeline.base.progress import Display
     from pipeline.evaluation.measure import write_evaluation
-    from pipeline.reconstruct import reconstruct
+    from pipeline.generate.reconstruct import reconstruct
 
     with Display() as display:
         trained = open_shown(run, parsed.values["encoder"], display)

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
     from pipeline.base.progress import Display
-    from pipeline.sample import sample
+    from pipeline.generate.sample import sample
 
     with Display() as display:
         trained = open_shown(run, None, display)

@@ -24,11 +24,11 @@ if TYPE_CHECKING:
 
     from pipeline.cluster.train import Resources
     from pipeline.data import Images
+    from pipeline.generate.decoder import Trained
     from pipeline.models.encoder import Encoder
     from pipeline.race.board import Board as RaceBoard
     from pipeline.race.parts import Race, Track
     from pipeline.run.context import Work
-    from pipeline.trained import Trained
     from pipeline.tune.board import Board
     from pipeline.tune.ledger import Trial
     from pipeline.tune.search import Search, TuneSettings
@@ -428,11 +428,11 @@ class Watched:
 def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
     from pipeline.base.device import choose_device, plain_precision, resolve_precision
+    from pipeline.generate.decoder import open_trained
     from pipeline.methods import load_method
     from pipeline.models.export import load_encoder
     from pipeline.run.images import open_other
     from pipeline.run.own_images import open_own
-    from pipeline.trained import open_trained
 
     config = configuration.load(run / "config.json")
     encoder, device = load_encoder(run), choose_device()

@@ -40,6 +40,8 @@ from pipeline.evaluation.probe import ProbeResult, probe
 from pipeline.evaluation.records import lost_of, read_evaluation, verb_of
 from pipeline.features.extract import embed_images, stage_features
 from pipeline.features.whitening import Whitening, fit_whitening
+from pipeline.generate.decoder import Trained, read_decoder, save_decoder
+from pipeline.generate.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.methods import load_method
 from pipeline.methods.base import Method
 from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
@@ -47,7 +49,6 @@ from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.trainable import without_adapters
 from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.reconstruct import measure, reconstructs, save_pictures, summarise
 from pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
 from pipeline.run.build import (
     batches_of,
@@ -81,7 +82,6 @@ from pipeline.search.described import (
 )
 from pipeline.search.embeddings import files_of, save_embeddings
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
-from pipeline.trained import Trained, read_decoder, save_decoder
 from pipeline.training.batches import Order, Views, load_batches
 from pipeline.training.checkpoint import list_checkpoints, load_checkpoint, load_extra, save_checkpoint
 from pipeline.training.guard import Guard, draw_sample, look_size, validation_knn

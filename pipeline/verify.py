@@ -10,6 +10,7 @@ from pipeline.base.atomic import UNFINISHED, is_locked
 from pipeline.base.errors import UserError
 from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from pipeline.evaluation.records import read_evaluation, told_of
+from pipeline.generate.decoder import read_decoder
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.repair import told_repair
 from pipeline.run.folder import is_unstarted, read_manifest, read_race
@@ -18,7 +19,6 @@ from pipeline.search.apply import check_own_encoder
 from pipeline.search.embeddings import files_of, load_embeddings, read_facts
 from pipeline.search.index import check_embeddings, check_matches, load_index
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
-from pipeline.trained import read_decoder
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.tune.ledger import load_trials
 from pipeline.tune.search import load_search

@@ -13,16 +13,16 @@ from PIL import Image
 from rich.console import Console
 
 from jobs.main import main
-from pipeline.anomalies import auroc
 from pipeline.base.progress import Display
 from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.evaluation.measure import read_evaluation
-from pipeline.interpolate import lerp, slerp
+from pipeline.generate.anomalies import auroc
+from pipeline.generate.decoder import open_trained
+from pipeline.generate.interpolate import lerp, slerp
+from pipeline.generate.sample import FittedCodes, fit_codes, nearest_distance
 from pipeline.launch import prepare_shown
-from pipeline.sample import FittedCodes, fit_codes, nearest_distance
 from pipeline.stages import run_worker_stages
-from pipeline.trained import open_trained
 from pipeline.verify import verify
 
 Make = Callable[..., Path]

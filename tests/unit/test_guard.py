@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_is_an_end_like_any(prepared: Prepare) -> None:
 
 
 def test_a_decoder_stays_with_its_encoder(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.trained import open_trained
+    from pipeline.generate.decoder import open_trained
 
     falling(monkeypatch, [0.5, 0.9, *[0.5] * 19])
     run = prepared("run", "autoencoder", LABELLED).run

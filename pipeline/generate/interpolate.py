@@ -16,8 +16,8 @@ from pipeline.base.files import write_json
 from pipeline.data import decode, to_square
 from pipeline.data.decode import load_size_of
 from pipeline.data.shown import Shown
-from pipeline.reconstruct import squared_error, to_pixels
-from pipeline.trained import Clean, Trained
+from pipeline.generate.decoder import Clean, Trained
+from pipeline.generate.reconstruct import squared_error, to_pixels
 
 EDGE = 0.98  # a grid over a Gaussian prior covers so much of it in each direction
 

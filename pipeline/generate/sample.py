@@ -21,8 +21,8 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images, to_square
 from pipeline.evaluation.measure import RAW_PIXEL_VALUES
-from pipeline.reconstruct import to_pixels
-from pipeline.trained import BATCH, Progress, Trained
+from pipeline.generate.decoder import BATCH, Progress, Trained
+from pipeline.generate.reconstruct import to_pixels
 
 ROW = 10  # images in a row of the sheet
 NEIGHBOURS_OF = 20_000  # training images that samples are compared with, at most

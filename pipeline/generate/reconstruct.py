@@ -14,9 +14,9 @@ from torch import Tensor
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
 from pipeline.evaluation.measure import Record
+from pipeline.generate.decoder import Progress, Trained
 from pipeline.methods.base import Method
 from pipeline.models.export import encoder_hash
-from pipeline.trained import Progress, Trained
 
 SHOWN = 12
 MEAN_OF = 1_000  # training images that the mean image is the mean of

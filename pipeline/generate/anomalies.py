@@ -17,9 +17,9 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import replacing, write_json
 from pipeline.data import Images
 from pipeline.features.extract import embed_images
+from pipeline.generate.decoder import Progress, Trained
+from pipeline.generate.reconstruct import squared_error
 from pipeline.models.encoder import Encoder
-from pipeline.reconstruct import squared_error
-from pipeline.trained import Progress, Trained
 
 SHOWN = 12  # images in a row of the gallery
 ROWS = 4

@@ -1,0 +1,1 @@
+"""What a model with a decoder can draw: reconstructions, interpolations, samples, anomalies."""
