@@ -29,7 +29,7 @@ from pipeline.evaluation.measure import evaluate_embeddings, raw_pixel_embedding
 from pipeline.evaluation.probe import probe
 from pipeline.generate.decoder import open_trained
 from pipeline.generate.reconstruct import measure
-from pipeline.stages import run_evaluate
+from pipeline.stages.evaluate import run_evaluate
 
 SYSTEMS = (
     "linear", "deep", "conv", "denoising-gaussian", "denoising-salt-and-pepper", "denoising-masking", "sparse-kl",

@@ -36,7 +36,8 @@ from pipeline.run.images import open_data
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.run.software import describe_software
 from pipeline.run.start import prepare
-from pipeline.stages import run_index, run_worker_stages
+from pipeline.stages.index import run_index
+from pipeline.stages.story import run_worker_stages
 
 RECIPE = "simclr-cifar10"
 BOUNDS = {"ray": 0.97, "data wait": 0.05, "help": 0.5, "query": 3.0, "embedding": 0.9}

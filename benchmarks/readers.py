@@ -27,7 +27,7 @@ from pipeline.search.embeddings import load_embeddings, save_embeddings
 from pipeline.search.index import build_index, save_index
 from pipeline.search.query import load_searched
 from pipeline.search.store import FOLDER, has_search, read_search
-from pipeline.stages import digests
+from pipeline.stages.done import digests
 
 
 def main() -> int:

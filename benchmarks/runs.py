@@ -15,7 +15,7 @@ from pipeline.launch import prepare_shown
 from pipeline.recipes import build_recipe
 from pipeline.run.software import describe_software
 from pipeline.run.start import Prepared
-from pipeline.stages import run_worker_stages
+from pipeline.stages.story import run_worker_stages
 
 PLACES = ("--run", "--runs", "--out")
 

@@ -28,12 +28,12 @@ import numpy as np
 from pipeline.base.files import write_json
 from pipeline.config import override
 from pipeline.launch import open_for_profile
-from pipeline.profile import Bench, plain_pass
 from pipeline.recipes import build_recipe
 from pipeline.run.build import compile_or_capture
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.run.software import describe_software
 from pipeline.search.index import build_index, measure_recall
+from pipeline.stages.profile import Bench, plain_pass
 
 RECIPE = "simclr-cifar10"
 RESOLUTIONS, BATCHES, WORKERS, VECTORS = (16, 32, 64, 96, 128), (64, 128, 256, 512, 1024), (1, 2), (10**4, 10**5, 10**6)

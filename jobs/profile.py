@@ -16,7 +16,7 @@ from pipeline.base.terminal import plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.profile import Profile
+    from pipeline.stages.profile import Profile
 
 SUMMARY = (
     "Where the time of a training step goes, and how near it is to what this machine can do. One process, without Ray; "
@@ -37,8 +37,8 @@ def main(argv: list[str]) -> int:
     from pipeline.base.progress import Display
     from pipeline.config import override
     from pipeline.launch import open_for_profile
-    from pipeline.profile import profile_run
     from pipeline.recipes import build_recipe
+    from pipeline.stages.profile import profile_run
 
     with Display() as display:
         work = open_for_profile(override(build_recipe(parsed.values["recipe"]), parsed.changes), display)

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     from pipeline.base.progress import PlainConsole
     from pipeline.report import print_comparison
     from pipeline.run.folder import read_manifest, winner_of
-    from pipeline.stages import run_report
+    from pipeline.stages.report import run_report
 
     runs = [winner_of(Path(run)) for run in parsed.values["runs"]]
     for run in runs:

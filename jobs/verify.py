@@ -108,7 +108,7 @@ def train_again(run: Path) -> None:
     """What pre-training leaves, from the run's own checkpoint."""
     from pipeline.base.progress import Display
     from pipeline.base.reporter import LocalReporter
-    from pipeline.stages import run_worker_stages
+    from pipeline.stages.story import run_worker_stages
 
     if (run / "config.json").exists():
         with Display() as display:

@@ -107,7 +107,7 @@ def run(config: Config, out: Path | str) -> Path:
 def continue_runs(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
     from pipeline.run.own_images import open_own
-    from pipeline.stages import require_labels
+    from pipeline.stages.labels import require_labels
 
     if under_torchrun():
         raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
@@ -145,7 +145,7 @@ def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
 def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
     """What there is to do in workers, of all runs in one worker group."""
     from pipeline.cluster.train import Job, run_jobs
-    from pipeline.stages import pending
+    from pipeline.stages.story import pending
 
     jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
     if any(job.stages for job in jobs):
@@ -174,7 +174,9 @@ def check_resources(config: Config) -> None:
 
 def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
     """The stages that need no worker."""
-    from pipeline.stages import run_evaluate, run_index, run_report
+    from pipeline.stages.evaluate import run_evaluate
+    from pipeline.stages.index import run_index
+    from pipeline.stages.report import run_report
 
     for p in prepared:
         if "index" in plan.stages:
@@ -245,7 +247,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     from pipeline.base import collectives
     from pipeline.base.reporter import LocalReporter, Silent
     from pipeline.run.context import Stopped
-    from pipeline.stages import pending, run_worker_stages
+    from pipeline.stages.story import pending, run_worker_stages
 
     cuda = torch.cuda.is_available()
     if cuda:
@@ -339,7 +341,8 @@ def embed_run(run: Path, other: str | None, display: Display) -> None:
     from pipeline.run.images import open_other
     from pipeline.run.own_images import is_intact
     from pipeline.search.embeddings import name_in
-    from pipeline.stages import embed_other_data, run_worker_stages
+    from pipeline.stages.embed import embed_other_data
+    from pipeline.stages.story import run_worker_stages
 
     reporter = LocalReporter(display)
     if other is None:
@@ -385,7 +388,8 @@ def search_anew(run: Path, display: Display, *, asked: bool) -> None:
     from pipeline.base.reporter import LocalReporter
     from pipeline.search.described import check_search
     from pipeline.search.store import has_search
-    from pipeline.stages import changed_since, is_whole, run_worker_stages
+    from pipeline.stages.done import changed_since, is_whole
+    from pipeline.stages.story import run_worker_stages
 
     gone = changed_since(run, "search") or (has_search(run) and not is_whole(lambda: check_search(run)))
     if asked or gone:
@@ -397,7 +401,8 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     from pipeline.base.reporter import LocalReporter
     from pipeline.models.export import export_encoder
     from pipeline.run.build import new_encoder
-    from pipeline.stages import run_index, run_worker_stages
+    from pipeline.stages.index import run_index
+    from pipeline.stages.story import run_worker_stages
 
     prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
     for line in lines(prepared.dataset):

@@ -456,7 +456,7 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
 
     from pipeline.base import collectives
     from pipeline.run.context import Stopped
-    from pipeline.stages import run_worker_stages
+    from pipeline.stages.story import run_worker_stages
 
     if not settings["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none

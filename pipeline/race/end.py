@@ -15,7 +15,10 @@ from pipeline.race.networks import weights_line
 from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.parts import Race, Shown, warning_by
 from pipeline.run.own_images import open_own
-from pipeline.stages import run_evaluate, run_index, run_report, run_worker_stages
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.index import run_index
+from pipeline.stages.report import run_report
+from pipeline.stages.story import run_worker_stages
 
 BASELINES = ("color-histogram", "hog", "pixels")
 

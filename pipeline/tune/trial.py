@@ -20,7 +20,7 @@ from pipeline.run.auto import choose_backend
 from pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of
 from pipeline.run.context import Work
 from pipeline.run.images import open_data
-from pipeline.stages import check_finite
+from pipeline.stages.pretrain import check_finite
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.loop import Hooks, train
 from pipeline.tune.objectives import Material, at_most, measurable, measure

@@ -19,21 +19,21 @@ import threading
 import time
 from typing import Any
 
+import pipeline.choose
 import torch
 
 import jobs.main
-import pipeline.choose
 import pipeline.launch
 from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
 from pipeline.run.start import Prepared
-from pipeline.stages import pending, run_worker_stages
+from pipeline.stages.story import pending, run_worker_stages
 
 
 def main() -> None:
     """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
-    pipeline.choose.available = list  # no pretrained network: it would be looked at for long
+    pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
     pipeline.launch.check_resources = lambda config: None
     pipeline.launch.run_on_ray = in_this_process
     for line in sys.stdin:

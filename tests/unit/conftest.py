@@ -41,7 +41,7 @@ def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int =
 @pytest.fixture(autouse=True)
 def no_pretrained_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run is compared with does not depend on what lies on the machine of whoever runs the tests."""
-    monkeypatch.setattr("pipeline.choose.available", list)
+    monkeypatch.setattr("pipeline.stages.search.available", list)
 
 
 @pytest.fixture
@@ -83,12 +83,14 @@ def prepared(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[...
 @pytest.fixture(scope="session")
 def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that all stages but the report have ended; not to be changed: see `finished_copy`."""
-    from pipeline.stages import run_evaluate, run_index, run_worker_stages
+    from pipeline.stages.evaluate import run_evaluate
+    from pipeline.stages.index import run_index
+    from pipeline.stages.story import run_worker_stages
 
     run = tmp_path_factory.mktemp("finished") / "simclr-folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("pipeline.choose.available", list)
+        patch.setattr("pipeline.stages.search.available", list)
         prepare_shown(tiny_config(), run, "rayssl run", quiet())
         run_worker_stages(run, ["pretrain", "probe", "finetune", "embed", "search"], Silent())
         run_index(run)

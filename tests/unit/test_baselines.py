@@ -17,7 +17,8 @@ from pipeline.evaluation.measure import read_evaluation, write_evaluation
 from pipeline.features.frozen import describe_here
 from pipeline.models.descriptors import DESCRIPTORS, describe
 from pipeline.run.folder import read_manifest, update_manifest
-from pipeline.stages import run_evaluate, run_worker_stages
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.story import run_worker_stages
 
 EVALUATED = ("knn/top1", "knn-whitened/top1", "cluster/nmi", "retrieval/map@r", "health/rankme")
 

@@ -26,7 +26,9 @@ from pipeline.search.described import searched_splits
 from pipeline.search.index import load_index
 from pipeline.search.query import query
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
-from pipeline.stages import run_evaluate, run_index, run_worker_stages
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.index import run_index
+from pipeline.stages.story import run_worker_stages
 from pipeline.verify import verify
 
 
@@ -210,7 +212,7 @@ def test_a_pretrained_network_on_the_machine_takes_part(
     torch.manual_seed(5)
     export_encoder(build_encoder("cnn-small", channels=3, image_size=16), tmp_path / "weights")
     given = type("Found", (), {"name": "cnn-small", "weights": str(tmp_path / "weights")})()
-    monkeypatch.setattr("pipeline.choose.available", lambda: [given])
+    monkeypatch.setattr("pipeline.stages.search.available", lambda: [given])
     changed(finished_copy, search__vectors="cnn-small")
     copied, own = (
         load_encoder(place).state_dict() for place in (finished_copy / "search/cnn-small", tmp_path / "weights")

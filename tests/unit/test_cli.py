@@ -306,7 +306,7 @@ def test_a_wrong_value_leaves_the_run_alone(
 def unlabelled(tiny_config: Callable[..., Config], images: Path, tmp_path: Path) -> Path:
     """A trained run on images without labels."""
     from pipeline.base.reporter import Silent
-    from pipeline.stages import run_worker_stages
+    from pipeline.stages.story import run_worker_stages
 
     folder = tmp_path / "plain-images"
     folder.mkdir()

@@ -22,7 +22,7 @@ from pipeline.generate.decoder import open_trained
 from pipeline.generate.interpolate import lerp, slerp
 from pipeline.generate.sample import FittedCodes, fit_codes, nearest_distance
 from pipeline.launch import prepare_shown
-from pipeline.stages import run_worker_stages
+from pipeline.stages.story import run_worker_stages
 from pipeline.verify import verify
 
 Make = Callable[..., Path]

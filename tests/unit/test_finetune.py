@@ -16,7 +16,8 @@ from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_label
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import export_encoder
 from pipeline.run.context import Stopped
-from pipeline.stages import run_worker_stages
+from pipeline.stages.finetune import finished_draws
+from pipeline.stages.story import run_worker_stages
 
 LABELS: NDArray[np.int64] = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 100, 40, 4]))
 
@@ -130,11 +131,11 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     run_worker_stages(run, ["finetune"], Silent())
     assert done == [0, 1, 1, 2]
     assert read_evaluation(run)["flat"]["finetune@10%/top1"] == pytest.approx(0.1)
-    (accuracies,) = stages.finished_draws(run / "checkpoints" / "finetune.json").values()
+    (accuracies,) = finished_draws(run / "checkpoints" / "finetune.json").values()
     assert accuracies == pytest.approx([0.0, 0.1, 0.2])
     export_encoder(build_encoder("cnn-small", channels=3, image_size=16), run / "finetuned", {"draws": "others"})
     monkeypatch.setattr(stages, "already_done", lambda *stage: False)
     run_worker_stages(run, ["finetune"], Silent())
     assert done == [0, 1, 1, 2, 0]  # the first draw's encoder is what finetuned/ holds
     (run / "checkpoints" / "finetune.json").write_text("[1]")
-    assert stages.finished_draws(run / "checkpoints" / "finetune.json") == {}
+    assert finished_draws(run / "checkpoints" / "finetune.json") == {}

@@ -17,7 +17,7 @@ from pipeline.config import override
 from pipeline.launch import Plan
 from pipeline.recipes import build_recipe
 from pipeline.run.images import open_data
-from pipeline.stages import pending, run_worker_stages
+from pipeline.stages.story import pending, run_worker_stages
 from pipeline.training import checkpoint, loop
 from pipeline.training.checkpoint import list_checkpoints
 

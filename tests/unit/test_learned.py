@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import stages
 from pipeline.base.reporter import Silent
 from pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
 from pipeline.run.start import Prepared
+from pipeline.stages.story import run_worker_stages
 
 CHANCE = {"train/loss": math.log(511)}
 Prepare = Callable[..., Prepared]
@@ -107,7 +107,7 @@ def test_a_run_that_learns_nothing_says_it_at_the_end_and_keeps_it(method: str, 
             told.append(text)
 
     run = prepared("idle", method, {"train.steps": 24, "train.learning_rate": 1e-12, "train.warmup_epochs": 0}).run
-    stages.run_worker_stages(run, ["pretrain"], Told())
+    run_worker_stages(run, ["pretrain"], Told())
     kept = json.loads((run / "manifest.json").read_text())["stages"]["pretrain"]["warnings"]
     assert warnings_of(run) == kept
     assert [line for line in told if "warning: at the end" in line or "did not fall" in line] == [

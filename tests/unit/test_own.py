@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_images_that_moved(
 ) -> None:
     from small_run import quiet
 
-    from pipeline.stages import key_of
+    from pipeline.stages.done import key_of
 
     first = prepared("run", changes={"data.path": str(photos)})
     key = key_of("pretrain", first.run, first.config, first.dataset)

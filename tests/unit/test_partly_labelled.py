@@ -16,16 +16,13 @@ from pipeline.run.context import Work
 from pipeline.run.start import Prepared, announce, prepare
 from pipeline.search.embeddings import load_embeddings
 from pipeline.search.query import query
-from pipeline.stages import (
-    pending,
-    probe_stages,
-    require_labels,
-    run_evaluate,
-    run_index,
-    run_report,
-    run_worker_stages,
-    split_of,
-)
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.features import split_of
+from pipeline.stages.index import run_index
+from pipeline.stages.labels import require_labels
+from pipeline.stages.probe import probe_stages
+from pipeline.stages.report import run_report
+from pipeline.stages.story import pending, run_worker_stages
 
 # 60 images, of which 30 have a label: 6 of these are for testing and 2 are held out.
 TRAIN, VAL, TEST, LABELLED_TRAIN = 52, 2, 6, 22
@@ -99,7 +96,7 @@ def test_figures_are_measured_on_labelled_images_alone(run: Path) -> None:
 def test_the_probe_sees_labelled_images_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr("pipeline.stages.probe", lambda *s, **_: seen.extend(s) or ProbeResult(1.0, 1.0, TEST, 0.1, 0))
-    monkeypatch.setattr("pipeline.stages.record", lambda *_: None)
+    monkeypatch.setattr("pipeline.stages.records.record", lambda *_: None)
     work = Work.open(run, Silent())
     splits = [split_of(work, name) for name in ("train", "val", "test")]
     probe_stages(work, "", {"ids": [part.ids[:, None] for part in splits]})

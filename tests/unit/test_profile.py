@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from jobs.main import run_verb
-from pipeline import profile
-from pipeline.profile import Floor, saved_bytes
 from pipeline.run.context import Work
+from pipeline.stages import profile
+from pipeline.stages.profile import Floor, saved_bytes
 from pipeline.training.cuda_graph import RecordedStep
 
 

@@ -26,7 +26,9 @@ from pipeline.run.folder import data_name, read_manifest, winner_of
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.search.index import load_index
 from pipeline.search.store import read_candidates, read_search
-from pipeline.stages import has_records, run_evaluate, run_index
+from pipeline.stages.done import has_records
+from pipeline.stages.evaluate import run_evaluate
+from pipeline.stages.index import run_index
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,7 +17,7 @@ from pipeline.base.files import write_json
 from pipeline.run.folder import begin_stage, read_manifest
 from pipeline.search.embeddings import files_of
 from pipeline.search.store import OWN, read_search
-from pipeline.stages import at_work
+from pipeline.stages.done import at_work
 from pipeline.verify import left_over, verify
 
 
@@ -156,7 +156,7 @@ def test_embeddings_that_were_written_anew_or_are_gone_leave_no_index_that_is_ta
     from pipeline.search.embeddings import load_embeddings, save_embeddings
     from pipeline.search.query import load_searched
     from pipeline.search.store import FOLDER, has_search
-    from pipeline.stages import run_index
+    from pipeline.stages.index import run_index
 
     folder = finished_copy / "embeddings" / "colours" / (FOLDER if has_search(finished_copy) else "")
     load_searched(finished_copy, "colours")

@@ -14,6 +14,8 @@ from pipeline.base.reporter import Silent
 from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.run.context import Work
 from pipeline.run.start import Prepared
+from pipeline.stages.pretrain import new_guard, new_watch
+from pipeline.stages.story import run_worker_stages
 from pipeline.training import guard
 from pipeline.training.watch import Watch
 
@@ -108,7 +110,7 @@ class Told(Silent):
 def trained(run: Path, reporter: Silent) -> dict[str, torch.Tensor]:
     from pipeline.models.export import load_encoder
 
-    stages.run_worker_stages(run, ["pretrain"], reporter)
+    run_worker_stages(run, ["pretrain"], reporter)
     return load_encoder(run).state_dict()
 
 
@@ -154,6 +156,6 @@ def test_the_guard_looks_instead(prepared: Prepare) -> None:
     run = prepared("guarded", "simclr", {"train.steps": 4, "train.guard": "yes"}).run
     work = Work.open(run, Silent())
     method = stages.new_method(work.config, work)
-    found = stages.new_guard(work, method, 4, 0, None)
+    found = new_guard(work, method, 4, 0, None)
     assert found is not None
-    assert stages.new_watch(work, method, 4, found).measure is None
+    assert new_watch(work, method, 4, found).measure is None

@@ -1,0 +1,76 @@
+"""What several stages see of a run: its encoders, and their features of its images."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.base.device import plain_precision
+from pipeline.data import Images
+from pipeline.features.extract import embed_images, stage_features
+from pipeline.models.encoder import Encoder
+from pipeline.models.export import load_encoder
+from pipeline.run.build import (
+    new_encoder,
+)
+from pipeline.run.context import Work
+from pipeline.search.described import (
+    test_images,
+)
+from pipeline.stages.search import frozen_names
+
+BASELINE = "random-init"
+
+
+def encoders_to_compare(work: Work) -> Iterator[tuple[str, Encoder]]:
+    """The trained encoder, then the same network as it was initialised, then the weights it started from.
+
+    Of a run that trains nothing its encoder alone.
+    """
+    yield "", load_encoder(work.run).to(work.device)
+    if work.config.method is None:
+        return
+    yield f"baseline/{BASELINE}/", new_encoder(work.config, weights=False).to(work.device)
+    if work.config.encoder.weights is not None:
+        yield "baseline/pretrained/", new_encoder(work.config).to(work.device)
+
+
+def embeddings_of(work: Work, encoder: Encoder, prefix: str, split: str) -> NDArray[np.float32]:
+    """(N, D) features of a split: those that the probe has made already, or just these."""
+    if f"{prefix}{split}" in work.features:
+        return work.features[f"{prefix}{split}"]["features"]
+    if prefix or work.config.method is None:  # nothing trains it: it is seen once, whichever runs ask
+        return work.frozen(encoder, split, frozen_names(encoder) if split != "test" and not prefix else ())
+    images = split_of(work, split)
+    precision, progress = plain_precision(work.precision), counting(work, f"{prefix}embed/{split}")
+    return embed_images(encoder, images, device=work.device, precision=precision, progress=progress)
+
+
+def split_of(work: Work, split: str) -> Images:
+    """The images of train, val or test."""
+    images: Images = test_images(work) if split == "test" else getattr(work.dataset, split)
+    return images
+
+
+def counting(work: Work, stage_name: str) -> Callable[[int, int], None]:
+    """Reports how far a stage has come."""
+
+    def show(done: int, total: int) -> None:
+        work.reporter.progress({"run": work.run.name, "stage": stage_name, "done": done, "total": total})
+
+    return show
+
+
+def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[str, NDArray[np.float32]]:
+    """Features of every stage for a split; kept, because the probe and the embeddings need the same ones."""
+    key = f"{prefix}{split}"
+    if key not in work.features:
+        work.features[key] = stage_features(
+            encoder,
+            split_of(work, split),
+            pool=work.config.probe.pool,
+            device=work.device,
+            precision=plain_precision(work.precision),
+            progress=counting(work, f"{prefix}features/{split}"),
+        )
+    return work.features[key]
