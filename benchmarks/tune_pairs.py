@@ -19,8 +19,8 @@ from tune_search import difference
 
 from jobs.cli import take_config_paths
 from pipeline.base.files import write_json
-from pipeline.tune.ledger import load_trials
 from pipeline.tune.space import FAMILIES, applies
+from pipeline.tune.trials import load_trials
 
 SPACE = "crop,cutout,color,noise,blur,rotation"
 

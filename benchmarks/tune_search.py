@@ -25,9 +25,9 @@ from scipy import stats
 from jobs.cli import take_config_paths
 from pipeline.augment.spec import RandomResizedCrop, Spec
 from pipeline.base.files import write_json
-from pipeline.tune.ledger import load_trials
 from pipeline.tune.report import rank_correlations
 from pipeline.tune.search import load_search
+from pipeline.tune.trials import load_trials
 
 SPACE = "crop,flip,rotation,color,grey,solarize,blur,cutout"
 SEARCHERS = ("optuna", "random")

@@ -14,9 +14,9 @@ from jobs.start import concluded
 from pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
-    from pipeline.tune.board import Board
-    from pipeline.tune.ledger import Trial
+    from pipeline.tune.live_table import Board
     from pipeline.tune.search import Search
+    from pipeline.tune.trials import Trial
 
 SUMMARY = (
     "Try augmentations on your own images: each trial trains RECIPE for a part of its steps and is measured on "
@@ -48,7 +48,7 @@ FLAGS = (
 def main(argv: list[str]) -> int:
     """Parse, search, print what is best and how it is used."""
     parsed = parse("tune", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")], flags=FLAGS)
-    from pipeline.tune.board import Board
+    from pipeline.tune.live_table import Board
 
     with Board() as board:
         search, best = run(parsed, board)

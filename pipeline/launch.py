@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from pipeline.race.board import Board as RaceBoard
     from pipeline.race.parts import Race, Track
     from pipeline.run.context import Work
-    from pipeline.tune.board import Board
-    from pipeline.tune.ledger import Trial
+    from pipeline.tune.live_table import Board
     from pipeline.tune.search import Search, TuneSettings
     from pipeline.tune.space import Space
+    from pipeline.tune.trials import Trial
 
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
 HERE = ("index", "evaluate")
@@ -464,7 +464,7 @@ def tune(
 
     `space` (see pipeline.tune.space.build_space) takes the place of the settings' own. Raises UserError.
     """
-    from pipeline.tune.board import Board
+    from pipeline.tune.live_table import Board
     from pipeline.tune.search import TuneSettings
 
     with Board() as board:
@@ -485,8 +485,9 @@ def run_tuning(
 ) -> "tuple[Search, Trial | None]":
     """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
     from pipeline.cluster.tune import run_search
-    from pipeline.tune.ledger import load_trials
-    from pipeline.tune.search import plan_search, write_results, write_search
+    from pipeline.tune.results import write_results
+    from pipeline.tune.search import plan_search, write_search
+    from pipeline.tune.trials import load_trials
 
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
@@ -525,7 +526,7 @@ def track_search(search: "Search", before: set[int], best: "Trial | None", warn:
     """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
     from pipeline.base.wandb_tracker import start_tracker
     from pipeline.run.folder import stage_key
-    from pipeline.tune.ledger import load_trials
+    from pipeline.tune.trials import load_trials
 
     new = [trial for trial in load_trials(search.out) if trial.number not in before]
     if not new:

@@ -20,8 +20,8 @@ from pipeline.search.embeddings import files_of, load_embeddings, read_facts
 from pipeline.search.index import check_embeddings, check_matches, load_index
 from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
-from pipeline.tune.ledger import load_trials
 from pipeline.tune.search import load_search
+from pipeline.tune.trials import load_trials
 
 
 @dataclass(frozen=True)

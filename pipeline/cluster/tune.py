@@ -32,7 +32,10 @@ from pipeline.cluster.train import (
     quiet_ray,
     run_beside,
 )
-from pipeline.tune.ledger import (
+from pipeline.tune.objectives import WORST
+from pipeline.tune.search import Search, candidate_config
+from pipeline.tune.space import Candidate, Parameter, Space
+from pipeline.tune.trials import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -44,9 +47,6 @@ from pipeline.tune.ledger import (
     save_member,
     save_trial,
 )
-from pipeline.tune.objectives import WORST
-from pipeline.tune.search import Search, candidate_config
-from pipeline.tune.space import Candidate, Parameter, Space
 
 SCORE = "score"
 KEPT = (SCORE, "scores", "step", "steps", "parameters", "schedule")  # of a report

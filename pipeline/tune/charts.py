@@ -17,9 +17,9 @@ from pipeline.evaluation.metrics import interval_of_mean
 from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
 from pipeline.report.html import bar, bullets, data_table, escape, grid, paragraph
 from pipeline.report.run_data import NothingToShowError
-from pipeline.tune.ledger import FINISHED, STOPPED, Trial
 from pipeline.tune.objectives import NEED_LABELS, WITHOUT_LABELS
 from pipeline.tune.space import FAMILIES, Parameter, Space, applies
+from pipeline.tune.trials import FINISHED, STOPPED, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

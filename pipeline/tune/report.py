@@ -19,9 +19,9 @@ from pipeline.report.page import draw_sections, render_page
 from pipeline.report.run_data import NothingToShowError
 from pipeline.tune import charts
 from pipeline.tune.charts import rank_correlations
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
 from pipeline.tune.search import command_to_use, load_search
 from pipeline.tune.space import FAMILIES, Space, short
+from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
 
 __all__ = ["rank_correlations", "write_tune_report"]
 

@@ -27,16 +27,27 @@ from pipeline.run.estimate import check_disk
 from pipeline.run.identity import as_planned, flatten
 from pipeline.run.resolve import fit_batch, open_and_resolve
 from pipeline.run.software import describe_software
-from pipeline.tune.ledger import Trial, best_trial, load_trials, save_table
 from pipeline.tune.objectives import check_objective, measurable
 from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
+from pipeline.tune.trials import Trial
 
 SCHEMA = 1
+
+
 REPORTS = 4  # how often a trial is measured where a scheduler decides by it
+
+
 GRID_LIMIT = 10_000
+
+
 CHECKED = 16  # draws that are looked at before a search starts
+
+
 SHARED = ("epochs", "steps", "minutes", "seed", "threads", "small_views")
+
+
 ALIKE = ("method.name", "method.views", *(f"train.{name}" for name in SHARED))  # in all trials
+
 
 Positive = Annotated[int, Gt(0)]
 
@@ -398,23 +409,6 @@ def load_search(out: Path) -> dict[str, Any]:
     values = load(path, TuneFile, remedy, f"{out} is no search (no search.json): `rayssl tune` writes one")
     check(path, remedy)
     return values
-
-
-def write_results(search: Search, dataset: Dataset) -> Trial | None:
-    """trials.parquet, best.json and tune-report.html from the trials that have ended; returns the best of them."""
-    from pipeline.tune.report import write_tune_report
-
-    trials = load_trials(search.out)
-    best = best_trial(trials)
-    if trials:
-        save_table(search.out, trials)
-    if best is not None:
-        # One view does for any number of them, so that the file fits other methods too.
-        alike = all(view == best.views[0] for view in best.views)
-        write_json(search.out / "best.json", {"views": best.views[:1] if alike else best.views})
-    shown = [dataset.val[row] for row in range(min(6, len(dataset.val)))]
-    write_tune_report(search.out, shown, size=dataset.image_size)
-    return best
 
 
 def command_to_use(out: Path, recipe: str, changes: Mapping[str, str], best: Trial) -> str:

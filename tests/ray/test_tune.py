@@ -13,7 +13,7 @@ import pytest
 from job_server import Server
 from small_run import wait_for
 
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, load_trials
+from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, load_trials
 
 pytestmark = pytest.mark.ray
 

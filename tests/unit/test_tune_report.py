@@ -17,9 +17,9 @@ from pipeline.base.errors import UserError
 from pipeline.report.figures import INK
 from pipeline.report.run_data import NothingToShowError
 from pipeline.tune import charts
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, save_trial
 from pipeline.tune.report import rank_correlations, write_tune_report
 from pipeline.tune.space import Candidate, Parameter, Space, build_space
+from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, save_trial
 
 EVIL = "<script>alert('x')</script> & co"
 SPACE = build_space(["crop", "color", "blur", "cutout"])

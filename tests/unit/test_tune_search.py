@@ -32,8 +32,20 @@ from pipeline.cluster.tune import (
 from pipeline.cluster.tune import Standing as RayStanding
 from pipeline.config import override, to_dict
 from pipeline.recipes import build_recipe
-from pipeline.tune.board import Board
-from pipeline.tune.ledger import (
+from pipeline.tune.live_table import Board
+from pipeline.tune.results import write_results
+from pipeline.tune.search import (
+    Search,
+    TuneSettings,
+    check_same_search,
+    command_to_use,
+    parse_settings,
+    plan_search,
+    write_search,
+)
+from pipeline.tune.space import Parameter, build_space
+from pipeline.tune.trial import Course, report_steps, run_trial
+from pipeline.tune.trials import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -47,18 +59,6 @@ from pipeline.tune.ledger import (
     save_table,
     save_trial,
 )
-from pipeline.tune.search import (
-    Search,
-    TuneSettings,
-    check_same_search,
-    command_to_use,
-    parse_settings,
-    plan_search,
-    write_results,
-    write_search,
-)
-from pipeline.tune.space import Parameter, build_space
-from pipeline.tune.trial import Course, report_steps, run_trial
 from pipeline.verify import verify
 
 CHANGES = {

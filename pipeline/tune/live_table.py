@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline.base.progress import LiveConsole, format_duration
-from pipeline.tune.ledger import FAILED, FINISHED, STOPPED, Trial, best_trial
 from pipeline.tune.space import Space, short
+from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial
 
 SHOWN = 5  # of the best trials
 
