@@ -14,7 +14,7 @@ from jobs.main import leave, run_verb
 from pipeline.base.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.race.board import Board
+    from pipeline.race.live_table import Board
     from pipeline.race.parts import Race
 
 SUMMARY = (
@@ -85,7 +85,7 @@ def run_race(parsed: Parsed) -> int:
         raise UserError(f"--then {then}: there is only --then tune")
     minutes = minutes_of(parsed.values["minutes"])
     from pipeline.launch import race
-    from pipeline.race.board import Board
+    from pipeline.race.live_table import Board
 
     with Board() as board:
         done = race(
@@ -117,8 +117,8 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
     if place is None or parsed.changes:
         raise UserError("--choose NAME takes the folder of a race and nothing else: rayssl race OUT --choose NAME")
     from pipeline.base.lease import writer_lock
-    from pipeline.race.board import Board
     from pipeline.race.end import overrule
+    from pipeline.race.live_table import Board
 
     out = Path(place)
     if not (out / "race.json").is_file():

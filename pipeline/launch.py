@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.data import Images
     from pipeline.generate.decoder import Trained
     from pipeline.models.encoder import Encoder
-    from pipeline.race.board import Board as RaceBoard
+    from pipeline.race.live_table import Board as RaceBoard
     from pipeline.race.parts import Race, Track
     from pipeline.run.context import Work
     from pipeline.tune.live_table import Board

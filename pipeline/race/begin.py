@@ -7,9 +7,9 @@ from typing import Any
 from pipeline.base.errors import UserError
 from pipeline.data import Dataset
 from pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
-from pipeline.race.ledger import NAME, About, Ledger, load_ledger
 from pipeline.race.networks import sized
 from pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
+from pipeline.race.race_file import NAME, About, Ledger, load_ledger
 from pipeline.run.estimate import check_disk
 from pipeline.run.folder import stage_key
 from pipeline.run.identity import FREE, flatten

@@ -10,10 +10,10 @@ from pipeline.base.errors import UserError, nearest
 from pipeline.base.reporter import LocalReporter
 from pipeline.race.candidates import FROZEN
 from pipeline.race.finals import Final, compare, descriptors
-from pipeline.race.ledger import FAILED, load_ledger
 from pipeline.race.networks import weights_line
 from pipeline.race.outcome import Circumstances, recommendation
 from pipeline.race.parts import Race, Shown, warning_by
+from pipeline.race.race_file import FAILED, load_ledger
 from pipeline.run.own_images import open_own
 from pipeline.stages.evaluate import run_evaluate
 from pipeline.stages.index import run_index

@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.base.errors import UserError
 from pipeline.evaluation.metrics import interval_of_proportion
 from pipeline.race.candidates import ADAPT, DISTILL, FROZEN
-from pipeline.race.ledger import About
+from pipeline.race.race_file import About
 from pipeline.search.choice import Candidate, choose, paired_error
 from pipeline.search.parts import JOIN
 from pipeline.search.store import read_candidates, read_search

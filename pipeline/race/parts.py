@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.data import Dataset
-from pipeline.race.board import line_of
 from pipeline.race.candidates import Entry
 from pipeline.race.finals import chosen, own_best
-from pipeline.race.ledger import FINISHED, Ledger, Result, save_ledger
+from pipeline.race.live_table import line_of
 from pipeline.race.plan import PLANNED_SHARE, reserve
+from pipeline.race.race_file import FINISHED, Ledger, Result, save_ledger
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Track(Protocol):
 
 
 class Shown(Protocol):
-    """What shows a race (see pipeline.race.board)."""
+    """What shows a race (see pipeline.race.live_table)."""
 
     def __call__(self, row: dict[str, Any]) -> None:
         """A row of a stage, or a message."""

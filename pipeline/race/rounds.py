@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 
 from pipeline.base.errors import UserError
 from pipeline.base.seals import forget_folder
-from pipeline.race.ledger import FAILED, Ledger, Result
 from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
 from pipeline.race.plan import (
     LAST,
@@ -22,6 +21,7 @@ from pipeline.race.plan import (
     steps_for,
     threads_of,
 )
+from pipeline.race.race_file import FAILED, Ledger, Result
 from pipeline.race.trial import make_folder, set_steps
 from pipeline.race.turns import TOLD_FROM, told_turns
 

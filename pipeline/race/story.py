@@ -12,10 +12,10 @@ from pipeline.base.reporter import Interrupted
 from pipeline.data.concluded import lines
 from pipeline.race.candidates import FROZEN, UNTRAINED
 from pipeline.race.end import finish
-from pipeline.race.ledger import FAILED, Result
 from pipeline.race.outcome import budget_lines
 from pipeline.race.parts import Race, Track, ended, result_of, say_nothing
 from pipeline.race.plan import budget_table
+from pipeline.race.race_file import FAILED, Result
 from pipeline.race.rounds import train
 from pipeline.race.trial import Clock, make_folder, search_untrained
 

@@ -18,9 +18,9 @@ from rich.console import Console
 from small_run import wait_for
 
 from pipeline.race import begin
-from pipeline.race.board import Board
-from pipeline.race.ledger import Ledger, load_ledger, save_ledger
+from pipeline.race.live_table import Board
 from pipeline.race.plan import Round
+from pipeline.race.race_file import Ledger, load_ledger, save_ledger
 from pipeline.verify import verify
 
 pytestmark = pytest.mark.ray

@@ -18,10 +18,10 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Interrupted, Silent
 from pipeline.race import begin, end, finals, rounds, story
-from pipeline.race.board import Board
-from pipeline.race.ledger import FAILED, FINISHED, load_ledger, save_ledger
+from pipeline.race.live_table import Board
 from pipeline.race.parts import Ended, Race, Room, Task
 from pipeline.race.plan import Round
+from pipeline.race.race_file import FAILED, FINISHED, load_ledger, save_ledger
 from pipeline.race.trial import run_trial, time_step
 from pipeline.run.folder import winner_of
 from pipeline.search.query import query

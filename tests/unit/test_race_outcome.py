@@ -12,8 +12,8 @@ from pipeline.data import open_dataset
 from pipeline.race import finals
 from pipeline.race.candidates import Network, asked_networks, entries_of, narrowed
 from pipeline.race.finals import Final, compare
-from pipeline.race.ledger import About
 from pipeline.race.outcome import Circumstances, recommendation
+from pipeline.race.race_file import About
 from pipeline.race.turns import TOLD_FROM, told_turns
 from pipeline.search.choice import Candidate, choose
 

@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.base.errors import UserError
-from pipeline.race.ledger import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
 from pipeline.race.plan import (
     LEAST_SECONDS,
     Overhead,
@@ -19,6 +18,7 @@ from pipeline.race.plan import (
     steps_for,
     threads_of,
 )
+from pipeline.race.race_file import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
 from pipeline.verify import verify
 
 FIVE = Overhead(5, 5)

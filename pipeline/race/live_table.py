@@ -9,7 +9,7 @@ from rich.table import Table
 
 from pipeline.base.progress import PLAIN_SECONDS, LiveConsole, format_duration
 from pipeline.base.terminal import plain
-from pipeline.race.ledger import FAILED, Ledger
+from pipeline.race.race_file import FAILED, Ledger
 
 
 class Board(LiveConsole):
