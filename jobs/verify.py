@@ -74,8 +74,8 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[str]:
     """Remove what is left over, and tell or run what makes the rest whole; returns the commands that failed."""
     from pipeline.base.lease import writer_lock
-    from pipeline.repair import AGAIN, clear, remove, repairs_of
     from pipeline.verify import left_over, owner_of
+    from pipeline.verify.repair import AGAIN, clear, remove, repairs_of
 
     damaged: dict[Path, list[str]] = {}
     for one in findings:

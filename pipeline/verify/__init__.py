@@ -12,7 +12,6 @@ from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinishe
 from pipeline.evaluation.records import read_evaluation, told_of
 from pipeline.generate.decoder import read_decoder
 from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.repair import told_repair
 from pipeline.run.folder import is_unstarted, read_manifest, read_race
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.search.apply import check_own_encoder
@@ -22,6 +21,7 @@ from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candid
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 from pipeline.tune.search import load_search
 from pipeline.tune.trials import load_trials
+from pipeline.verify.repair import told_repair
 
 
 @dataclass(frozen=True)
