@@ -16,7 +16,7 @@ from pipeline.base import wandb_tracker
 from pipeline.base.errors import UserError
 from pipeline.base.memory import give_back_memory
 from pipeline.base.reporter import Interrupted
-from pipeline.cluster.room import alive_nodes, count_workers
+from pipeline.cluster.capacity import alive_nodes, count_workers
 from pipeline.cluster.train import (
     FileReporter,
     Resources,

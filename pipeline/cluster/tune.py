@@ -23,7 +23,7 @@ from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.memory import give_back_memory
 from pipeline.base.reporter import Interrupted
-from pipeline.cluster.room import alive_nodes, cores_a_worker, count_workers
+from pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
 from pipeline.cluster.train import (
     Resources,
     cluster_address,

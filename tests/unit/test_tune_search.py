@@ -17,7 +17,7 @@ from rich.console import Console
 from pipeline.augment import load_views, view_to_dict
 from pipeline.base.errors import UserError
 from pipeline.cluster import tune as ray_tune
-from pipeline.cluster.room import cores_a_worker
+from pipeline.cluster.capacity import cores_a_worker
 from pipeline.cluster.tune import (
     DIED,
     Room,
