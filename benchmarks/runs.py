@@ -11,7 +11,7 @@ from rich.console import Console
 from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
 from pipeline.config import override
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import build_recipe
 from pipeline.run.software import describe_software
 from pipeline.run.start import Prepared

@@ -27,7 +27,7 @@ import numpy as np
 
 from pipeline.base.files import write_json
 from pipeline.config import override
-from pipeline.launch import open_for_profile
+from pipeline.launch.opened import open_for_profile
 from pipeline.recipes import build_recipe
 from pipeline.run.build import compile_or_capture
 from pipeline.run.metrics_log import MetricsLog

@@ -25,7 +25,7 @@ from runs import facts, train
 from pipeline.base.progress import Display
 from pipeline.config import Config, DataConfig, override
 from pipeline.evaluation.measure import read_evaluation
-from pipeline.launch import embed_without_training
+from pipeline.launch.embed import embed_without_training
 from pipeline.recipes import HELD_OUT
 from pipeline.run.folder import read_manifest
 from pipeline.stages.evaluate import run_evaluate

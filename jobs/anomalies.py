@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
 def rank(run: Path, values: dict[str, Any], other: str | None, out: Path, display: "Display") -> dict[str, Any]:
     """Open the run and the images, and rank them."""
     from pipeline.generate.anomalies import normal_images, rank_anomalies
-    from pipeline.launch import open_for_anomalies
+    from pipeline.launch.opened import open_for_anomalies
 
     seen = open_for_anomalies(run, other, display)
     named = values["normal"].split(",") if values["normal"] else []

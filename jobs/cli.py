@@ -163,7 +163,7 @@ def note_place(run: Path, parsed: Parsed) -> None:
     path = parsed.changes.pop(PLACE[0], None)
     if path is not None:
         from pipeline.base.progress import Display
-        from pipeline.launch import move_shown
+        from pipeline.launch.embed import move_shown
 
         with Display() as display:
             move_shown(run, path, display)

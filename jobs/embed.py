@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     argument = click.Argument(["run"], required=False, metavar="[RUN]")
     parsed = parse("embed", SUMMARY, argv, [argument], flags=FLAGS)
     from pipeline.base.progress import Display
-    from pipeline.launch import embed_run, embed_without_training
+    from pipeline.launch.embed import embed_run, embed_without_training
 
     with Display() as display:
         if parsed.values["run"] is None:

@@ -18,7 +18,8 @@ def main(argv: list[str]) -> int:
     parsed = parse("index", SUMMARY, argv, [run_argument()], flags=FLAGS)
     run = run_folder(parsed)
     from pipeline.base.progress import Display
-    from pipeline.launch import changed_config, search_anew
+    from pipeline.launch.embed import search_anew
+    from pipeline.launch.runs import changed_config
     from pipeline.run.folder import read_manifest
     from pipeline.stages.index import run_index
 

@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int:
     """Parse, train, print where the encoder is."""
     parsed = parse("pretrain", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")])
     from pipeline.base.progress import Display
-    from pipeline.launch import start
+    from pipeline.launch.runs import start
 
     plan = plan_of(parsed, ("pretrain",), command_line())
     with Display() as display:

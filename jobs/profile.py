@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--trace {path}: {path.absolute().parent} is no folder")
     from pipeline.base.progress import Display
     from pipeline.config import override
-    from pipeline.launch import open_for_profile
+    from pipeline.launch.opened import open_for_profile
     from pipeline.recipes import build_recipe
     from pipeline.stages.profile import profile_run
 

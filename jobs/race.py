@@ -84,7 +84,7 @@ def run_race(parsed: Parsed) -> int:
     if then is not None and then not in THEN:
         raise UserError(f"--then {then}: there is only --then tune")
     minutes = minutes_of(parsed.values["minutes"])
-    from pipeline.launch import race
+    from pipeline.launch.race import race
     from pipeline.race.live_table import Board
 
     with Board() as board:

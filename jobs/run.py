@@ -25,7 +25,8 @@ def main(argv: list[str]) -> int:
         return run_race(parsed)
     refuse_race_options(parsed)
     from pipeline.base.progress import Display
-    from pipeline.launch import ALL, start
+    from pipeline.launch.plan import ALL
+    from pipeline.launch.runs import start
 
     plan = plan_of(parsed, ALL, command_line())
     with Display() as display:

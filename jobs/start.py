@@ -14,13 +14,13 @@ from pipeline.base.terminal import plain, plain_lines
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.launch import Plan
+    from pipeline.launch.plan import Plan
 
 
 def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
     """Configs and folders of a recipe, or of the default suite where none is named."""
     from pipeline.config import override
-    from pipeline.launch import Plan
+    from pipeline.launch.plan import Plan
     from pipeline.recipes import DEFAULT_SUITE, build_recipe
     from pipeline.run.identity import run_name
 
@@ -39,7 +39,7 @@ def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tupl
     """Stages on an existing run folder, whose config may be changed only within `groups`."""
     from pipeline import config as configuration
     from pipeline.base.errors import UserError
-    from pipeline.launch import Plan
+    from pipeline.launch.plan import Plan
 
     for path in parsed.changes:
         if not path.startswith(groups):
@@ -64,7 +64,7 @@ def run_stage(
     from pipeline.base.progress import Display
     from pipeline.evaluation.doubts import warnings_of
     from pipeline.evaluation.records import read_evaluation
-    from pipeline.launch import continue_runs
+    from pipeline.launch.runs import continue_runs
 
     with Display() as display:
         continue_runs(plan_on_run(run, parsed, (verb,), groups, command_line()), display)

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 def run(parsed: Parsed, board: "Board") -> "tuple[Search, Trial | None]":
     """Plan the search and run what is left of it."""
     from pipeline.config import override
-    from pipeline.launch import run_tuning
+    from pipeline.launch.tune import run_tuning
     from pipeline.recipes import build_recipe
     from pipeline.run.identity import run_name
     from pipeline.tune.search import parse_settings

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pipeline.data import Dataset, open_dataset
     from pipeline.evaluation.measure import evaluate_embeddings
     from pipeline.evaluation.records import read_evaluation
-    from pipeline.launch import run, tune
+    from pipeline.launch.runs import run
+    from pipeline.launch.tune import tune
     from pipeline.models.encoder import Encoder, build_encoder
     from pipeline.models.export import export_encoder, load_encoder
     from pipeline.recipes import build_recipe

@@ -34,8 +34,8 @@ def main() -> None:
     """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
     pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
-    pipeline.launch.check_resources = lambda config: None
-    pipeline.launch.run_on_ray = in_this_process
+    pipeline.launch.resources.check_resources = lambda config: None
+    pipeline.launch.runs.run_on_ray = in_this_process
     for line in sys.stdin:
         asked = json.loads(line)
         code = warmed(asked) if asked.get("warm") else answer(asked)

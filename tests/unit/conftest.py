@@ -13,7 +13,7 @@ from small_run import quiet
 
 from pipeline.base.reporter import Silent
 from pipeline.config import Config, override
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import build_recipe
 from pipeline.run.start import Prepared
 

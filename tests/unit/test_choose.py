@@ -15,7 +15,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
 from pipeline.evaluation.measure import read_evaluation
-from pipeline.launch import embed_run, search_anew
+from pipeline.launch.embed import embed_run, search_anew
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.run.folder import read_manifest

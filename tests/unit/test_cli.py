@@ -19,7 +19,7 @@ from jobs.main import VERBS, main, run_verb
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.progress import Display
 from pipeline.config import Config
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import RECIPES
 from pipeline.run.start import Prepared
 

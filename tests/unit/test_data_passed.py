@@ -18,7 +18,7 @@ from pipeline.base.errors import UserError
 from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.concluded import facts, lines
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.run.start import announce
 
 

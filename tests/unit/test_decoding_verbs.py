@@ -21,7 +21,7 @@ from pipeline.generate.anomalies import auroc
 from pipeline.generate.decoder import open_trained
 from pipeline.generate.interpolate import lerp, slerp
 from pipeline.generate.sample import FittedCodes, fit_codes, nearest_distance
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.stages.story import run_worker_stages
 from pipeline.verify import verify
 

@@ -14,7 +14,9 @@ from pipeline import launch
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
-from pipeline.launch import Plan
+from pipeline.launch.plan import Plan
+from pipeline.launch.runs import start
+from pipeline.launch.torchrun import under_torchrun
 from pipeline.recipes import build_recipe
 from pipeline.run.images import open_data
 from pipeline.stages.story import pending, run_worker_stages
@@ -136,7 +138,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
     monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
     monkeypatch.setattr("pipeline.launch.START_SECONDS", 60.0)
-    launch.start(plan, rows.append)  # type: ignore[arg-type]
+    start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
     assert folder == tmp_path
@@ -163,9 +165,9 @@ def test_another_run_in_the_same_folder_is_refused(undisturbed: Path):
 
 def test_torchrun_is_told_by_its_environment(monkeypatch):
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    assert not launch.under_torchrun()
+    assert not under_torchrun()
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert launch.under_torchrun()
+    assert under_torchrun()
 
 
 def prepared_but(error: Exception, monkeypatch: pytest.MonkeyPatch, *folders: Path, writes: str = "") -> None:
@@ -178,7 +180,7 @@ def prepared_but(error: Exception, monkeypatch: pytest.MonkeyPatch, *folders: Pa
     monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
     config = override(build_recipe("simclr-digits"), {"data.limit": 40, "train.batch_size": 8})
     with pytest.raises(type(error)):
-        launch.start(Plan([config] * len(folders), list(folders), ("pretrain",), folders[0].parent, ""), shown)
+        start(Plan([config] * len(folders), list(folders), ("pretrain",), folders[0].parent, ""), shown)
 
 
 def shown(row: dict[str, Any]) -> None:

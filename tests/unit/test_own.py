@@ -17,7 +17,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.files import write_json
 from pipeline.config import Config
 from pipeline.data import open_dataset
-from pipeline.launch import prepare_shown
+from pipeline.launch.plan import prepare_shown
 from pipeline.run.folder import as_recorded, read_manifest, update_manifest
 from pipeline.run.start import Prepared
 from pipeline.search.embeddings import load_embeddings

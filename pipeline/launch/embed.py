@@ -1,0 +1,103 @@
+"""Embeddings of a run's own images, of others, and by an encoder that is not trained here; all in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import config as configuration
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.progress import Display
+from pipeline.config import Config
+from pipeline.data.concluded import lines
+from pipeline.run.folder import own_data
+from pipeline.run.start import prepare
+
+if TYPE_CHECKING:
+    pass
+from pipeline.launch.plan import show_reading, warn_on
+
+
+def embed_run(run: Path, other: str | None, display: Display) -> None:
+    """Embeddings of a run's own images, or of the images at `other`, in this process.
+
+    Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
+    """
+    from pipeline.base.reporter import LocalReporter
+    from pipeline.run.data_paths import is_gone
+    from pipeline.run.images import open_other
+    from pipeline.run.own_images import is_intact
+    from pipeline.search.embeddings import name_in
+    from pipeline.stages.embed import embed_other_data
+    from pipeline.stages.story import run_worker_stages
+
+    reporter = LocalReporter(display)
+    if other is None:
+        return run_worker_stages(run, ["embed", "search"], reporter)
+    data, own = configuration.load(run / "config.json").data, own_data(run)
+    if is_gone(data.path) and have_moved(run, other, display):
+        return run_worker_stages(run, ["embed", "search"], reporter)
+    dataset = open_other(
+        data, other, image_size=data.image_size, channels=data.channels, progress=show_reading(display)
+    )
+    own_place, same_images = dataset.path == own["path"], dataset.known_as(own["fingerprint"]) is not None
+    if own_place and is_intact(run):
+        return run_worker_stages(run, ["embed", "search"], reporter)
+    if not own_place and same_images and not is_intact(run) and have_moved(run, other, display):
+        return run_worker_stages(run, ["embed", "search"], reporter)
+    if (name := name_in(run, dataset.name, dataset.path)) != dataset.name:
+        reporter.message(f"{run} knows other images as {dataset.name}: those at {dataset.path} are {name} there")
+    for line in lines(dataset):
+        display({"message": line})
+    embed_other_data(run, replace(dataset, name=name), reporter)
+    query = f"rayssl query {run} IMAGE --data {name}"
+    reporter.message(f"{dataset.path} is embedded as {name}: after `rayssl index {run}`, `{query}` searches it")
+
+
+def move_shown(run: Path, place: str, display: Display) -> None:
+    """Note that the run's images are at this place now, and show it; UserError where they are not."""
+    from pipeline.run.own_images import move_images
+
+    move_images(run, place, lambda text: display({"message": text}), show_reading(display))
+
+
+def have_moved(run: Path, place: str, display: Display) -> bool:
+    """Whether the run's images are at this place now, which is noted then."""
+    try:
+        move_shown(run, place, display)
+    except UserError:
+        return False
+    return True
+
+
+def search_anew(run: Path, display: Display, *, asked: bool) -> None:
+    """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
+    from pipeline.base.reporter import LocalReporter
+    from pipeline.search.described import check_search
+    from pipeline.search.store import has_search
+    from pipeline.stages.done import changed_since, is_whole
+    from pipeline.stages.story import run_worker_stages
+
+    gone = changed_since(run, "search") or (has_search(run) and not is_whole(lambda: check_search(run)))
+    if asked or gone:
+        run_worker_stages(run, ["search"], LocalReporter(display))
+
+
+def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
+    """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
+    from pipeline.base.reporter import LocalReporter
+    from pipeline.models.export import export_encoder
+    from pipeline.run.build import new_encoder
+    from pipeline.stages.index import run_index
+    from pipeline.stages.story import run_worker_stages
+
+    prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
+    for line in lines(prepared.dataset):
+        display({"message": line})
+    with writer_lock(run):
+        encoder = new_encoder(prepared.config)
+        told = export_encoder(encoder, run, {"method": None}, data=prepared.dataset.name)
+    for line in (*encoder.told(), *([told] if told else [])):
+        display({"message": line})
+    run_worker_stages(run, ["embed", "search"], LocalReporter(display))
+    run_index(run, warn_on(display))

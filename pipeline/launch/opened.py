@@ -1,0 +1,84 @@
+"""Runs that are opened in this process for a look at them: a profile, anomalies."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline import config as configuration
+from pipeline.base.progress import Display
+from pipeline.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from pipeline.data import Images
+    from pipeline.generate.decoder import Trained
+    from pipeline.models.encoder import Encoder
+    from pipeline.run.context import Work
+from pipeline.launch.plan import show_reading, warn_on
+
+
+def open_for_profile(config: Config, display: Display) -> "Work":
+    """A run that is opened as for pre-training in this process, without a run folder."""
+    from pipeline.base.reporter import LocalReporter
+    from pipeline.run.auto import choose_backend, compiling_pays
+    from pipeline.run.context import Work
+    from pipeline.run.resolve import open_and_resolve
+
+    config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
+    work = Work.begin(Path(), LocalReporter(display), config, dataset)
+    backend = config.augment.backend
+    if backend in ("auto", "fastest"):
+        backend, reason = choose_backend(work)
+        display({"message": f"augmentation: {backend} backend ({reason})"})
+    # At full size, which the time of a run mostly goes to.
+    train = replace(config.train, precision=work.precision, small_views=0.0)  # type: ignore[arg-type]
+    augment = replace(config.augment, backend=backend)
+    work.config = replace(config, train=train, augment=augment)
+    if train.compile == "auto":
+        chosen: Any = "yes" if compiling_pays(work) else "no"
+        work.config = replace(work.config, train=replace(train, compile=chosen))
+        if work.device.type == "cuda":
+            display({"message": f"--train.compile {chosen}, which auto chooses by the length of the recipe's run"})
+    return work
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run's encoder, its model where it kept one, and the images that are to be ranked."""
+
+    encoder: "Encoder"
+    trained: "Trained | None"
+    train: "Images"
+    images: "Images"
+    class_names: tuple[str, ...] | None
+    trained_on: tuple[str, ...]  # classes; empty: all
+    device: "torch.device"
+    precision: str
+
+
+def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
+    """A trained run and its held-out images, or all images at `other`."""
+    from pipeline.base.device import choose_device, plain_precision, resolve_precision
+    from pipeline.generate.decoder import open_trained
+    from pipeline.methods import load_method
+    from pipeline.models.export import load_encoder
+    from pipeline.run.images import open_other
+    from pipeline.run.own_images import open_own
+
+    config = configuration.load(run / "config.json")
+    encoder, device = load_encoder(run), choose_device()
+    name = configuration.method_name(config)
+    trained = None
+    if name is not None and load_method(name).keeps_decoder:
+        trained = open_trained(run, None, show_reading(display))
+    own = trained.dataset if trained is not None else open_own(run, config, show_reading(display))
+    images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
+    if other is not None:
+        found = open_other(
+            config.data, other, image_size=own.image_size, channels=own.channels, progress=show_reading(display)
+        )
+        images, names = found.train.join(found.val, found.test), found.class_names
+    precision = plain_precision(resolve_precision(config.train.precision, device))
+    classes = config.data.classes or ()
+    return Watched(encoder.to(device), trained, own.train, images, names, classes, device, precision)

@@ -1,0 +1,96 @@
+"""What is to be run, and what is shown and done before and after it, wherever it runs."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.progress import Display
+from pipeline.config import Config
+from pipeline.run.start import Prepared, announce, prepare
+
+if TYPE_CHECKING:
+    pass
+
+
+WORKER = ("pretrain", "probe", "finetune", "embed", "search")
+
+
+HERE = ("index", "evaluate")
+
+
+ALL = (*WORKER, *HERE, "report")
+
+
+UNSTARTED = {".lock", "config.json", "manifest.json"}  # what a run folder holds before any stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to run, where to, and which stages of it."""
+
+    configs: list[Config]
+    folders: list[Path]
+    stages: tuple[str, ...]
+    out: Path  # where a report over all runs goes
+    command: str
+
+
+def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
+    """The stages that need no worker."""
+    from pipeline.stages.evaluate import run_evaluate
+    from pipeline.stages.index import run_index
+    from pipeline.stages.report import run_report
+
+    for p in prepared:
+        if "index" in plan.stages:
+            display({"run": p.run.name, "stage": "index"})
+            run_index(p.run, warn_on(display))
+        if "evaluate" in plan.stages:
+            display({"run": p.run.name, "stage": "evaluate"})
+            run_evaluate(p.run, p.dataset)
+    if "report" in plan.stages:
+        display({"stage": "report"})
+        for p in prepared:
+            run_report([p.run], p.run)
+        if len(prepared) > 1:
+            run_report([p.run for p in prepared], plan.out)
+
+
+def prepare_shown(
+    config: Config,
+    run: Path,
+    command: str,
+    display: Display,
+    stages: tuple[str, ...] = ("pretrain",),
+    *,
+    alone: bool = True,
+) -> Prepared:
+    """Prepare a run, say what it will do, and show how the images are read."""
+    warn = warn_on(display)
+    prepared = prepare(config, run, command=command, warn=warn, progress=show_reading(display))
+    seconds = announce(prepared, lambda line: display({"message": line}), stages, alone=alone)
+    return replace(prepared, seconds=seconds)
+
+
+def show_reading(display: Display) -> Callable[[int, int], None]:
+    return lambda done, total: display({"stage": "reading images", "done": done, "total": total})
+
+
+def warn_on(display: Display) -> Callable[[str], None]:
+    return lambda text: display({"message": f"warning: {text}"})
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[None]:
+    """Wrong input leaves no folder behind that was not there before."""
+    there = out.exists()
+    try:
+        yield
+    except (UserError, OutsideError):
+        if not there and out.is_dir() and {path.name for path in out.iterdir()} <= {".lock"}:
+            (out / ".lock").unlink()
+            out.rmdir()
+        raise

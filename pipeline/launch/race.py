@@ -1,0 +1,58 @@
+"""A race on one's own images, on this machine or a cluster."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.base.errors import UserError
+from pipeline.base.lease import writer_lock
+
+if TYPE_CHECKING:
+    from pipeline.race.live_table import Board as RaceBoard
+    from pipeline.race.parts import Race, Track
+from pipeline.launch.plan import new_folder
+from pipeline.launch.resources import check_resources, resources_of
+from pipeline.launch.torchrun import under_torchrun
+
+
+def race(
+    changes: Mapping[str, Any],
+    *,
+    candidates: str | None = None,
+    minutes: float = 15.0,
+    out: Path | str | None = None,
+    command: str,
+    board: "RaceBoard",
+    began: float,
+) -> "Race":
+    """Let candidates race on the images of `data.path` in `changes`, or go on with the race in `out`."""
+    from pipeline.race.begin import plan_race
+    from pipeline.race.networks import found_networks
+    from pipeline.race.story import run_race
+
+    if under_torchrun():
+        raise UserError("torchrun starts `run RECIPE` and `pretrain`: a race starts its trials itself")
+    planned = plan_race(
+        changes,
+        candidates,
+        minutes,
+        Path(out) if out is not None else None,
+        found_networks(),
+        began=began,
+        shown=board,
+        command=command,
+    )
+    config = planned.entries[0].config
+    if config.cluster.workers > 1:
+        raise UserError(f"--cluster.workers is {config.cluster.workers}: the trials of a race have one worker each")
+    check_resources(config)
+
+    def open_track() -> "AbstractContextManager[Track]":
+        from pipeline.cluster.race import open_track as connect
+
+        return connect(planned.out, resources_of(config), board)
+
+    with new_folder(planned.out), writer_lock(planned.out):
+        run_race(planned, open_track)
+    return planned

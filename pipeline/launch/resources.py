@@ -1,0 +1,27 @@
+"""What a config asks of a cluster, and whether there is that much."""
+
+from typing import TYPE_CHECKING
+
+from pipeline.config import Config
+
+if TYPE_CHECKING:
+    from pipeline.cluster.train import Resources
+
+
+def resources_of(config: Config) -> "Resources":
+    """What the config asks of a cluster."""
+    from pipeline.cluster.train import Resources
+
+    asked = config.cluster
+    return Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, asked.address, asked.max_failures)
+
+
+def check_resources(config: Config) -> None:
+    """Refuse more than this machine has, and a cluster that is not there, before anything is written."""
+    from pipeline.cluster.train import check_local, check_reachable, choose_ray_folder, cluster_address
+
+    if cluster_address(config.cluster.address) is None:
+        choose_ray_folder()
+        check_local(resources_of(config))
+    else:
+        check_reachable(config.cluster.address)

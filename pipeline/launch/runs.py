@@ -1,0 +1,123 @@
+"""From configs to finished run folders: worker stages on Ray or under torchrun, then the rest here."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import config as configuration
+from pipeline.base.errors import OutsideError, UserError
+from pipeline.base.lease import writer_lock
+from pipeline.base.progress import Display, format_duration
+from pipeline.config import Config
+from pipeline.run.estimate import A_GUESS
+from pipeline.run.plan import START_SECONDS
+from pipeline.run.start import Prepared
+
+if TYPE_CHECKING:
+    pass
+from pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
+from pipeline.launch.resources import check_resources, resources_of
+from pipeline.launch.torchrun import start_under_torchrun, under_torchrun
+
+
+def start(plan: Plan, display: Display) -> None:
+    """Start or continue the runs of a plan."""
+    if under_torchrun():
+        return start_under_torchrun(plan, display)
+    for config in plan.configs:
+        check_resources(config)
+    with taken_back(plan.folders):
+        alone = len(plan.configs) == 1
+        prepared = [
+            prepare_shown(config, run, plan.command, display, plan.stages, alone=alone)
+            for config, run in zip(plan.configs, plan.folders)
+        ]
+        if not alone:
+            length = format_duration(START_SECONDS + sum(p.seconds for p in prepared))
+            display({"message": f"all {len(prepared)} are expected to take {length} with the start {A_GUESS}"})
+        run_stages(prepared, plan, display)
+
+
+@contextmanager
+def taken_back(folders: list[Path]) -> Iterator[None]:
+    """Wrong input, and a cluster that is not there, leave no run folder behind that would refuse other settings.
+
+    Only what was not there before goes, and only while nothing has been computed.
+    """
+    new = [folder.absolute() for folder in folders if not folder.exists()]
+    above = {parent for folder in new for parent in folder.parents if not parent.exists()}
+    try:
+        yield
+    except (UserError, OutsideError):
+        for folder in new:
+            remove_unstarted(folder)
+        for parent in sorted(above, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # not empty, or never made
+                parent.rmdir()
+        raise
+
+
+def remove_unstarted(folder: Path) -> None:
+    """Remove a run folder in which there is only what was to be done."""
+    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
+        for path in folder.iterdir():
+            path.unlink()
+        folder.rmdir()
+
+
+def run(config: Config, out: Path | str) -> Path:
+    """The whole pipeline from Python: start or continue `config` in the run folder `out`, and return it."""
+    out = Path(out)
+    with Display() as display:
+        start(Plan([config], [out], ALL, out, f"rayssl.run(config, {str(out)!r})"), display)
+    return out
+
+
+def continue_runs(plan: Plan, display: Display) -> None:
+    """Stages on run folders that exist; their configs may differ only in what these stages read."""
+    from pipeline.run.own_images import open_own
+    from pipeline.stages.labels import require_labels
+
+    if under_torchrun():
+        raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
+    prepared = []
+    for config, run in zip(plan.configs, plan.folders):
+        dataset = open_own(run, config, show_reading(display))
+        for name in {"probe", "finetune"} & set(plan.stages):
+            require_labels(dataset, name)
+        prepared.append(Prepared(config, run, dataset))
+    with ExitStack() as stack:
+        for p in prepared:
+            stack.enter_context(changed_config(p.run, p.config))
+        run_stages(prepared, plan, display)
+
+
+@contextmanager
+def changed_config(run: Path, config: Config) -> Iterator[None]:
+    """Write another config into a run; what was there comes back when the input turns out to be wrong."""
+    before = configuration.load(run / "config.json")
+    with writer_lock(run):
+        configuration.save(config, run / "config.json")
+    try:
+        yield
+    except UserError:
+        configuration.save(before, run / "config.json")
+        raise
+
+
+def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
+    """Worker stages in one worker group, then index, evaluation and report in this process."""
+    run_on_ray(prepared, [stage for stage in plan.stages if stage in WORKER], plan.out, display)
+    finish(prepared, plan, display)
+
+
+def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
+    """What there is to do in workers, of all runs in one worker group."""
+    from pipeline.cluster.train import Job, run_jobs
+    from pipeline.stages.story import pending
+
+    jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
+    if any(job.stages for job in jobs):
+        display({"message": "starting Ray …"})
+    run_jobs(jobs, folder.absolute(), resources_of(prepared[0].config), display)

@@ -1,0 +1,95 @@
+"""A search for augmentations, on this machine or a cluster."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline import config as configuration
+from pipeline.base.lease import writer_lock
+from pipeline.config import Config
+from pipeline.data.concluded import lines
+
+if TYPE_CHECKING:
+    from pipeline.tune.live_table import Board
+    from pipeline.tune.search import Search, TuneSettings
+    from pipeline.tune.space import Space
+    from pipeline.tune.trials import Trial
+from pipeline.launch.plan import new_folder
+
+
+def tune(
+    config: Config, out: Path | str, settings: "TuneSettings | None" = None, space: "Space | None" = None
+) -> "Trial | None":
+    """Search for an augmentation from Python, as `rayssl tune` does: start or continue it in `out`; the best trial.
+
+    `space` (see pipeline.tune.space.build_space) takes the place of the settings' own. Raises UserError.
+    """
+    from pipeline.tune.live_table import Board
+    from pipeline.tune.search import TuneSettings
+
+    with Board() as board:
+        command = f"rayssl.tune(config, {str(out)!r})"
+        changes = {"data.path": config.data.path, "encoder.name": config.encoder.name}
+        changes |= {f"encoder.{name}": str(size) for name, size in config.encoder.sizes.items() if size is not None}
+        return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space, changes)[1]
+
+
+def run_tuning(
+    config: Config,
+    settings: "TuneSettings",
+    out: Path,
+    command: str,
+    board: "Board",
+    space: "Space | None" = None,
+    changes: "dict[str, str] | None" = None,
+) -> "tuple[Search, Trial | None]":
+    """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
+    from pipeline.cluster.tune import run_search
+    from pipeline.tune.results import write_results
+    from pipeline.tune.search import plan_search, write_search
+    from pipeline.tune.trials import load_trials
+
+    def warn(text: str) -> None:
+        board.say(f"warning: {text}")
+
+    search, dataset = plan_search(
+        config, settings, out, space=space, changes=changes, warn=warn, progress=lambda done, total: None
+    )
+    for line in lines(dataset):
+        board.say(line)
+    best = None
+    with new_folder(out), writer_lock(out):
+        before = {trial.number for trial in load_trials(out)}
+        try:
+            run_search(search, lambda: write_search(search, dataset, command), board, board.say)
+        finally:
+            if (out / "search.json").exists():
+                best = write_results(search, dataset)
+                track_search(search, before, best, warn)
+    return search, best
+
+
+def track_search(search: "Search", before: set[int], best: "Trial | None", warn: Callable[[str], None]) -> None:
+    """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
+    from pipeline.base.wandb_tracker import start_tracker
+    from pipeline.run.folder import stage_key
+    from pipeline.tune.trials import load_trials
+
+    new = [trial for trial in load_trials(search.out) if trial.number not in before]
+    if not new:
+        return
+    tracker = start_tracker(
+        search.config.wandb,
+        folder=search.out,
+        name=search.out.name,
+        run_id=stage_key(str(search.out.absolute()), search.settings.seed)[:16],
+        config=configuration.to_dict(search.config),
+        warn=warn,
+    )
+    rows = [
+        {"stage": "tune", "step": trial.number, "score": trial.score, "seconds": trial.seconds, **trial.scores,
+         **{f"parameter/{name}": value for name, value in trial.parameters.items()}}
+        for trial in new
+    ]  # fmt: skip
+    tracker.log(rows)
+    tracker.finish({"best/trial": best.number, "best/score": best.score} if best is not None else {})
