@@ -368,7 +368,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def neighbours_by_torch(device: torch.device) -> types.ModuleType:
-    """In the place of faiss, for `pipeline.evaluation.metrics`: exact neighbours by inner product, in double precision."""
+    """In the place of faiss: exact neighbours by inner product, in double precision."""
 
     def knn(queries: Any, references: Any, k: int, metric: int) -> tuple[Any, Any]:
         among = torch.from_numpy(references).to(device).double()

@@ -64,10 +64,10 @@ _NAMES = {
     "override": "pipeline.config",
     "query": "pipeline.search.query",
     "read_evaluation": "pipeline.evaluation.records",
-    "run": "pipeline.launch",
+    "run": "pipeline.launch.runs",
     "save_embeddings": "pipeline.search.embeddings",
     "search": "pipeline.search.index",
-    "tune": "pipeline.launch",
+    "tune": "pipeline.launch.tune",
     "write_comparison": "pipeline.report",
     "write_report": "pipeline.report",
 }

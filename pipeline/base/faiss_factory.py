@@ -25,8 +25,8 @@ def auto_factory(n: int) -> str:
 
 def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
     return UserError(
-        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions ({reason_of(error)}); "
-        "Flat always works"
+        f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions "
+        f"({reason_of(error)}); Flat always works"
     )
 
 

@@ -126,8 +126,8 @@ class Distill(Method[DistillConfig]):
 def targets_of(features: NDArray[np.float32], dim: int, shrinkage: float) -> NDArray[np.float32]:
     """(N, D) float32 of unit length: features in their principal directions, every one of which varies about alike.
 
-    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `pipeline.features.whitening`. Features of fewer
-    than `dim` numbers leave the last ones at zero.
+    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `pipeline.features.whitening`. Features of
+    fewer than `dim` numbers leave the last ones at zero.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     # By torch, whose threads are those that training was given.

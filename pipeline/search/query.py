@@ -38,9 +38,9 @@ def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) ->
 
         [{"query": name, "neighbors": [{"rank": 1, "id": …, "id_str": …, "path": …, "label": …, "score": …}]}]
 
-    `images` may be one image or many, in any form (see pipeline.search.queries): a path, a folder, a URL, bytes, a PIL image, a
-    numpy array, a torch tensor. One that is missing or broken has `"error": why` and no neighbours; the others are
-    answered. `id_str` is the id as text, for readers to whom numbers above 2^53 are not exact.
+    `images` may be one image or many, in any form (see pipeline.search.queries): a path, a folder, a URL, bytes, a PIL
+    image, a numpy array, a torch tensor. One that is missing or broken has `"error": why` and no neighbours; the
+    others are answered. `id_str` is the id as text, for readers to whom numbers above 2^53 are not exact.
 
     A label is the class's name where classes have names, else a number, or None. An image that is itself in the
     index does not find itself, by id; a copy of it under another path is found. `data` names the data set, the

@@ -18,17 +18,12 @@ from pipeline.evaluation.records import lost_of, read_evaluation, verb_of
 from pipeline.generate.decoder import read_decoder
 from pipeline.methods import load_method
 from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.run.build import (
-    count_steps,
-)
+from pipeline.run.build import count_steps
 from pipeline.run.context import Work
 from pipeline.run.data_paths import as_started
 from pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
 from pipeline.run.identity import identity
-from pipeline.search.described import (
-    check_search,
-    load_splits,
-)
+from pipeline.search.described import check_search, load_splits
 from pipeline.search.embeddings import files_of
 from pipeline.search.store import FOLDER
 from pipeline.training.checkpoint import list_checkpoints

@@ -17,11 +17,7 @@ from pipeline.models.export import load_encoder
 from pipeline.run.context import Work
 from pipeline.run.folder import update_manifest
 from pipeline.search.apply import load_searcher
-from pipeline.search.described import (
-    describe_vectors,
-    embeddings_folder,
-    test_images,
-)
+from pipeline.search.described import describe_vectors, embeddings_folder, test_images
 from pipeline.search.embeddings import save_embeddings
 from pipeline.search.store import FOLDER, has_search
 from pipeline.stages.done import already_done, at_work, key_of, stage

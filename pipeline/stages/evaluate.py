@@ -17,12 +17,7 @@ from pipeline.evaluation.records import read_evaluation
 from pipeline.run.context import read_at
 from pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
 from pipeline.run.own_images import open_own
-from pipeline.search.described import (
-    embeddings_folder,
-    load_splits,
-    load_splits_in,
-    searched_splits,
-)
+from pipeline.search.described import embeddings_folder, load_splits, load_splits_in, searched_splits
 from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
 from pipeline.stages.done import at_work, digests, has_records
 

@@ -10,13 +10,9 @@ from pipeline.data import Images
 from pipeline.features.extract import embed_images, stage_features
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder
-from pipeline.run.build import (
-    new_encoder,
-)
+from pipeline.run.build import new_encoder
 from pipeline.run.context import Work
-from pipeline.search.described import (
-    test_images,
-)
+from pipeline.search.described import test_images
 from pipeline.stages.search import frozen_names
 
 BASELINE = "random-init"

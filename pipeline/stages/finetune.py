@@ -19,20 +19,11 @@ from pipeline.config import TrainConfig
 from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.run.build import (
-    loader_processes,
-    new_encoder,
-    new_optimizer,
-    schedule_of,
-    to_device,
-    traits_of,
-)
+from pipeline.run.build import loader_processes, new_encoder, new_optimizer, schedule_of, to_device, traits_of
 from pipeline.run.context import Stopped, Work
 from pipeline.run.folder import stage_key
 from pipeline.run.metrics_log import MetricsLog
-from pipeline.search.described import (
-    test_images,
-)
+from pipeline.search.described import test_images
 from pipeline.stages.done import already_done, is_whole, key_of, stage
 from pipeline.stages.features import BASELINE
 from pipeline.stages.labels import require_labels

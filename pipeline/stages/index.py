@@ -13,10 +13,7 @@ from pipeline.base.lease import writer_lock
 from pipeline.base.vectors import normalise
 from pipeline.features.whitening import Whitening, fit_whitening
 from pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
-from pipeline.search.described import (
-    load_splits,
-    searched_splits,
-)
+from pipeline.search.described import load_splits, searched_splits
 from pipeline.search.store import FOLDER, has_search
 from pipeline.stages.done import at_work, digests, is_whole
 

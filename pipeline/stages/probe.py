@@ -10,9 +10,7 @@ from pipeline.evaluation.measure import Record, write_evaluation
 from pipeline.evaluation.metrics import interval_of_proportion
 from pipeline.evaluation.probe import ProbeResult, probe
 from pipeline.run.context import Work
-from pipeline.search.described import (
-    test_images,
-)
+from pipeline.search.described import test_images
 from pipeline.stages.done import already_done, key_of, stage
 from pipeline.stages.features import counting, encoders_to_compare, features_of, split_of
 from pipeline.stages.labels import require_labels

@@ -19,11 +19,11 @@ import threading
 import time
 from typing import Any
 
-import pipeline.choose
 import torch
 
 import jobs.main
-import pipeline.launch
+import pipeline.launch.runs
+import pipeline.stages.search
 from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
 from pipeline.run.start import Prepared
@@ -34,7 +34,7 @@ def main() -> None:
     """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
     pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
-    pipeline.launch.resources.check_resources = lambda config: None
+    pipeline.launch.runs.check_resources = lambda config: None
     pipeline.launch.runs.run_on_ray = in_this_process
     for line in sys.stdin:
         asked = json.loads(line)

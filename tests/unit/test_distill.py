@@ -37,7 +37,7 @@ Prepare = Callable[..., Prepared]
 @pytest.fixture(autouse=True)
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal bits are promised for one kind of processor; what lies on this machine plays no part."""
-    for module in ("work", "stages"):
+    for module in ("run.context", "stages.embed"):
         monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(teachers, "available", list)

@@ -7,7 +7,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline import stages
 from pipeline.base.errors import UserError
 from pipeline.base.reporter import Silent
 from pipeline.evaluation.measure import read_evaluation
@@ -16,6 +15,7 @@ from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_label
 from pipeline.models.encoder import build_encoder
 from pipeline.models.export import export_encoder
 from pipeline.run.context import Stopped
+from pipeline.stages import finetune
 from pipeline.stages.finetune import finished_draws
 from pipeline.stages.story import run_worker_stages
 
@@ -125,7 +125,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
             raise Stopped(0, 1)
         return 0.1 * draw
 
-    monkeypatch.setattr(stages, "finetune_draw", draw_once)
+    monkeypatch.setattr(finetune, "finetune_draw", draw_once)
     with pytest.raises(Stopped):
         run_worker_stages(run, ["finetune"], Silent())
     run_worker_stages(run, ["finetune"], Silent())
@@ -134,7 +134,7 @@ def test_draws_that_were_finished_before_a_stop_are_not_done_again(prepared, mon
     (accuracies,) = finished_draws(run / "checkpoints" / "finetune.json").values()
     assert accuracies == pytest.approx([0.0, 0.1, 0.2])
     export_encoder(build_encoder("cnn-small", channels=3, image_size=16), run / "finetuned", {"draws": "others"})
-    monkeypatch.setattr(stages, "already_done", lambda *stage: False)
+    monkeypatch.setattr(finetune, "already_done", lambda *stage: False)
     run_worker_stages(run, ["finetune"], Silent())
     assert done == [0, 1, 1, 2, 0]  # the first draw's encoder is what finetuned/ holds
     (run / "checkpoints" / "finetune.json").write_text("[1]")

@@ -56,7 +56,7 @@ class Listener(Silent):
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal bits are promised for one kind of processor; twenty images will do for kNN here."""
-    for module in ("work", "stages"):
+    for module in ("run.context", "stages.embed"):
         monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: CPU)
     monkeypatch.setattr(guards, "FEWEST", 10)
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)

@@ -4,16 +4,18 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_run import encoder_digest, losses, prepare_run, pretrain_here
 
-from pipeline import launch
+from pipeline import config as configuration
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.reporter import Silent
 from pipeline.config import override
+from pipeline.launch import runs
 from pipeline.launch.plan import Plan
 from pipeline.launch.runs import start
 from pipeline.launch.torchrun import under_torchrun
@@ -25,7 +27,7 @@ from pipeline.training.checkpoint import list_checkpoints
 
 STEPS = 35  # five epochs of seven steps
 CHANGES = {"train__epochs": 5}
-PRELOAD = ["pipeline.stages", "pipeline.methods.simclr", "sklearn.datasets", "albumentations", "small_run"]
+PRELOAD = ["pipeline.stages.story", "pipeline.methods.simclr", "sklearn.datasets", "albumentations", "small_run"]
 
 
 class KilledAt(Silent):
@@ -63,9 +65,9 @@ def die_while_writing(run: str, step: int) -> None:
 
 def die_before_the_mark(run: str, _: int) -> None:
     """Continue the run and die when everything is written but the note that it is done."""
-    from pipeline import stages
+    from pipeline.stages import done
 
-    stages.mark_stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+    done.mark_stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     run_worker_stages(Path(run), ["pretrain"], Silent())
 
 
@@ -113,7 +115,9 @@ def test_many_deaths_in_a_row(undisturbed: Path, tmp_path):
 def test_epochs_get_their_checkpoints_although_the_loop_looks_only_now_and_then(tmp_path, monkeypatch):
     written = []
     save = checkpoint.save_checkpoint
-    monkeypatch.setattr("pipeline.stages.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k))
+    monkeypatch.setattr(
+        "pipeline.stages.pretrain.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k)
+    )
     monkeypatch.setattr(loop.Meter, "time_to_poll", lambda self, step: (step + 1) % 4 == 0 or step + 1 == self.stop)
     pretrain_here(tmp_path / "run", **CHANGES)
     assert written == [8, 16, 24, 28, 35]
@@ -133,11 +137,11 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     )
     new = prepare_run(tmp_path / "new", **CHANGES)
     folders = [new, undisturbed]
-    configs = [launch.configuration.load(run / "config.json") for run in folders]
+    configs = [configuration.load(run / "config.json") for run in folders]
     rows: list[dict[str, Any]] = []
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
     monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
-    monkeypatch.setattr("pipeline.launch.START_SECONDS", 60.0)
+    monkeypatch.setattr("pipeline.launch.runs.START_SECONDS", 60.0)
     start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
@@ -150,11 +154,11 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
 
 
 def test_pending_leaves_out_what_needs_labels(undisturbed: Path):
-    config = launch.configuration.load(undisturbed / "config.json")
+    config = configuration.load(undisturbed / "config.json")
     dataset = open_data(config)
     names = ["pretrain", "probe", "finetune", "embed"]
     assert pending(undisturbed, names, config, dataset) == ["probe", "finetune", "embed"]
-    unlabelled = launch.replace(dataset, class_names=None)
+    unlabelled = replace(dataset, class_names=None)
     assert pending(undisturbed, names, config, unlabelled) == ["embed"]
 
 
@@ -176,8 +180,8 @@ def prepared_but(error: Exception, monkeypatch: pytest.MonkeyPatch, *folders: Pa
             (prepared[0].run / writes).write_text("")
         raise error
 
-    monkeypatch.setattr(launch, "check_resources", lambda config: None)
-    monkeypatch.setattr(launch, "run_on_ray", run_on_ray)
+    monkeypatch.setattr(runs, "check_resources", lambda config: None)
+    monkeypatch.setattr(runs, "run_on_ray", run_on_ray)
     config = override(build_recipe("simclr-digits"), {"data.limit": 40, "train.batch_size": 8})
     with pytest.raises(type(error)):
         start(Plan([config] * len(folders), list(folders), ("pretrain",), folders[0].parent, ""), shown)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline.base import vectors as vectors_module
 from pipeline.base.errors import UserError
 from pipeline.base.vectors import kmeans, knn_classify, normalise
 from pipeline.evaluation import metrics
@@ -25,7 +26,7 @@ def blobs(
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of a few rows: their borders must not show."""
-    monkeypatch.setattr(metrics, "_CELLS", 700)
+    monkeypatch.setattr(vectors_module, "_CELLS", 700)
 
 
 def plain_dino_vote(train, labels, test, k, temperature, classes):  # type: ignore[no-untyped-def]

@@ -95,8 +95,10 @@ def test_figures_are_measured_on_labelled_images_alone(run: Path) -> None:
 
 def test_the_probe_sees_labelled_images_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("pipeline.stages.probe", lambda *s, **_: seen.extend(s) or ProbeResult(1.0, 1.0, TEST, 0.1, 0))
-    monkeypatch.setattr("pipeline.stages.records.record", lambda *_: None)
+    monkeypatch.setattr(
+        "pipeline.stages.probe.probe", lambda *s, **_: seen.extend(s) or ProbeResult(1.0, 1.0, TEST, 0.1, 0)
+    )
+    monkeypatch.setattr("pipeline.stages.probe.record", lambda *_: None)
     work = Work.open(run, Silent())
     splits = [split_of(work, name) for name in ("train", "val", "test")]
     probe_stages(work, "", {"ids": [part.ids[:, None] for part in splits]})

@@ -219,7 +219,7 @@ def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> 
 def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_quietly(tiny_config(), tmp_path / "run")
     monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
-    monkeypatch.setattr("pipeline.run.start.stages_seconds", lambda *facts: 1000.0)
+    monkeypatch.setattr("pipeline.run.estimate.stages_seconds", lambda *facts: 1000.0)
     monkeypatch.setattr("pipeline.run.start.START_SECONDS", 500.0)
     lines: list[str] = []
     assert announce(prepared, lines.append) == 1100

@@ -312,7 +312,8 @@ def test_no_command_out_of_a_folder_is_run(
 def test_json_of_run_folders_is_read_in_one_place() -> None:
     """Others parse what is not of run folders: flags, caches, data sets, what processes tell each other."""
     allowed = {
-        "pipeline/base/documents.py", "pipeline/config.py", "pipeline/tune/search.py", "pipeline/base/settings_files.py",
+        "pipeline/base/documents.py", "pipeline/config.py", "pipeline/tune/search.py",
+        "pipeline/base/settings_files.py",
         "pipeline/tune/trial.py", "pipeline/cluster/tune.py",
         "pipeline/cluster/train.py",
     }  # fmt: skip

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from pipeline import config as configuration
-from pipeline import stages
 from pipeline.augment.spec import Spec
 from pipeline.base.device import resolve_precision, to_float
 from pipeline.base.errors import UserError
@@ -25,6 +24,7 @@ from pipeline.run.folder import read_manifest
 from pipeline.run.identity import FREE, identity
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.run.start import Prepared
+from pipeline.stages import pretrain as pretrain_stage
 from pipeline.stages.pretrain import run_pretrain
 from pipeline.training import loop
 from pipeline.training.batches import RawBatch
@@ -257,7 +257,7 @@ class StopAt(Silent):
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit is promised for one kind of processor."""
-    for module in ("work", "stages"):
+    for module in ("run.context", "stages.embed"):
         monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: CPU)
 
 
@@ -342,7 +342,7 @@ def test_more_epochs_extend_a_finished_run(prepared: Prepare) -> None:
 def test_a_finished_run_does_nothing(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     run_folder = prepared("run").run
     pretrain(run_folder)
-    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(pretrain_stage, "train", None)
     pretrain(run_folder)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import stages
 from pipeline.base.reporter import Silent
 from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.run.context import Work
 from pipeline.run.start import Prepared
+from pipeline.stages import pretrain
 from pipeline.stages.pretrain import new_guard, new_watch
 from pipeline.stages.story import run_worker_stages
 from pipeline.training import guard
@@ -131,8 +131,8 @@ def test_looking_changes_no_bit_of_the_training(
         assert modes == [module.training for module in methods[-1].modules()]
 
     methods: list[torch.nn.Module] = []
-    made = stages.new_method
-    monkeypatch.setattr(stages, "new_method", lambda *given: methods.append(made(*given)) or methods[-1])
+    made = pretrain.new_method
+    monkeypatch.setattr(pretrain, "new_method", lambda *given: methods.append(made(*given)) or methods[-1])
     monkeypatch.setattr(Watch, "look", look)
     changes = {"train.steps": 12}
     with_looks = trained(prepared("with", method, changes).run, Silent())
@@ -146,7 +146,7 @@ def test_looking_changes_no_bit_of_the_training(
 def test_a_run_says_it(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "FEWEST", 1)
     figures = iter([np.zeros(5), np.ones(5)])  # of the encoder so far, of the untrained one
-    monkeypatch.setattr(stages, "validation_knn", lambda *given, **named: next(figures))
+    monkeypatch.setattr(pretrain, "validation_knn", lambda *given, **named: next(figures))
     told = Told()
     trained(prepared("idle", "simclr", {"train.steps": 60, "train.learning_rate": 30.0}).run, told)
     assert sum("validation kNN is 0.0 %, below the 100.0 %" in line for line in told.lines) == 1
@@ -155,7 +155,7 @@ def test_a_run_says_it(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_guard_looks_instead(prepared: Prepare) -> None:
     run = prepared("guarded", "simclr", {"train.steps": 4, "train.guard": "yes"}).run
     work = Work.open(run, Silent())
-    method = stages.new_method(work.config, work)
+    method = pretrain.new_method(work.config, work)
     found = new_guard(work, method, 4, 0, None)
     assert found is not None
     assert new_watch(work, method, 4, found).measure is None
