@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-FILE = Path(__file__).resolve().parents[2] / "cluster.yaml"
+FILE = Path(__file__).resolve().parents[3] / "cluster.yaml"
 AWS_ONLY = ("provider", "auth", "head_node_type", "available_node_types")
 
 

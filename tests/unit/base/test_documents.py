@@ -27,7 +27,7 @@ from pipeline.recipes import RECIPES, build_recipe
 from pipeline.tune.search import parse_settings
 from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 OWN_OPTIONS = {
     "--label-fraction",

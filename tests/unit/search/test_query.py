@@ -322,7 +322,7 @@ def test_a_query_imports_only_what_it_needs(built: Case) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(built.run), str(built.folder / "cat" / "1.png")],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -32,7 +32,7 @@ from pipeline.data.tabular import read_table
 from pipeline.search.queries import images_of
 from pipeline.search.query import picture_format
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]
 
 

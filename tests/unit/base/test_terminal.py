@@ -17,7 +17,7 @@ from jobs.query import show
 from pipeline.base.progress import Display, PlainConsole
 from pipeline.base.terminal import plain, plain_lines
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "\x1b]0;PWN\x07\x1b[2J\rforged\n\x9b31m\u202egnp.\u2028\x7f[red][/]:smile:"
 NAME = HOSTILE.replace("/", "").replace("\x9b", "")  # as a file may be called
 

@@ -31,7 +31,7 @@ from pipeline.stages.evaluate import run_evaluate
 from pipeline.stages.index import run_index
 from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 READERS: dict[str, Callable[[Path], object]] = {
     "manifest.json": read_manifest,
     "evaluation.json": read_evaluation,
