@@ -29,7 +29,7 @@ from pipeline.models.export import load_encoder
 from pipeline.run.build import count_steps, new_encoder
 from pipeline.run.folder import read_manifest
 from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 from pipeline.training.guard import NEIGHBOURS, TEMPERATURE, paired_error
 
 LEAST_SHARE = 0.2  # of the steps

@@ -35,8 +35,8 @@ from pipeline.run.build import new_encoder
 from pipeline.run.images import open_data
 from pipeline.run.metrics_log import MetricsLog
 from pipeline.run.software import describe_software
-from pipeline.run.start import prepare
 from pipeline.stages.index import run_index
+from pipeline.stages.start import prepare
 from pipeline.stages.story import run_worker_stages
 
 RECIPE = "simclr-cifar10"

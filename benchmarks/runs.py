@@ -14,7 +14,7 @@ from pipeline.config import override
 from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import build_recipe
 from pipeline.run.software import describe_software
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 from pipeline.stages.story import run_worker_stages
 
 PLACES = ("--run", "--runs", "--out")

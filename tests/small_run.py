@@ -14,7 +14,7 @@ from pipeline.base.progress import Display
 from pipeline.base.reporter import Reporter, Silent
 from pipeline.config import override
 from pipeline.recipes import build_recipe
-from pipeline.run.start import prepare
+from pipeline.stages.start import prepare
 from pipeline.stages.story import run_worker_stages
 
 Rows = list[dict[str, Any]]

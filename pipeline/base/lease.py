@@ -10,18 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, TypeVar, cast
+from typing import TextIO, TypeVar, cast
 
 from pipeline.base.atomic import is_locked, writing
 from pipeline.base.errors import MissingError, UserError
 
-if TYPE_CHECKING:
-    pass
-
-
 WAIT_FOR_WRITER = 10.0  # seconds that a reader waits for files to fit
-
-
 T = TypeVar("T")
 
 

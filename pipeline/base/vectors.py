@@ -11,8 +11,6 @@ Floats = NDArray[np.float32]
 
 
 Ints = NDArray[np.int64]
-
-
 _CELLS = 1 << 23  # similarities held at a time: 32 MiB as float32
 
 

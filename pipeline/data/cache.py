@@ -24,11 +24,7 @@ from pipeline.data.scan import is_flat
 from pipeline.data.shown import Pixels
 
 FORMAT = 2  # of packs and facts; another number leaves the old ones unused
-
-
 _BLOCK = 1 << 20
-
-
 _BLOCKS = 64
 
 

@@ -16,11 +16,7 @@ from pipeline.base.seals import digest, fits, noted_hash, seal_of
 from pipeline.models.identity import hash_of_encoder
 
 FILE = "evaluation.json"
-
-
 VERBS = {"probe/": "probe", "finetune@": "finetune", "reconstruct/": "reconstruct", "likelihood/": "reconstruct"}
-
-
 _BASELINE = re.compile(r"baseline/([^/]+)/")
 
 

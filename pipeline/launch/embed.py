@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
@@ -10,12 +9,9 @@ from pipeline.base.lease import writer_lock
 from pipeline.base.progress import Display
 from pipeline.config import Config
 from pipeline.data.concluded import lines
-from pipeline.run.folder import own_data
-from pipeline.run.start import prepare
-
-if TYPE_CHECKING:
-    pass
 from pipeline.launch.plan import show_reading, warn_on
+from pipeline.run.folder import own_data
+from pipeline.stages.start import prepare
 
 
 def embed_run(run: Path, other: str | None, display: Display) -> None:

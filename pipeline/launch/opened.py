@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import config as configuration
 from pipeline.base.progress import Display
 from pipeline.config import Config
+from pipeline.launch.plan import show_reading, warn_on
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from pipeline.generate.decoder import Trained
     from pipeline.models.encoder import Encoder
     from pipeline.run.context import Work
-from pipeline.launch.plan import show_reading, warn_on
 
 
 def open_for_profile(config: Config, display: Display) -> "Work":

@@ -4,26 +4,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.progress import Display
 from pipeline.config import Config
-from pipeline.run.start import Prepared, announce, prepare
-
-if TYPE_CHECKING:
-    pass
-
+from pipeline.stages.start import Prepared, announce, prepare
 
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
-
-
 HERE = ("index", "evaluate")
-
-
 ALL = (*WORKER, *HERE, "report")
-
-
 UNSTARTED = {".lock", "config.json", "manifest.json"}  # what a run folder holds before any stage
 
 

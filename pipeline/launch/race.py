@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
+from pipeline.launch.plan import new_folder
+from pipeline.launch.resources import check_resources, resources_of
+from pipeline.launch.torchrun import under_torchrun
 
 if TYPE_CHECKING:
     from pipeline.race.live_table import Board as RaceBoard
     from pipeline.race.parts import Race, Track
-from pipeline.launch.plan import new_folder
-from pipeline.launch.resources import check_resources, resources_of
-from pipeline.launch.torchrun import under_torchrun
 
 
 def race(

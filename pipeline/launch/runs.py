@@ -3,22 +3,18 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import config as configuration
 from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.progress import Display, format_duration
 from pipeline.config import Config
-from pipeline.run.estimate import A_GUESS
-from pipeline.run.plan import START_SECONDS
-from pipeline.run.start import Prepared
-
-if TYPE_CHECKING:
-    pass
 from pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
 from pipeline.launch.resources import check_resources, resources_of
 from pipeline.launch.torchrun import start_under_torchrun, under_torchrun
+from pipeline.run.estimate import A_GUESS
+from pipeline.run.plan import START_SECONDS
+from pipeline.stages.start import Prepared
 
 
 def start(plan: Plan, display: Display) -> None:

@@ -3,12 +3,8 @@
 import os
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
 from pipeline.base.progress import Display
-
-if TYPE_CHECKING:
-    pass
 from pipeline.launch.plan import WORKER, Plan, finish, prepare_shown
 
 

@@ -8,13 +8,13 @@ from pipeline import config as configuration
 from pipeline.base.lease import writer_lock
 from pipeline.config import Config
 from pipeline.data.concluded import lines
+from pipeline.launch.plan import new_folder
 
 if TYPE_CHECKING:
     from pipeline.tune.live_table import Board
     from pipeline.tune.search import Search, TuneSettings
     from pipeline.tune.space import Space
     from pipeline.tune.trials import Trial
-from pipeline.launch.plan import new_folder
 
 
 def tune(

@@ -17,7 +17,7 @@ from pipeline.run.auto import fix_backend, fix_compile, fix_precision, seconds_a
 from pipeline.run.build import count_steps, new_encoder
 from pipeline.run.context import Work
 from pipeline.run.folder import own_data
-from pipeline.run.start import prepare
+from pipeline.stages.start import prepare
 from pipeline.stages.story import main_writes, run_worker_stages
 
 FIRST_STEPS, TIMED_STEPS = 3, 9  # from which a trial's speed is told, the first third as warm-up

@@ -2,10 +2,6 @@
 
 import html
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def escape(value: object) -> str:

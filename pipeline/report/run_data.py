@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.base.errors import UserError
+from pipeline.report.html import escape, grid, paragraph
 from pipeline.report.results import Run
 from pipeline.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
     from pipeline.data import Dataset
     from pipeline.search.embeddings import Embeddings
-from pipeline.report.html import escape, grid, paragraph
+
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
 

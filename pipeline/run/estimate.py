@@ -3,23 +3,20 @@
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.base.progress import format_bytes, format_duration
 from pipeline.config import Config
 from pipeline.data import Dataset
+from pipeline.run.build import is_guarded, traits_of
 from pipeline.run.plan import (
     START_SECONDS,
     Sizes,
     stages_seconds,
     step_seconds,
 )
-
-if TYPE_CHECKING:
-    pass
-from pipeline.run.build import is_guarded, traits_of
 from pipeline.run.resolve import machine_of
 
 A_GUESS = "(a guess for an idle machine: the live line knows better)"

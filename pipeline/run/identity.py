@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
@@ -11,10 +11,6 @@ from pipeline.data import AUTO, Dataset
 from pipeline.run.build import count_steps
 from pipeline.run.folder import as_recorded, stage_key
 from pipeline.training.checkpoint import list_checkpoints
-
-if TYPE_CHECKING:
-    pass
-
 
 # Fields of the config that came later, with the value that changes nothing.
 ADDED: dict[str, Any] = {
@@ -51,11 +47,7 @@ FREE = {
 
 # Where `auto` or `fastest` became something, it stays so.
 CHOSEN_AT_START = ("train.precision", "train.compile", "augment.backend")
-
-
 FREE_GROUPS = ("cluster.", "probe.", "finetune.", "evaluate.", "index.", "search.")
-
-
 LENGTH = ("train.steps", "train.epochs", "train.minutes")  # which say one thing together
 
 

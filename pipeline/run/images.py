@@ -2,13 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import Config, DataConfig
 from pipeline.data import Dataset, Reading, of_classes, open_dataset
-
-if TYPE_CHECKING:
-    pass
 
 
 def reading_of(data: DataConfig) -> dict[str, Any]:

@@ -5,18 +5,15 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.base.atomic import writing
 from pipeline.base.documents import LONGEST_LINE, DamagedError, fit, open_regular, parse
 from pipeline.base.errors import UserError
 from pipeline.base.files import replacing
+from pipeline.base.lease import open_own
 from pipeline.base.schemas import Row
 from pipeline.base.seals import check, fits, forget
-
-if TYPE_CHECKING:
-    pass
-from pipeline.base.lease import open_own
 
 
 class MetricsLog:

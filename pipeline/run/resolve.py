@@ -4,12 +4,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
 from pipeline.config import Config
 from pipeline.data import WORDS, Dataset
+from pipeline.run.build import traits_of
+from pipeline.run.images import open_data
 from pipeline.run.plan import (
     Machine,
     Plan,
@@ -17,14 +19,7 @@ from pipeline.run.plan import (
     plan_for,
 )
 
-if TYPE_CHECKING:
-    pass
-from pipeline.run.build import traits_of
-from pipeline.run.images import open_data
-
 ENOUGH_LABELLED = 500  # validation images with a label, to choose by
-
-
 MORE_VALIDATION = 0.2  # of the training images, where there are fewer
 
 
@@ -251,13 +246,3 @@ def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> 
             f"use {batch // workers * workers or workers} or {(batch // workers + 1) * workers}"
         )
     return batch
-
-
-def check_index(config: Config, dataset: Dataset, dim: int) -> None:
-    """Raises UserError for an index that could not be built after the training."""
-    if config.index.factory == "auto":
-        return
-    from pipeline.base.faiss_factory import check_factory
-
-    images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
-    check_factory(config.index.factory, dim, images)

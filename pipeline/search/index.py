@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from pipeline.base.documents import load
 from pipeline.base.errors import MissingError, UserError
-from pipeline.base.faiss_factory import auto_factory, built_as, cannot_build
 from pipeline.base.files import replacing, sha256, write_json
 from pipeline.base.lease import settled
 from pipeline.base.schemas import IndexFile
 from pipeline.base.seals import check, digest, forget
 from pipeline.base.vectors import normalise
 from pipeline.features.whitening import Whitening
+from pipeline.search.factory import auto_factory, built_as, cannot_build
 
 SCHEMA = 1
 
@@ -36,14 +36,8 @@ Ints = NDArray[np.int64]
 
 
 _limits = threading.Lock()  # FAISS keeps its reading limits per process
-
-
 _TABLE_BYTES = 2 << 30  # FAISS' own bound on the table that it computes while it reads an IVF-PQ index
-
-
 LEAST_RECALL = 0.9  # of the ten nearest: an index that finds fewer is told
-
-
 _EPSILON = 1e-6  # similarities this close are a tie: float32 rounding of a sum of D products
 
 

@@ -25,8 +25,6 @@ from pipeline.training.batches import Drawn, RawBatch
 from pipeline.training.optimizers import set_learning_rate
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
-
-
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody
 
 

@@ -32,20 +32,10 @@ from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_spac
 from pipeline.tune.trials import Trial
 
 SCHEMA = 1
-
-
 REPORTS = 4  # how often a trial is measured where a scheduler decides by it
-
-
 GRID_LIMIT = 10_000
-
-
 CHECKED = 16  # draws that are looked at before a search starts
-
-
 SHARED = ("epochs", "steps", "minutes", "seed", "threads", "small_views")
-
-
 ALIKE = ("method.name", "method.views", *(f"train.{name}" for name in SHARED))  # in all trials
 
 

@@ -26,7 +26,7 @@ import pipeline.launch.runs
 import pipeline.stages.search
 from pipeline.base.progress import Display
 from pipeline.base.reporter import LocalReporter
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 from pipeline.stages.story import pending, run_worker_stages
 
 

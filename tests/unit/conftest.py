@@ -15,7 +15,7 @@ from pipeline.base.reporter import Silent
 from pipeline.config import Config, override
 from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import build_recipe
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 
 CLASSES = ("blue", "green", "red")
 A_CLASS = 20

@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.data import Dataset, open_dataset
 from pipeline.data.concluded import facts, lines
 from pipeline.launch.plan import prepare_shown
-from pipeline.run.start import announce
+from pipeline.stages.start import announce
 
 
 def png(seed: int, side: int = 8) -> bytes:

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.base.reporter import Silent
 from pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 from pipeline.stages.story import run_worker_stages
 
 CHANCE = {"train/loss": math.log(511)}

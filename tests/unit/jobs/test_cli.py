@@ -21,7 +21,7 @@ from pipeline.base.progress import Display
 from pipeline.config import Config
 from pipeline.launch.plan import prepare_shown
 from pipeline.recipes import RECIPES
-from pipeline.run.start import Prepared
+from pipeline.stages.start import Prepared
 
 Capture = pytest.CaptureFixture[str]
 PROGRESS = re.compile(r"reading images: |\S+ (index|evaluate): …$")

@@ -23,8 +23,8 @@ from pipeline.models.pretrained import FILE, Available
 from pipeline.models.teachers import build_teacher, choose_teacher
 from pipeline.recipes import build_recipe
 from pipeline.run.context import Stopped, Work
-from pipeline.run.start import Prepared
 from pipeline.stages.pretrain import run_pretrain
+from pipeline.stages.start import Prepared
 from pipeline.training import loop
 from pipeline.training.checkpoint import find_checkpoint
 

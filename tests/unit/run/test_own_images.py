@@ -19,9 +19,9 @@ from pipeline.config import Config
 from pipeline.data import open_dataset
 from pipeline.launch.plan import prepare_shown
 from pipeline.run.folder import as_recorded, read_manifest, update_manifest
-from pipeline.run.start import Prepared
 from pipeline.search.embeddings import load_embeddings
 from pipeline.search.query import query
+from pipeline.stages.start import Prepared
 
 
 @pytest.fixture

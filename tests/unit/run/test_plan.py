@@ -18,7 +18,6 @@ from pipeline.config import Config, override
 from pipeline.data import Dataset
 from pipeline.recipes import CONTRASTIVE, build_recipe
 from pipeline.run import plan as plan_module
-from pipeline.run import start
 from pipeline.run.build import count_steps
 from pipeline.run.identity import flatten
 from pipeline.run.plan import (
@@ -38,6 +37,7 @@ from pipeline.run.plan import (
     step_seconds,
 )
 from pipeline.run.resolve import open_and_resolve
+from pipeline.stages import start
 from pipeline.tune.search import Search, TuneSettings, plan_search, write_search
 
 Make = Callable[..., Config]

@@ -9,9 +9,9 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
-from pipeline.base.faiss_factory import auto_factory, built_as, check_factory
 from pipeline.base.vectors import normalise
 from pipeline.features.whitening import fit_whitening
+from pipeline.search.factory import auto_factory, built_as, check_factory
 from pipeline.search.index import (
     build_index,
     check_matches,

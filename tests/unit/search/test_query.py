@@ -21,7 +21,6 @@ from pipeline.models.encoder import Encoder, build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.recipes import build_recipe
 from pipeline.run.folder import update_manifest
-from pipeline.run.start import data_facts
 from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 from pipeline.search.index import build_index, save_index
 from pipeline.search.queries import images_of
@@ -35,6 +34,7 @@ from pipeline.search.query import (
     save_gallery,
     save_run_gallery,
 )
+from pipeline.stages.start import data_facts
 
 SIZE = 16
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)

@@ -13,7 +13,6 @@ from pipeline.base.reporter import Silent
 from pipeline.config import Config
 from pipeline.evaluation.probe import ProbeResult
 from pipeline.run.context import Work
-from pipeline.run.start import Prepared, announce, prepare
 from pipeline.search.embeddings import load_embeddings
 from pipeline.search.query import query
 from pipeline.stages.evaluate import run_evaluate
@@ -22,6 +21,7 @@ from pipeline.stages.index import run_index
 from pipeline.stages.labels import require_labels
 from pipeline.stages.probe import probe_stages
 from pipeline.stages.report import run_report
+from pipeline.stages.start import Prepared, announce, prepare
 from pipeline.stages.story import pending, run_worker_stages
 
 # 60 images, of which 30 have a label: 6 of these are for testing and 2 are held out.

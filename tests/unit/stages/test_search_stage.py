@@ -20,7 +20,6 @@ from pipeline.models.encoder import build_encoder
 from pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from pipeline.run.folder import read_manifest
 from pipeline.run.images import open_data
-from pipeline.run.start import Prepared
 from pipeline.search.apply import load_searcher
 from pipeline.search.described import searched_splits
 from pipeline.search.index import load_index
@@ -28,6 +27,7 @@ from pipeline.search.query import query
 from pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from pipeline.stages.evaluate import run_evaluate
 from pipeline.stages.index import run_index
+from pipeline.stages.start import Prepared
 from pipeline.stages.story import run_worker_stages
 from pipeline.verify import verify
 

@@ -24,8 +24,8 @@ from pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
 from pipeline.run.context import Stopped, Work
 from pipeline.run.folder import read_manifest
 from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.start import Prepared
 from pipeline.stages.pretrain import run_pretrain
+from pipeline.stages.start import Prepared
 from pipeline.training import guard as guards
 from pipeline.training import loop
 from pipeline.training.checkpoint import find_checkpoint

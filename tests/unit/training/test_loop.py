@@ -23,9 +23,9 @@ from pipeline.run.context import Stopped, Work
 from pipeline.run.folder import read_manifest
 from pipeline.run.identity import FREE, identity
 from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.start import Prepared
 from pipeline.stages import pretrain as pretrain_stage
 from pipeline.stages.pretrain import run_pretrain
+from pipeline.stages.start import Prepared
 from pipeline.training import loop
 from pipeline.training.batches import RawBatch
 from pipeline.training.checkpoint import find_checkpoint, list_checkpoints

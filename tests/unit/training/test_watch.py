@@ -12,9 +12,9 @@ import torch
 from pipeline.base.reporter import Silent
 from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from pipeline.run.context import Work
-from pipeline.run.start import Prepared
 from pipeline.stages import pretrain
 from pipeline.stages.pretrain import new_guard, new_watch
+from pipeline.stages.start import Prepared
 from pipeline.stages.story import run_worker_stages
 from pipeline.training import guard
 from pipeline.training.watch import Watch

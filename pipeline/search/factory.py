@@ -24,6 +24,7 @@ def auto_factory(n: int) -> str:
 
 
 def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:
+    """What is raised where FAISS refuses a factory string for such vectors."""
     return UserError(
         f"--index.factory is '{factory}': FAISS cannot build it over {vectors} of {dim} dimensions "
         f"({reason_of(error)}); Flat always works"

@@ -18,7 +18,7 @@ from pipeline.run.estimate import existing_parent, expected_bytes, training_seco
 from pipeline.run.identity import check_trained, continue_run, flatten, run_name
 from pipeline.run.images import open_data
 from pipeline.run.resolve import check_small_views, fit_batch, resolve
-from pipeline.run.start import Prepared, announce, prepare
+from pipeline.stages.start import Prepared, announce, prepare
 
 Make = Callable[..., Config]
 
@@ -220,7 +220,7 @@ def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monke
     prepared = prepare_quietly(tiny_config(), tmp_path / "run")
     monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
     monkeypatch.setattr("pipeline.run.estimate.stages_seconds", lambda *facts: 1000.0)
-    monkeypatch.setattr("pipeline.run.start.START_SECONDS", 500.0)
+    monkeypatch.setattr("pipeline.run.estimate.START_SECONDS", 500.0)
     lines: list[str] = []
     assert announce(prepared, lines.append) == 1100
     assert (

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
@@ -13,20 +13,17 @@ from pipeline.base.progress import format_bytes
 from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.data.concluded import facts, lines
+from pipeline.run.build import count_steps
 from pipeline.run.data_paths import at_places_of, check_there, moved, started_at
+from pipeline.run.estimate import check_disk, expected_length, expected_seconds
 from pipeline.run.folder import is_unstarted, recorded, update_manifest
+from pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
 from pipeline.run.plan import (
     MINUTES,
     STRENGTHS,
 )
+from pipeline.run.resolve import open_and_resolve, settled
 from pipeline.run.software import describe_software
-
-if TYPE_CHECKING:
-    pass
-from pipeline.run.build import count_steps
-from pipeline.run.estimate import check_disk, expected_length, expected_seconds
-from pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
-from pipeline.run.resolve import check_index, open_and_resolve, settled
 
 COLOR_REASONS = {
     True: "colours tell validation images apart better than shapes do",
@@ -143,3 +140,13 @@ def announce(
         told = next(told for told, strength in STRENGTHS.items() if strength == color)
         say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
     return training + after
+
+
+def check_index(config: Config, dataset: Dataset, dim: int) -> None:
+    """Raises UserError for an index that could not be built after the training."""
+    if config.index.factory == "auto":
+        return
+    from pipeline.search.factory import check_factory
+
+    images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
+    check_factory(config.index.factory, dim, images)
