@@ -58,6 +58,38 @@ def test_a_folder_imports_from_the_floors_below(path: Path) -> None:
     assert [name for name in found if floor(name) > own] == []
 
 
+def needs() -> dict[str, set[str]]:
+    """Folder → the folders that it imports from."""
+    found: dict[str, set[str]] = {name: set() for name in FLOORS}
+    for path in SOURCES:
+        if relative(path).count("/") > 1 or relative(path) == "pipeline/config.py":
+            own = relative(path).removesuffix(".py").split("/")[1]
+            names = (name for name in imports(path) if is_in(name, "pipeline") and name.count("."))
+            found[own] |= {name.split(".")[1] for name in names} & set(FLOORS) - {own}
+    return found
+
+
+def test_the_drawing_is_the_code() -> None:
+    """docs/architecture.md draws every import between folders that does not follow from others."""
+    direct = needs()
+    below = dict[str, set[str]]()  # all that a folder needs, in the end
+    for name in FLOORS:
+        below[name] = direct[name].union(*(below[other] for other in direct[name]))
+    arrows = {
+        f"{name} --> {other}"
+        for name in FLOORS
+        for other in direct[name]
+        if not any(other in below[between] for between in direct[name] - {other})
+    }
+    text = (ROOT / "docs/architecture.md").read_text()
+    drawn = text.partition("```mermaid")[2].partition("```")[0].splitlines()
+    assert sorted(line.strip() for line in drawn if "-->" in line) == sorted(arrows)
+    listed = [
+        line.split("`")[1].rstrip("/").removesuffix(".py") for line in text.splitlines() if line.startswith("| `")
+    ]
+    assert tuple(listed) == FLOORS
+
+
 def test_every_folder_is_a_floor() -> None:
     found = {path.stem for path in ROOT.glob("pipeline/*") if any(path.glob("*.py")) or path.suffix == ".py"}
     assert found - {"__init__", "__pycache__"} == set(FLOORS)
