@@ -58,7 +58,12 @@ def label_of(value: object) -> str | None:
         raise NoClassError("a text with half of a character, which no file can hold")
     if len(text) > LONGEST:
         raise NoClassError(f"a text of {len(text):,} characters")
-    return None if text in _MISSING else text
+    return None if is_missing(text) else text
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text stands for no label."""
+    return text in _MISSING
 
 
 def number_labels(found: Sequence[str | None]) -> Labels:
@@ -131,7 +136,7 @@ def missing_note(values: Sequence[object], where: str) -> tuple[Note, ...]:
     spelt: Counter[str] = Counter()
     for value, n in Counter(value for value in values if value is not None and value == value).items():
         spelt[_text(value)] += n
-    told = {text: n for text, n in spelt.items() if text and text in _MISSING}
+    told = {text: n for text, n in spelt.items() if text and is_missing(text)}
     if not told:
         return ()
     listed = ", ".join(f"'{text}' ({n:,})" for text, n in sorted(told.items()))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pipeline.base.errors import UserError
+from pipeline.data.labels import doubts, is_missing
 from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
 from pipeline.data.reading import AUTO, WORDS, Note, Reading
 
@@ -98,6 +99,8 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
     is a class. Raises UserError where two readings are sensible.
     """
     top, notes = _below_wrappers(_tree(folders))
+    top, loose = _below_loose(top)
+    notes += loose
     if (data := _named_data(top)) is not None:
         beside = top.images - data.images
         text = f"{data.path}/ is taken for the data, {beside:,} images beside it are left out"
@@ -121,10 +124,11 @@ def read_layout(root: str, folders: Mapping[str, int], reading: Reading) -> Layo
             split_of[folder] = OUTSIDE
         elif part is not None:
             split_of[folder], class_of[folder] = part.split, part.class_of(folder)
+    class_of, unnamed = _without_missing(class_of, folders) if reading.labels == AUTO else (class_of, [])
     if serving := _validation_serves(split_of.values()):
         split_of = {folder: TEST if part == VAL else part for folder, part in split_of.items()}
     labelled, about = _labelled(root, parts, class_of, folders, reading)
-    notes = [*notes, *told, *serving, *within, *about]
+    notes = [*notes, *told, *serving, *within, *about, *unnamed]
     return Layout(split_of, class_of if labelled else dict.fromkeys(folders), tuple(notes))
 
 
@@ -155,6 +159,28 @@ def _named_like_splits(names: Sequence[str]) -> tuple[dict[str, str], list[dict[
     return found, [kin for kin in others.values() if len(set(kin.values())) > 1]
 
 
+def _asked_words(names: Sequence[str]) -> dict[str, str]:
+    """Name → split as --data.splits folder has it: train_day and test_night too, where no plainer names tell."""
+    words = split_words(names)
+    return words if TRAIN in words.values() and len(set(words.values())) > 1 else words | _with_split_words(names)
+
+
+def _with_split_words(names: Iterable[str]) -> dict[str, str]:
+    """Name → split, of those with words of one split in them, whatever else."""
+    found = {name: {SPLIT_TOKENS[word] for word in _words(name) if word in SPLIT_TOKENS} for name in names}
+    return {name: next(iter(splits)) for name, splits in found.items() if len(splits) == 1}
+
+
+def _check_words(where: str, names: Sequence[str], what: str) -> None:
+    """Refuse train_day and test_night: splits, or classes as train_station and test_tube are."""
+    words = _with_split_words(names)
+    if len(words) == len(names) and len(set(words.values())) > 1:
+        raise UserError(
+            f"{where} has {what} named {_listed(words)}, with words of splits and others: give --data.splits folder "
+            "where they are splits, or --data.splits none where they are not"
+        )
+
+
 def file_splits(root: str, paths: Sequence[str], reading: Reading) -> tuple[list[str], list[Note]]:
     """The splits of shards or parquet files, by their names (train-00000-of-00002) or else their folders.
 
@@ -163,10 +189,12 @@ def file_splits(root: str, paths: Sequence[str], reading: Reading) -> tuple[list
     if reading.splits == "none" or reading.splits not in WORDS:
         return [NONE] * len(paths), []
     by_name = [_stem(path) for path in paths]
-    words = split_words(sorted(set(by_name)))
+    told = _asked_words if reading.splits == "folder" else split_words
+    words = told(sorted(set(by_name)))
     if not words:
+        _check_words(root, sorted(set(by_name)), "files")
         by_name = [path.rpartition("/")[0].rpartition("/")[2] for path in paths]
-        words = split_words(sorted(set(by_name)))
+        words = told(sorted(set(by_name)))
     splits = [words.get(name, NONE) for name in by_name]
     kinds = {split for split in splits if split != NONE}
     if len(kinds) < 2:
@@ -238,6 +266,17 @@ def _below_wrappers(top: Node) -> tuple[Node, list[Note]]:
     return top, notes
 
 
+def _below_loose(top: Node) -> tuple[Node, list[Note]]:
+    """photos/ with class folders in it beside a logo.png: the folder, whose classes the loose images are not in."""
+    if not top.own or len(top.below) != 1:
+        return top, []
+    inner, notes = _below_wrappers(next(iter(top.below.values())))
+    if len(inner.below) < 2 or split_words(list(inner.below)):
+        return top, []
+    text = f"the folders in {inner.path}/ are looked at; {top.own:,} images beside it are used without a label"
+    return inner, [*notes, Note(text, guess=True, flag="--data.path")]
+
+
 def _named_data(top: Node) -> Node | None:
     """dataset/ with folders in it, beside examples/ without: the only folder whose name says that it is the data."""
     named = [node for name, node in top.below.items() if _words(name) and set(_words(name)) <= NEUTRAL]
@@ -250,7 +289,8 @@ def _without_copy(top: Node) -> tuple[Node, Node | None]:
     """Without a folder that has all the folders beside it in it once more: x/a, x/b, x/x/a, x/x/b."""
     copies = [
         node for name, node in top.below.items()
-        if len(top.below) > 2 and not node.own and set(node.below) == set(top.below) - {name}
+        if len(top.below) > 2 and not node.own and not split_words([name])
+        and set(node.below) == set(top.below) - {name}
     ]  # fmt: skip
     if len(copies) != 1:
         return top, None
@@ -273,9 +313,10 @@ def _parts(root: str, top: Node, reading: Reading) -> tuple[list[Part], list[Not
     if reading.splits == "none" or reading.splits not in WORDS:
         return _pooled(top, words, reading), []
     if reading.splits == "folder":
-        return _named_parts(root, top, words)
+        return _named_parts(root, top, _asked_words(list(top.below)))
     if not words:
         _check_kin(root, top)
+        _check_words(_at(root, top), list(top.below), "folders")
         return _parts_of_classes(root, top, reading)
     if len(words) == len(top.below):
         return _all_parts(root, top, words)
@@ -313,6 +354,12 @@ def _named_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[P
 def _all_parts(root: str, top: Node, words: Mapping[str, str]) -> tuple[list[Part], list[Note]]:
     """Every folder is named like a split."""
     kinds = set(words.values())
+    if top.own and TRAIN not in kinds:
+        raise UserError(
+            f"{_at(root, top)} has {top.own:,} images beside the folders {_listed(words)}: give --data.splits none to "
+            f"pool them, --data.path '{_at(root, top)}/{next(iter(words))}' for those alone, or a CSV with the columns "
+            "path and split"
+        )
     if len(kinds) == 1:
         told = f"{_listed(words)} are one part: their images are pooled"
         return [Part(node, NONE) for node in top.below.values()], [Note(told, flag="--data.splits")]
@@ -428,7 +475,8 @@ def _unwrapped(part: Part, parts: Sequence[Part]) -> Part:
     while part.split != NONE and not part.node.own and len(part.node.below) == 1:
         ((name, inner),) = part.node.below.items()
         says_nothing = bool(_words(name)) and set(_words(name)) <= NEUTRAL
-        a_class = any(name in other.node.below for other in parts if other.node.path != part.node.path)
+        others = [other.node.below for other in parts if other.node.path != part.node.path]
+        a_class = any(name in below and len(below) > 1 for below in others)
         again = name.casefold() == part.node.path.rpartition("/")[2].casefold()
         if not again and split_words([name]).get(name) != part.split and (a_class or not says_nothing):
             break
@@ -487,6 +535,7 @@ def _labelled(
         told = f"the {len(counts):,} folders ({_listed(counts)}) {why}: not taken for classes"
         return False, [Note(told, guess=True, flag="--data.labels")]
     notes = [Note(f"{len(counts):,} classes are the names of folders", guess=True, flag="--data.labels")]
+    notes += doubts(list(counts))
     deeper = {
         node.path[len(part.node.path) :].lstrip("/")
         for part in parts if part.name is None for child in part.node.below.values() for node in child.below.values()
@@ -495,6 +544,19 @@ def _labelled(
         told = f"{len(deeper):,} folders below the class folders are parts of these classes, e.g. {min(deeper)}"
         notes.append(Note(told, guess=True, flag="--data.labels"))
     return True, notes
+
+
+def _without_missing(
+    class_of: Mapping[str, str | None], folders: Mapping[str, int]
+) -> tuple[dict[str, str | None], list[Note]]:
+    """Without classes whose names say that there is no label, as everywhere else: nan, NA, -1."""
+    missing = sorted({name for name in class_of.values() if name is not None and is_missing(name)})
+    if not missing:
+        return dict(class_of), []
+    images = sum(folders[folder] for folder, name in class_of.items() if name in missing)
+    text = f"folders called {_listed(missing)} read as no label: {images:,} images"
+    kept = {folder: None if name in missing else name for folder, name in class_of.items()}
+    return kept, [Note(text, guess=True, flag="--data.labels")]
 
 
 def _no_classes(counts: Mapping[str, int]) -> str | None:
@@ -521,8 +583,14 @@ def alike(class_names: Iterable[str]) -> list[tuple[str, ...]]:
 
 
 def _folded(name: str) -> str:
-    plain = "".join(c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c)).casefold()
+    seen = (c for c in unicodedata.normalize("NFKD", name) if not unicodedata.combining(c) and not _is_unseen(c))
+    plain = "".join(seen).casefold()
     return re.sub(r"(?<!\d)0+(?=\d)", "", re.sub(r"[\s_-]+", " ", plain).strip())
+
+
+def _is_unseen(character: str) -> bool:
+    """Spaces without width, marks of the direction."""
+    return unicodedata.category(character) == "Cf"
 
 
 def _composed(name: str) -> str:

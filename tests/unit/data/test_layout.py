@@ -53,6 +53,8 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
      {"train/train/a": (TRAIN, "a"), "test/test/b": (TEST, "b")}),
     ("some splits twice", ["seg_train/seg_train/a", "seg_train/seg_train/b", "seg_test/seg_test", "seg_pred/seg_pred"],
      {"seg_train/seg_train/a": (TRAIN, "a"), "seg_test/seg_test": (TEST, None), "seg_pred/seg_pred": (OUTSIDE, None)}),
+    ("images of two splits in a folder each", ["train/a", "train/b", "val/images", "test/images"],
+     {"val/images": (VAL, None), "test/images": (TEST, None)}),
     ("images of one split in a folder", ["train/a", "train/b", "test/images"],
      {"train/a": (TRAIN, "a"), "test/images": (TEST, None)}),
     ("a class that says nothing", ["train/old", "train/new", "test/old"], {"test/old": (TEST, "old")}),
@@ -63,11 +65,12 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
     ("a class of the name of a split", ["bus", "car", "train", "bicycle"],
      {"train": (NONE, "train"), "bus": (NONE, "bus")}),
     ("a class with a split's word in it", ["test_tube", "beaker"], {"test_tube": (NONE, "test_tube")}),
-    ("two of them", ["test_tube", "train_station"], {"test_tube": (NONE, "test_tube")}),
+    ("two of them", ["test_tube", "train_station", "car"], {"test_tube": (NONE, "test_tube")}),
     ("more beside the splits", ["train/a", "train/b", "test/a", "test/b", "extra"],
      {"train/a": (TRAIN, "a"), "extra": (OUTSIDE, None)}),
     ("a cover beside the splits", ["", "train/a", "train/b", "test/a", "test/b"], {"": (OUTSIDE, None)}),
     ("a cover beside the wrapper", ["", "p/train/a", "p/train/b", "p/test/a"], {"": (OUTSIDE, None)}),
+    ("a cover beside the folder of classes", ["*1", "p/q/a", "p/q/b"], {"": (NONE, None), "p/q/a": (NONE, "a")}),
     ("loose images beside classes", ["", "a", "b"], {"": (NONE, None), "a": (NONE, "a")}),
     ("loose images in a split", ["train", "train/a", "train/b", "test/a"], {"train": (TRAIN, None)}),
     ("train alone", ["train/cat", "train/dog"], {"train/cat": (NONE, "cat")}),
@@ -99,6 +102,8 @@ CASES: list[tuple[str, list[str], dict[str, tuple[str, str | None]]]] = [
      "/2024/b")], {"train": (TRAIN, None), "test": (TEST, None), "train/2023/a": (TRAIN, "a")}),
     ("classes within batches of splits", [f"{s}/batch_{b}/{c}" for s in ("train", "test") for b in "12" for c in "xy"],
      {"train/batch_1/x": (TRAIN, "x"), "test/batch_2/y": (TEST, "y")}),
+    ("names for no label", ["cat", "dog", "nan", "-1"],
+     {"cat": (NONE, "cat"), "nan": (NONE, None), "-1": (NONE, None)}),
     ("unseen in training", ["train/good", "test/good", "test/broken"], {"test/broken": (TEST, "broken")}),
 ]  # fmt: skip
 
@@ -130,6 +135,16 @@ def test_files_named_like_splits(paths: list[str], expected: list[str]) -> None:
     assert set(file_splits("/data", paths, Reading(splits="none"))[0]) == {NONE}
 
 
+def test_files_named_by_splits_and_other_words() -> None:
+    paths = ["train_day-0.tar", "test_night-0.tar"]
+    with pytest.raises(
+        UserError, match=r"files named test-night, train-day.*--data\.splits folder.*--data\.splits none"
+    ):
+        file_splits("/data", paths, Reading())
+    assert file_splits("/data", paths, Reading(splits="folder"))[0] == [TRAIN, TEST]
+    assert file_splits("/data", paths, Reading(splits="none"))[0] == [NONE, NONE]
+
+
 def test_files_without_a_training_part_are_refused() -> None:
     with pytest.raises(UserError, match=r"none for training: give --data\.splits none"):
         file_splits("/data", ["val.parquet", "test.parquet"], Reading())
@@ -154,6 +169,11 @@ def test_one_unicode_form() -> None:
         (["real_train", "real_test", "fake_train", "fake_test"], ["path and split", "--data.splits none"]),
         (["plate_A/x", "plate_A/y", "plate_B/x", "plate_B/y"],
          ["each of plate_A, plate_B holds x, y", "--data.labels folder", "a CSV"]),
+        (["train_day/a", "train_day/b", "test_night/a", "test_night/b"],
+         ["train_day, test_night", "--data.splits folder", "--data.splits none"]),
+        (["train-clean", "test-noisy"], ["train-clean, test-noisy", "--data.splits folder", "--data.splits none"]),
+        (["", "test"], ["10 images beside the folders test", "--data.splits none", "--data.path '/data/test'"]),
+        (["cat", "dog", "test/cat", "test/dog"], ["test beside cat, dog", "--data.splits folder"]),
         (["images", "masks"], ["pictures and their masks", "--data.path '/data/**/images/*'", "--data.labels folder"]),
     ],
 )  # fmt: skip
@@ -172,7 +192,11 @@ def test_the_options_settle_them() -> None:
     assert classes == {"val/a": (NONE, "val"), "test/a": (NONE, "test")}
     assert read("train", "test", "bus", splits="none")["train"] == (NONE, "train")
     assert read("train", "test", "bus", splits="folder")["bus"] == (OUTSIDE, None)
+    assert read("train_day", "test_night", splits="folder")["test_night"] == (TEST, None)
+    assert read("train", "test", "test_tube", splits="folder")["test_tube"] == (OUTSIDE, None)
+    assert read("train_day", "test_night", splits="none")["test_night"] == (NONE, "test_night")
     assert read("2021", "2022", labels="folder")["2021"] == (NONE, "2021")
+    assert read("cat", "dog", "nan", labels="folder")["nan"] == (NONE, "nan")
     assert read("cat", "dog", labels="none")["cat"] == (NONE, None)
     with pytest.raises(UserError, match=r"--data\.labels folder: /data has 0 class folders"):
         read("", labels="folder")
@@ -207,6 +231,11 @@ def test_what_was_concluded_is_said() -> None:
     told = notes("train/a", "train/b", "test/a", "test/b", "extra")
     assert "splits are the folders train/, test/" in told
     assert "10 images in no split are left out (extra)" in told
+    assert "guess: the folders in p/ are looked at; 10 images beside it are used without a label" in notes(
+        "", "p/a", "p/b"
+    )
+    assert "guess: folders called nan read as no label: 10 images" in notes("cat", "dog", "nan")
+    assert "guess: 'unknown' is taken for a class" in notes("cat", "dog", "unknown")
     told = notes("", "a/train", "a/test", "b/train", "b/test")
     assert "guess: 10 images in no split are left out (beside the folders)" in told
     assert "left out" not in notes("a/train", "a/test", "b/train", "b/test")
@@ -214,8 +243,29 @@ def test_what_was_concluded_is_said() -> None:
 
 
 def test_names_that_are_alike() -> None:
-    names = ["Fist", "fist", "01", "1", "Hände", "Hande", "10", "palm", "ice cream", "ice_cream"]
-    assert alike(names) == [("Fist", "fist"), ("01", "1"), ("Hände", "Hande"), ("ice cream", "ice_cream")]
+    names = [
+        "Fist",
+        "fist",
+        "01",
+        "1",
+        "Hände",
+        "Hande",
+        "10",
+        "palm",
+        "ice cream",
+        "ice_cream",
+        "cup",
+        "cup\u200b",
+        "कि",
+        "क",
+    ]
+    assert alike(names) == [
+        ("Fist", "fist"),
+        ("01", "1"),
+        ("Hände", "Hande"),
+        ("ice cream", "ice_cream"),
+        ("cup", "cup\u200b"),
+    ]
 
 
 WORDS = st.sampled_from(["apple", "beetle", "cup", "door", "egg", "fern", "gate", "house"])
