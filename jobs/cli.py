@@ -131,7 +131,7 @@ def check_paths(verb: str, changes: Mapping[str, Any], only: Sequence[str] | Non
     """Refuse paths of the config that a verb would not read."""
     for path in changes:
         if only is not None and path.replace("-", "_") not in only:
-            takes = ", ".join(f"--{name}" for name in only) or "no options of the config"
+            takes = ", ".join(f"--{name.replace('_', '-')}" for name in only) or "no options of the config"
             raise UserError(f"unknown option --{path}{nearest(path, only)}: rayssl {verb} takes {takes}")
 
 

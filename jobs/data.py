@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -23,9 +24,10 @@ def main(argv: list[str]) -> int:
         click.Option(["--sheet"], metavar="FILE", help="the contact sheet, a PNG [NAME-sheet.png]; none: no sheet"),
     ]
     parsed = parse("data", SUMMARY, argv, arguments, flags=OPTIONS)
-    check_paths("data", parsed.changes, [name.removeprefix("--").replace("-", "_") for name in OPTIONS])
     from pipeline.base.progress import Display
     from pipeline.config import Config, DataConfig, override
+
+    check_paths("data", parsed.changes, [f"data.{one.name}" for one in fields(DataConfig) if one.name != "path"])
     from pipeline.data.concluded import facts, lines
     from pipeline.data.regular import check_target
     from pipeline.data.sheet import write_sheet

@@ -25,7 +25,8 @@ _LARGE = 1 << 25  # pixels; of larger images one is decoded at a time
 _large = threading.RLock()
 
 _ORIENTATION = 0x0112  # EXIF tag
-_WIDTH, _HEIGHT, _BITS, _SAMPLES = 256, 257, 258, 339  # TIFF tags
+_WIDTH, _HEIGHT, _BITS, _MEANING, _SAMPLES = 256, 257, 258, 262, 339  # TIFF tags
+_WHITE_IS_ZERO = 0  # of _MEANING
 _UNSIGNED, _SIGNED = 1, 2  # of _SAMPLES
 _SMALLEST_SIDE = 16  # pixels: what is at least so long behind a side of 1, 3 or 4 is height and width
 _HEAD = 1 << 12  # bytes that hold the header of many images
@@ -52,6 +53,7 @@ class Header(NamedTuple):
     transparent: bool = False  # it may be, somewhere
     pages: int = 1  # or frames; only the first is read, but for a TIFF's where more channels are asked for
     own: bool = False  # written by this project, to be looked at
+    negative: bool = False  # a TIFF of more than 8 bits whose zero is white
 
 
 def decode(source: bytes | Path, channels: int | None, load_size: int | None, shown: Shown = BY_TYPE) -> Pixels:
@@ -236,6 +238,7 @@ def _header_of(image: Image.Image) -> Header:
         transparent=_is_transparent(image),
         pages=pages,
         own=_is_own(image),
+        negative=_is_wide(image) and _is_negative(image),
     )
 
 
@@ -253,6 +256,11 @@ def _is_wide_colour(image: Image.Image, data: bytes) -> bool:
 def _has_sign(image: Image.Image) -> bool:
     """A TIFF of 8 bits with a sign, which Pillow does not heed."""
     return image.format == "TIFF" and image.mode == "L" and _tag(image, _SAMPLES, _UNSIGNED) == _SIGNED
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """A TIFF whose zero is white: Pillow turns over 8 bits of it, and nothing else."""
+    return image.format == "TIFF" and _tag(image, _MEANING, 1) == _WHITE_IS_ZERO
 
 
 def _tag(image: Image.Image, number: int, otherwise: int) -> int:
@@ -379,7 +387,14 @@ def _as_image(pixels: Pixels, mode: str) -> Image.Image:
 
 
 def _wide_values(image: Image.Image, data: bytes) -> NDArray[Any] | None:
-    """The values of an image of more than 8 bits as they are stored, but upright in a TIFF; None: it has no more."""
+    """The values of an image of more than 8 bits, upright in a TIFF and white above black; None: it has no more."""
+    values = _stored_values(image, data)
+    if values is None or not _is_negative(image):
+        return values
+    return ~values if np.issubdtype(values.dtype, np.integer) else -values
+
+
+def _stored_values(image: Image.Image, data: bytes) -> NDArray[Any] | None:
     if _is_wide_colour(image, data):
         return _wide_colours(data)
     image.load()

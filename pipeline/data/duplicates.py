@@ -95,6 +95,20 @@ def duplicate_notes(found: Duplicates | None) -> tuple[Note, ...]:
     return tuple(map(Note, notes))
 
 
+def contradiction_notes(hashes: Hashes, labels: NDArray[np.int64]) -> tuple[Note, ...]:
+    """That copies of an image have different labels (N,), −1 for none."""
+    known = (labels >= 0) & (hashes != 0)
+    _, where = np.unique(hashes[known], return_inverse=True)
+    lowest = np.full(len(where), np.iinfo(np.int64).max)
+    highest = np.full(len(where), -1)
+    np.minimum.at(lowest, where, labels[known])
+    np.maximum.at(highest, where, labels[known])
+    if not (count := int((lowest != highest)[where].sum())):
+        return ()
+    text = f"{count:,} images are of one class and show the same as images of another, pixel by pixel"
+    return (Note(text, flag="--data.labels"),)
+
+
 def flattering_test(found: Duplicates) -> str:
     """What flatters figures on the test images."""
     return f"{found.test_in_train:,} of {found.test:,} test images are also in training, pixel by pixel"

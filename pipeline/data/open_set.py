@@ -1,7 +1,9 @@
 """The one way to a data set."""
 
 import hashlib
+import re
 import shutil
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +22,7 @@ from pipeline.data.concluded import class_notes
 from pipeline.data.content import SCHEME
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import decode, load_size_of
-from pipeline.data.duplicates import duplicate_notes, hashing
+from pipeline.data.duplicates import contradiction_notes, duplicate_notes, hashing
 from pipeline.data.listing import OUTSIDE, Listing, Store
 from pipeline.data.reading import AUTO, Key, Reading
 from pipeline.data.scan import Look, decode_all, is_flat, look, survey
@@ -77,6 +79,7 @@ def open_dataset(
     listing, groups, table, idle = tabled.listing, tabled.groups, tabled.digest, tabled.idle
 
     ids = _ids(listing)
+    _check_encoding(source.path, listing)
     aside = _without_place(listing)
     usable = np.ones(len(ids), dtype=bool)
     usable[list(aside)] = False
@@ -96,7 +99,7 @@ def open_dataset(
         first = min(aside)
         raise UserError(
             f"{source.path}: no training image can be read ({len(broken)} are damaged), "
-            f"e.g. {listing.keys[first]}: {aside[first]}"
+            f"e.g. {listing.keys[first]}: {aside[first]}{_hint(aside[first])}"
         )
     hashes = pixels.hashes(reader)
     train, val = cut_val(parts, ids, listing.labels, groups, val_fraction, seed)
@@ -138,7 +141,11 @@ def open_dataset(
         range=pixels.settled.range,
         background=pixels.settled.background,
     )
-    return replace(dataset, notes=(*dataset.notes, *duplicate_notes(dataset.count_duplicates())))
+    copies = duplicate_notes(dataset.count_duplicates())
+    if listing.labels is not None:
+        used = parts.all()
+        copies += contradiction_notes(hashes[pixels.rows_of(used)], listing.labels[used])
+    return replace(dataset, notes=(*dataset.notes, *copies))
 
 
 def _of(listing: Listing, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -259,6 +266,16 @@ def _different_ids(keys: list[str]) -> NDArray[np.int64]:
     return ids
 
 
+def _check_encoding(path: str, listing: Listing) -> None:
+    """Refuse names that only look damaged: Python was told to read them by another encoding."""
+    encoding = sys.getfilesystemencoding()
+    if encoding != "utf-8" and not _is_utf8("".join(listing.keys)):
+        raise UserError(
+            f"{path} holds names that cannot be read as {encoding}, as PYTHONUTF8=0 or the locale has it: "
+            "set PYTHONUTF8=1"
+        )
+
+
 def _without_place(listing: Listing) -> dict[int, str]:
     """Position → reason, of the images that are in no part or cannot be named."""
     aside = {}
@@ -292,6 +309,12 @@ def _need_some(path: str, listing: Listing, aside: dict[int, str], usable: NDArr
     raise UserError(f"{path}: none of {len(usable)} images can be used, e.g. {_printable(listing.keys[0])}: {aside[0]}")
 
 
+def _hint(reason: str) -> str:
+    """What reads images of another number of channels."""
+    bands = re.match(r"it has (\d+) channels, not", reason)
+    return f"; --data.channels {bands[1]} reads such images" if bands else ""
+
+
 def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size: int | None, identity: str) -> Look:
     def compute() -> dict[str, object]:
         found = look(listing.store, positions, image_size)
@@ -302,7 +325,7 @@ def _look(path: str, listing: Listing, positions: NDArray[np.int64], image_size:
             )
         return asdict(found)
 
-    return Look(**remembered(digest(["look at all", identity, str(image_size)])[:32], compute))
+    return Look(**remembered(digest(["look at all of them", identity, str(image_size)])[:32], compute))
 
 
 def _reason(store: Store, position: int) -> str:

@@ -1,11 +1,13 @@
 """Files below a data set's root that are none of its images: what this tool wrote, and what is told by a look."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 
 from pipeline.base.errors import UserError
 from pipeline.data import storage
+from pipeline.data.cache import cache_dir
 from pipeline.data.reading import Note
 from pipeline.data.storage import Files
 
@@ -30,7 +32,7 @@ NO_IMAGES = frozenset(
 
 def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
     """The files without those in folders that this tool, or a file manager, wrote; and what is to be said of it."""
-    folders = _marked(root, files.paths)
+    folders = _marked(root, files.paths) | _cache_below(root, files.paths)
     holding = [path.rpartition("/")[0] for path in files.paths]
     above = {folder: _upwards(folder) for folder in set(holding)}  # few folders, many files
     junk = {one for up in above.values() for one in up if one.rpartition("/")[2] in OTHERS_JUNK}
@@ -68,6 +70,14 @@ def _marked(root: str, paths: Iterable[str]) -> set[str]:
             names.setdefault(folder, set()).add(name)
     fitting = [folder for folder, found in names.items() if folder and any(mark <= found for mark in MARKS)]
     return {folder for folder in fitting if _is_ours(root, folder, names[folder])}
+
+
+def _cache_below(root: str, paths: Iterable[str]) -> set[str]:
+    """The folder of the cache, where that lies among the images and holds files."""
+    if storage.is_url(root):
+        return set()
+    below = os.path.relpath(os.path.realpath(cache_dir()), os.path.realpath(root)).replace(os.sep, "/")
+    return {below} if any(path.startswith(f"{below}/") for path in paths) else set()
 
 
 def _is_ours(root: str, folder: str, names: set[str]) -> bool:

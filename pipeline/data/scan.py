@@ -48,6 +48,7 @@ class Look:
     long: int = 0  # images of which the middle is kept
     paged: int = 0  # images of several pages or frames
     own: tuple[int, ...] = ()  # positions of pictures that this project wrote
+    negative: int = 0  # images of more than 8 bits whose zero is white
 
 
 def look(store: Store, rows: NDArray[np.int64], image_size: int | None) -> Look | None:
@@ -72,6 +73,7 @@ def look(store: Store, rows: NDArray[np.int64], image_size: int | None) -> Look 
         long=sum(max(header[:2]) > LONGEST * max(load_size, min(header[:2])) for header in headers),
         paged=sum(header.pages > 1 for header in headers),
         own=tuple(own),
+        negative=sum(header.negative for header in headers),
     )
 
 

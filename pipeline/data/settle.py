@@ -58,6 +58,7 @@ def settle(seen: Look, reading: Reading, survey: Callable[[], dict[str, Any]]) -
     if open_background:
         background = found["background"]
     identity = [f"range {range_}"] * (seen.wide > 0 and range_ != TYPE)
+    identity += ["white is zero"] * (seen.negative > 0)
     identity += [f"background {background}"] * (seen.transparent > 0 and background != WHITE)
     return Settled(range_, background, tuple(identity), tuple(notes))
 
@@ -77,6 +78,8 @@ def _range_notes(seen: Look, range_: str, found: dict[str, Any]) -> list[Note]:
     of = f"{seen.wide:,} images hold more than 8 bits"
     if seen.wide == 0:
         return []
+    if seen.negative:
+        of += f", and {seen.negative:,} of them say that white is zero, which are turned over"
     if range_ == TYPE:
         return [Note(f"{of}: each is read by its type (whole numbers 0 to 65535, floats 0 to 1 or 255)", flag=RANGE)]
     if range_ != AUTO:

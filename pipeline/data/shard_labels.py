@@ -39,10 +39,13 @@ class Sample:
 
 
 def said_by(suffix: str, file: IO[bytes] | None) -> Said:
-    """The fields of a .cls or .json file; none where it cannot be read."""
+    """The fields of a .cls or .json file; none where it cannot be read. A .cls that is no UTF-8 stays bytes."""
     text = b"" if file is None else file.read(_LARGEST)
     if suffix == "cls":
-        return {".cls": text.decode("utf-8", "replace").strip()}
+        try:
+            return {".cls": text.decode("utf-8-sig").strip()}
+        except UnicodeDecodeError:
+            return {".cls": text}
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):  # ValueError also of a number of thousands of digits

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from jobs.main import check_surroundings, write_anything
 from pipeline.base.errors import UserError
@@ -47,6 +48,16 @@ def test_a_locale_without_the_letters_of_a_path(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert b"set PYTHONUTF8=1" in done.stderr
     assert done.stderr.count(b"\n") == 1
+
+
+def test_a_locale_without_the_letters_of_an_image(tmp_path: Path) -> None:
+    for name in ("a", "猫"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name / "0.png")
+    old = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = rayssl("data", "photos", "--sheet", "none", cwd=tmp_path, **old)
+    assert done.returncode == 2
+    assert b"set PYTHONUTF8=1" in done.stderr
 
 
 def test_a_current_folder_that_was_deleted(monkeypatch: pytest.MonkeyPatch) -> None:

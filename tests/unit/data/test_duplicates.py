@@ -57,6 +57,14 @@ def test_test_images_that_are_in_training_are_told(loader: str, twins: Path, mon
         assert "flattered" in note.text
 
 
+def test_copies_of_another_class_are_told(twins: Path) -> None:
+    assert not any("one class" in note.text for note in open_dataset(str(twins)).notes)
+    shutil.copy(twins / "train" / "cat" / "7.png", twins / "train" / "dog" / "cat.png")
+    (note,) = [note for note in open_dataset(str(twins)).notes if "one class" in note.text]
+    assert note.text.startswith("2 images are of one class and show the same as images of another")
+    assert not any("one class" in note.text for note in open_dataset(str(twins), labels="none").notes)
+
+
 def test_a_pack_of_before_tells_them_too(twins: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = found_in(open_dataset(str(twins), loader="resident"))
     shutil.rmtree(cache / "facts")

@@ -171,7 +171,7 @@ def test_a_header_is_read_from_the_first_part_of_a_file(tmp_path: Path) -> None:
 def test_a_png_header_is_what_pillow_says(mode: str, channels: int, grey: bool, transparent: bool) -> None:
     image = Image.new(mode, (5, 3)) if mode != "I;16" else Image.fromarray(np.zeros((3, 5), np.uint16))
     header = read_header(encoded(image, "PNG"))
-    assert header == (3, 5, channels, grey, mode == "I;16", transparent, 1, False)
+    assert header == (3, 5, channels, grey, mode == "I;16", transparent, 1, False, False)
     if mode in ("L", "P", "RGB"):
         seen_through = encoded(image, "PNG", transparency=(0, 0, 0) if mode == "RGB" else 0)
         assert read_header(seen_through).transparent

@@ -66,6 +66,16 @@ def test_run_folders_inside_are_left_out_and_said(tmp_path: Path) -> None:
     assert "__MACOSX/ holds a system's or another tool's files" in said(after)
 
 
+def test_the_cache_inside_is_left_out_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw(tmp_path / "a")
+    draw(tmp_path / "b", start=10)
+    monkeypatch.setenv("RAYSSL_CACHE", str(tmp_path / "cache"))
+    open_dataset("name:digits", limit=20)  # kept as a parquet file with images
+    found = open_dataset(tmp_path)
+    assert (count(found), found.class_names) == (12, ("a", "b"))
+    assert "cache/ was written by this tool: left out" in said(found)
+
+
 def test_a_run_folder_among_the_images_is_said(tmp_path: Path, tiny_config: Callable[..., Config]) -> None:
     draw(tmp_path / "a", 8)
     draw(tmp_path / "b", 8, start=10)

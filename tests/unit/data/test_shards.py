@@ -47,6 +47,18 @@ def test_keys() -> None:
     assert split_name("./.hidden.jpg", "first") == ("", "hidden.jpg")
 
 
+def test_texts_of_labels_in_other_encodings(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a" / "0.tar", {"0.jpg": png(0), "0.cls": b"\xef\xbb\xbfcat\n", "1.jpg": png(1), "1.cls": "cat"}
+    )
+    assert set(labels_of(listed(tmp_path / "a")).values()) == {"cat"}
+    latin = {"0.jpg": png(0), "0.cls": b"caf\xe9", "1.jpg": png(1), "1.cls": b"caf\xe8"}
+    write_tar(tmp_path / "b" / "0.tar", latin)  # two classes, which must not become one
+    found = listed(tmp_path / "b")
+    assert found.labels is None
+    assert "no labels: .cls holds bytes" in told(found)
+
+
 def test_dots_in_names(tmp_path: Path) -> None:
     members: dict[str, bytes | str] = {f"IMG_2021.05.{i:02d}.jpg": png(i) for i in range(40)}
     members |= {f"IMG_2021.05.{i:02d}.cls": f"{i % 2}" for i in range(40)}

@@ -102,6 +102,20 @@ RANGES: list[tuple[str, float, float, Any, Save, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_tiff_whose_zero_is_white_is_turned_over(dtype: Any, tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    images = ramps(0, 255 if dtype == np.uint8 else 30000, dtype)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(images):
+        tifffile.imwrite(folder / f"{number:03}.tif", image, photometric="miniswhite")
+    dataset = open_dataset(folder, image_size=24)
+    for number, pixels in pixels_of(dataset).items():
+        assert np.corrcoef(pixels.ravel(), images[number].astype(float).ravel())[0, 1] < -0.99
+    assert dtype == np.uint8 or "20 of them say that white is zero" in said(dataset, "--data.range")[0]
+
+
 @pytest.mark.parametrize(("what", "low", "high", "dtype", "save", "expected"), RANGES, ids=[row[0] for row in RANGES])
 def test_values_of_every_type_keep_their_grey_levels(
     what: str, low: float, high: float, dtype: Any, save: Save, expected: str, tmp_path: Path
