@@ -5,9 +5,9 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
+from pipeline.base.cache_folder import cache_dir
 from pipeline.base.errors import UserError
 from pipeline.data import storage
-from pipeline.data.cache import cache_dir
 from pipeline.data.reading import Note
 from pipeline.data.storage import Files
 
