@@ -104,14 +104,15 @@ from pipeline.methods import METHODS, load_method
 from pipeline.methods.base import Batch, Method
 from pipeline.methods.losses import nt_xent
 from pipeline.models.encoder import build_encoder
-from pipeline.run.build import batches_of, new_method, new_optimizer, required_method, schedule_of, views_of
+from pipeline.run.build import batches_of, new_method, new_optimizer, required_method, schedule_of, step_of, views_of
 from pipeline.run.context import Work
 from pipeline.run.resolve import resolve
 from pipeline.run.software import describe_software
 from pipeline.training.batches import load_batches
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.training.cuda_graph import can_be_recorded
-from pipeline.training.loop import Hooks, new_step, set_learning_rate, to_batch, train
+from pipeline.training.loop import Hooks, Loop, set_learning_rate
+from pipeline.training.step import to_batch
 
 PARTS = ("check", "throughput", "speedrun")
 OPTIONAL = ("albumentations", "faiss", "ray", "wandb")
@@ -457,13 +458,10 @@ def run_steps(
 ) -> int:
     """The training loop of the pipeline."""
     settings = work.config.train
-    return train(
-        method, batches, resident=work.resident(), recorded=recorded, optimizer=optimizer, learning_rate=rate,
-        start=start, stop=stop,
-        steps_per_epoch=max(1, len(work.dataset.train) // settings.batch_size), seed=settings.seed, device=work.device,
-        precision=work.precision, clip_grad=settings.clip_grad, stage="benchmark",
-        hooks=Hooks(log, lambda row: None, checkpoint, checkpoint_due, should_stop),
-    )  # fmt: skip
+    step = replace(step_of(work, work.config, method, optimizer, captured=recorded), planned=stop)
+    hooks = Hooks(log, lambda row: None, checkpoint, checkpoint_due, should_stop)
+    loop = Loop(step, "benchmark", max(1, len(work.dataset.train) // settings.batch_size), rate, hooks)
+    return loop.run(batches, start, stop)
 
 
 def steps_per_second(
@@ -939,10 +937,9 @@ def busiest_kernels(
     """What the device does in a step: milliseconds altogether, and of the kernels that take most, with their calls."""
     if work.device.type != "cuda":
         return None
-    take_step = new_step(
-        method.train(), resident=work.resident(), recorded=recorded, optimizer=optimizer, seed=0, device=work.device,
-        precision=work.precision, clip_grad=work.config.train.clip_grad,
-    )  # fmt: skip
+    step = step_of(work, work.config, method, optimizer, captured=recorded)
+    method.train()
+    take_step = replace(step, seed=0).begin()
     for raw in (raws * 2)[:5]:
         take_step(raw, 1e-6)
     synchronize(work.device)

@@ -43,7 +43,7 @@ from pipeline.data import decode, open_dataset
 from pipeline.data.decode import load_size_of
 from pipeline.run.software import describe_software
 from pipeline.training.batches import Order, Views
-from pipeline.training.loop import to_batch
+from pipeline.training.step import to_batch
 
 SIZES = ((500, 375), (2000, 1500))  # width, height
 QUALITY = 90

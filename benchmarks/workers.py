@@ -31,7 +31,7 @@ from pipeline.run.build import batches_of, new_method
 from pipeline.run.context import Work
 from pipeline.run.images import open_data
 from pipeline.run.software import describe_software
-from pipeline.training.loop import to_batch, wrap_for_workers
+from pipeline.training.step import to_batch, wrap_for_workers
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50

@@ -41,6 +41,7 @@ class Batch:
     seed: int
     epoch: int
     step: int
+    planned: int = 0  # steps of the whole plan, by which schedules go
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,13 @@ from pipeline.run.build import (
     new_method,
     new_optimizer,
     required_method,
+    step_of,
     views_of,
 )
 from pipeline.run.context import Stopped, Work
 from pipeline.training.cuda_graph import can_be_recorded, has_compiler
-from pipeline.training.loop import Hooks, to_batch, train
+from pipeline.training.loop import Hooks, Loop
+from pipeline.training.step import to_batch
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
 CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up
@@ -150,23 +152,16 @@ def measure_speed(work: Work, small_views: float, timed: int = CALIBRATION_STEPS
         return compiled_speed(method, config, work)
     marks: list[float] = []
     hooks = Hooks(
-        log=lambda rows: None,
-        progress=lambda row: None,
         checkpoint=lambda step: marks.append(time.perf_counter()),
-        checkpoint_due=lambda step: False,
         should_stop=work.reporter.should_stop,
     )
     batches = batches_of(work, work.dataset.train, config, 0, timed)
     per_epoch, _ = count_steps(config, len(work.dataset.train))
-    optimizer = new_optimizer(method, config.train)
+    step = step_of(work, config, method, new_optimizer(method, config.train))
+    loop = Loop(step, "measure", per_epoch, lambda step: 1e-6, hooks)
     warm = timed // 3
     for first, last in ((0, warm), (warm, timed)):
-        done = train(
-            method, batches, resident=work.resident(), optimizer=optimizer, learning_rate=lambda step: 1e-6,
-            start=first, stop=last, steps_per_epoch=per_epoch, seed=config.train.seed, device=work.device,
-            precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
-        )  # fmt: skip
-        if done < last:
+        if loop.run(batches, first, last) < last:
             raise Stopped(0, 0)
     return (timed - warm) / (marks[1] - marks[0])
 
@@ -176,18 +171,13 @@ def compiled_speed(method: Method[Any], config: Config, work: Work) -> float:
     logged: list[tuple[int, float]] = []
     hooks = Hooks(
         log=lambda rows: logged.append((len(rows), time.perf_counter())),
-        progress=lambda row: None,
-        checkpoint=lambda step: None,
-        checkpoint_due=lambda step: False,
         should_stop=lambda: work.reporter.should_stop() or len(logged) == CALIBRATION_LOGS,
     )
     per_epoch, _ = count_steps(config, len(work.dataset.train))
-    train(
-        method, batches_of(work, work.dataset.train, config, 0, ENDLESS), resident=work.resident(),
-        recorded=compile_or_capture(method, config, work), optimizer=new_optimizer(method, config.train),
-        learning_rate=lambda step: 1e-6, start=0, stop=ENDLESS, steps_per_epoch=per_epoch, seed=config.train.seed,
-        device=work.device, precision=work.precision, clip_grad=None, stage="measure", hooks=hooks,
-    )  # fmt: skip
+    captured = compile_or_capture(method, config, work)
+    step = step_of(work, config, method, new_optimizer(method, config.train), captured=captured)
+    loop = Loop(step, "measure", per_epoch, lambda step: 1e-6, hooks)
+    loop.run(batches_of(work, work.dataset.train, config, 0, ENDLESS), 0, ENDLESS)
     if len(logged) < CALIBRATION_LOGS:
         raise Stopped(0, 0)
     (_, began), *timed = logged[1:]

@@ -29,6 +29,7 @@ from pipeline.training.batch_norm import use_global_batch_norm
 from pipeline.training.batches import Order, Views, load_batches
 from pipeline.training.cuda_graph import can_be_recorded
 from pipeline.training.optimizers import build_optimizer, learning_rate_at, scaled_learning_rate
+from pipeline.training.step import Step
 
 
 def traits_of(config: Config, dataset: Dataset) -> "Traits":
@@ -134,6 +135,25 @@ def new_optimizer(method: Method[Any], settings: TrainConfig) -> torch.optim.Opt
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         scales=scales_of(method.encoder, settings),
+    )
+
+
+def step_of(
+    work: Work, config: Config, method: Method[Any], optimizer: torch.optim.Optimizer, *, captured: bool = False
+) -> Step:
+    """The optimiser's step of pre-training by this config."""
+    _, steps = count_steps(config, len(work.dataset.train))
+    settings = config.train
+    return Step(
+        method,
+        optimizer,
+        work.device,
+        work.precision,
+        settings.seed,
+        steps,
+        clip_grad=settings.clip_grad,
+        resident=work.resident(),
+        captured=captured,
     )
 
 

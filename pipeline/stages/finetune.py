@@ -29,7 +29,8 @@ from pipeline.stages.features import BASELINE
 from pipeline.stages.labels import require_labels
 from pipeline.stages.records import new_record, record
 from pipeline.training.batches import Order, Views, load_batches
-from pipeline.training.loop import Hooks, train
+from pipeline.training.loop import Hooks, Loop
+from pipeline.training.step import Step
 
 
 def run_finetune(work: Work) -> None:
@@ -138,25 +139,11 @@ def finetune_draw(work: Work, draw: int, key: str, *, scratch: bool) -> float:
     hooks = Hooks(
         log=lambda rows: log.append(rows) if work.is_main else None,
         progress=lambda row: work.reporter.progress({"run": work.run.name, **row}),
-        checkpoint=lambda step: None,
-        checkpoint_due=lambda step: False,
         should_stop=work.reporter.should_stop,
     )
-    done = train(
-        classifier,
-        load_batches(views, 0, steps, loader_processes(work.config, work.device)),
-        optimizer=new_optimizer(classifier, rates),
-        learning_rate=schedule_of(rates, steps, order.steps_per_epoch),
-        start=0,
-        stop=steps,
-        steps_per_epoch=order.steps_per_epoch,
-        seed=seed + draw,
-        device=work.device,
-        precision=work.precision,
-        clip_grad=None,
-        stage=name,
-        hooks=hooks,
-    )
+    step = Step(classifier, new_optimizer(classifier, rates), work.device, work.precision, seed + draw, steps)
+    loop = Loop(step, name, order.steps_per_epoch, schedule_of(rates, steps, order.steps_per_epoch), hooks)
+    done = loop.run(load_batches(views, 0, steps, loader_processes(work.config, work.device)), 0, steps)
     if done < steps:
         raise Stopped(done, steps)
     if work.is_main and draw == 0 and not scratch:

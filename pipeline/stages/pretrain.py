@@ -32,6 +32,7 @@ from pipeline.run.build import (
     new_optimizer,
     required_method,
     schedule_of,
+    step_of,
 )
 from pipeline.run.context import Stopped, Work
 from pipeline.run.data_paths import as_started
@@ -42,7 +43,7 @@ from pipeline.stages.done import already_done, key_of, stage
 from pipeline.stages.records import record
 from pipeline.training.checkpoint import load_checkpoint, load_extra, save_checkpoint
 from pipeline.training.guard import Guard, draw_sample, look_size, validation_knn
-from pipeline.training.loop import Hooks, NotFinite, train
+from pipeline.training.loop import Hooks, Loop, NotFinite
 from pipeline.training.watch import Watch
 
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
@@ -59,7 +60,7 @@ def run_pretrain(work: Work) -> None:
     if already_done(work, "pretrain", key):
         return
     method = new_method(config, work)
-    recorded = compile_or_capture(method, config, work)
+    captured = compile_or_capture(method, config, work)
     optimizer = new_optimizer(method, config.train)
     with stage(work, "pretrain", key) as facts:
         start, saved = load_checkpoint(work.run / "checkpoints", model=method, optimizer=optimizer)
@@ -67,7 +68,7 @@ def run_pretrain(work: Work) -> None:
         guard = new_guard(work, method, steps, start, saved)
         watch = new_watch(work, method, steps, guard)
         with training_hooks(work, "pretrain", method, optimizer, start, per_epoch, guard, watch) as hooks:
-            done = watched(guard, lambda: train_on(work, method, optimizer, hooks, start, recorded=recorded))
+            done = watched(guard, lambda: train_on(work, method, optimizer, hooks, start, captured=captured))
         if done < steps and (guard is None or guard.stopped is None):
             raise Stopped(done, steps)
         kept = done
@@ -110,28 +111,14 @@ def train_on(
     hooks: Hooks,
     start: int,
     *,
-    recorded: bool,
+    captured: bool,
 ) -> int:
     """Pre-training from `start` on; returns the steps done."""
     config = work.config
     per_epoch, steps = count_steps(config, len(work.dataset.train))
-    return train(
-        method,
-        batches_of(work, work.dataset.train, config, start, steps),
-        resident=work.resident(),
-        recorded=recorded,
-        optimizer=optimizer,
-        learning_rate=schedule_of(config.train, steps, per_epoch),
-        start=start,
-        stop=steps,
-        steps_per_epoch=per_epoch,
-        seed=config.train.seed,
-        device=work.device,
-        precision=work.precision,
-        clip_grad=config.train.clip_grad,
-        stage="pretrain",
-        hooks=hooks,
-    )
+    step = step_of(work, config, method, optimizer, captured=captured)
+    loop = Loop(step, "pretrain", per_epoch, schedule_of(config.train, steps, per_epoch), hooks)
+    return loop.run(batches_of(work, work.dataset.train, config, start, steps), start, steps)
 
 
 @contextmanager

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from pipeline.base.device import autocast
 from pipeline.methods.base import Batch, Method, MethodOutput
 from pipeline.models.flops import count_operations
-from pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, views_of
+from pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, step_of, views_of
 from pipeline.run.context import Work
 from pipeline.training.batches import RawBatch
 from pipeline.training.cuda_graph import WARM_STEPS
-from pipeline.training.loop import new_step, set_training, to_batch
+from pipeline.training.step import Step, set_training
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace
@@ -100,6 +100,7 @@ class Bench:
     optimizer: torch.optim.Optimizer = field(init=False)
     batches: Iterator[RawBatch] = field(init=False)
     take_step: Callable[[RawBatch, float], MethodOutput] = field(init=False)
+    step_parts: Step = field(init=False)
 
     def __post_init__(self) -> None:
         config = self.work.config
@@ -107,29 +108,24 @@ class Bench:
         set_training(self.method)
         self.optimizer = new_optimizer(self.method, config.train)
         self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
-        self.take_step = self._new_step(recorded=False)
+        self.take_step = self._new_step(captured=False)
 
     def record(self) -> None:
         """Whole steps are repeated as one CUDA graph from here on."""
-        self.take_step = self._new_step(recorded=True)
+        self.take_step = self._new_step(captured=True)
 
-    def _new_step(self, *, recorded: bool) -> Callable[[RawBatch, float], MethodOutput]:
-        work = self.work
-        return new_step(
-            self.method, resident=work.resident(), recorded=recorded, optimizer=self.optimizer,
-            seed=work.config.train.seed, device=work.device, precision=work.precision,
-            clip_grad=work.config.train.clip_grad,
-        )  # fmt: skip
+    def _new_step(self, *, captured: bool) -> Callable[[RawBatch, float], MethodOutput]:
+        self.step_parts = step_of(self.work, self.work.config, self.method, self.optimizer, captured=captured)
+        return self.step_parts.begin()
 
     def warm_up(self) -> None:
         """Steps that are not measured."""
         for _ in range(WARM_UP):
             self.step()
 
-    def place(self, raw: RawBatch) -> Batch:
+    def batch(self, raw: RawBatch) -> Batch:
         """The batch on the device, its views made."""
-        work = self.work
-        return to_batch(raw, work.device, work.precision, work.config.train.seed, work.resident())
+        return self.step_parts.batch(raw)
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss."""
@@ -188,7 +184,7 @@ def instrumented_pass(bench: Bench, steps: int) -> tuple[dict[str, float], float
         began = time.perf_counter()
         for _ in range(steps):
             raw = timed("data", next, bench.batches)
-            batch = timed("augmentation", bench.place, raw)
+            batch = timed("augmentation", bench.batch, raw)
             loss = timed("forward", bench.forward, batch)
             timed("backward", loss.backward)
             timed("optimizer", bench.update)
@@ -233,7 +229,7 @@ def time_loader(work: Work, batches: int = 3) -> float:
 
 def find_floor(bench: Bench) -> Floor:
     """Count a step's operations and bytes, and measure what the machine attains."""
-    batch = bench.place(next(bench.batches))
+    batch = bench.batch(next(bench.batches))
     with count_operations() as counter:
         bench.forward(batch).backward()  # type: ignore[no-untyped-call]
     saved = saved_bytes(lambda: bench.forward(batch))

@@ -53,9 +53,10 @@ class RecordedStep:
     """
 
     def __init__(
-        self, compute: Callable[[Batch], MethodOutput], optimizer: Optimizer, resident: Tensor, seed: int
+        self, compute: Callable[[Batch], MethodOutput], optimizer: Optimizer, resident: Tensor, seed: int, planned: int
     ) -> None:
-        self.compute, self.optimizer, self.resident, self.seed = compute, optimizer, resident, seed
+        self.compute, self.optimizer, self.resident = compute, optimizer, resident
+        self.seed, self.planned = seed, planned
         self.rate = torch.zeros((), device=resident.device)
         self.inputs = Inputs(resident.device)
         self.size, self.warmed = 0, 0
@@ -104,7 +105,7 @@ class RecordedStep:
             images = self.resident[rows.repeat(len(alike))]
             views += apply_arrays(drawn.specs[alike[0]], parts, images, drawn.size).chunk(len(alike))
         with self._rate_on_device():
-            output = self.compute(Batch(views, ids, None, self.seed, 0, 0))
+            output = self.compute(Batch(views, ids, None, self.seed, 0, 0, self.planned))
         return MethodOutput(output.loss.detach(), output.features, output.logs)
 
     def _without_graph(self, drawn: Drawn) -> MethodOutput:

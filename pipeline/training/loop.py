@@ -4,7 +4,6 @@ Pre-training and fine-tuning both run it: a classifier is one more Method.
 """
 
 import contextlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,16 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
 
 from pipeline.base import collectives
-from pipeline.base.device import autocast, to_float
 from pipeline.base.errors import UserError
-from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.models.trainable import keep_statistics
-from pipeline.training.batches import Drawn, RawBatch
+from pipeline.methods.base import MethodOutput
+from pipeline.training.batches import RawBatch
 from pipeline.training.optimizers import set_learning_rate
+from pipeline.training.step import Step, set_training
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody
@@ -40,157 +36,61 @@ class NotFinite(UserError):  # noqa: N818
 class Hooks:
     """What the loop tells the outside, and asks it. `should_stop` and `look` are called on every worker."""
 
-    log: Callable[[list[dict[str, Any]]], None]  # rows for metrics.jsonl
-    progress: Callable[[dict[str, Any]], None]  # one row for a person
-    checkpoint: Callable[[int], None]  # save the state after so many steps
-    checkpoint_due: Callable[[int], bool]
-    should_stop: Callable[[], bool]
+    log: Callable[[list[dict[str, Any]]], None] = lambda rows: None  # rows for metrics.jsonl
+    progress: Callable[[dict[str, Any]], None] = lambda row: None  # one row for a person
+    checkpoint: Callable[[int], None] = lambda step: None  # save the state after so many steps
+    checkpoint_due: Callable[[int], bool] = lambda step: False
+    should_stop: Callable[[], bool] = lambda: False
     # After so many steps: whether to look at what was learned, by their number alone; then, whether to end there.
     look_due: Callable[[int], bool] = lambda step: False
     look: Callable[[int], bool] = lambda step: False
 
 
-def train(
-    method: Method[Any],
-    batches: Iterator[RawBatch],
-    *,
-    resident: Tensor | None = None,
-    recorded: bool = False,
-    optimizer: Optimizer,
-    learning_rate: Callable[[int], float],
-    start: int,
-    stop: int,
-    steps_per_epoch: int,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    clip_grad: float | None,
-    stage: str,
-    hooks: Hooks,
-) -> int:
-    """Run optimiser steps start … stop − 1; return the number of steps done (less than `stop` when asked to stop).
+@dataclass(frozen=True)
+class Loop:
+    """Steps of a plan, one after the other."""
 
-    `resident` (N, H, W, C): all images, where the device holds them. `recorded`: as a CUDA graph, see
-    `pipeline.training.cuda_graph.can_be_recorded`. Raises NotFinite where the loss is not. Every worker must call
-    it with the same arguments.
-    """
-    set_training(method)
-    take_step = new_step(
-        method,
-        resident=resident,
-        recorded=recorded,
-        optimizer=optimizer,
-        seed=seed,
-        device=device,
-        precision=precision,
-        clip_grad=clip_grad,
-    )
-    meter = Meter(stage, stop, steps_per_epoch)
-    for step in range(start, stop):
-        with meter.waiting():
-            raw = next(batches)
-        rate = learning_rate(step)
-        set_learning_rate(optimizer, rate)
-        output = take_step(raw, rate)
-        method.after_step(step, stop)
-        meter.add(step, raw.epoch, rate, output, len(raw.ids) * collectives.world_size())
-        if hooks.look_due(step + 1):
+    step: Step
+    stage: str  # by which rows of the log are told apart
+    steps_per_epoch: int
+    learning_rate: Callable[[int], float]  # at a step
+    hooks: Hooks
+
+    def run(self, batches: Iterator[RawBatch], start: int, stop: int) -> int:
+        """Steps start … stop − 1; returns the number of steps done (less than `stop` when asked to stop).
+
+        Raises NotFinite where the loss is not. Every worker must call it with the same arguments.
+        """
+        method, hooks = self.step.method, self.hooks
+        set_training(method)
+        take_step = self.step.begin()
+        meter = Meter(self.stage, stop, self.steps_per_epoch)
+        for step in range(start, stop):
+            with meter.waiting():
+                raw = next(batches)
+            rate = self.learning_rate(step)
+            set_learning_rate(self.step.optimizer, rate)
+            output = take_step(raw, rate)
+            method.after_step(step, self.step.planned)
+            meter.add(step, raw.epoch, rate, output, len(raw.ids) * collectives.world_size())
+            if hooks.look_due(step + 1):
+                meter.flush(hooks)
+                if hooks.look(step + 1) and step + 1 < stop:
+                    hooks.checkpoint(step + 1)
+                    return step + 1
+                meter.restart()
+            if not meter.time_to_poll(step):
+                continue
             meter.flush(hooks)
-            if hooks.look(step + 1) and step + 1 < stop:
+            stopping = collectives.any_rank(hooks.should_stop())
+            if (stopping or collectives.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
                 hooks.checkpoint(step + 1)
+            if stopping and step + 1 < stop:
                 return step + 1
-            meter.restart()
-        if not meter.time_to_poll(step):
-            continue
-        meter.flush(hooks)
-        stopping = collectives.any_rank(hooks.should_stop())
-        if (stopping or collectives.any_rank(hooks.checkpoint_due(step + 1))) and step + 1 < stop:
-            hooks.checkpoint(step + 1)
-        if stopping and step + 1 < stop:
-            return step + 1
-    if start < stop:
-        meter.flush(hooks)
-        hooks.checkpoint(stop)
-    return stop
-
-
-def set_training(method: Method[Any]) -> None:
-    """Into training mode, but for what keeps its statistics."""
-    method.train()
-    keep_statistics(method)
-
-
-def new_step(
-    method: Method[Any],
-    *,
-    resident: Tensor | None,
-    recorded: bool,
-    optimizer: Optimizer,
-    seed: int,
-    device: torch.device,
-    precision: str,
-    clip_grad: float | None,
-) -> Callable[[RawBatch, float], MethodOutput]:
-    """What does an optimiser's step of a batch, at a learning rate; see `train`."""
-    model = wrap_for_workers(method)
-
-    def compute(batch: Batch) -> MethodOutput:
-        with autocast(device, precision):
-            output: MethodOutput = model(batch)
-        optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
-        if clip_grad is not None:
-            nn.utils.clip_grad_norm_(method.parameters(), clip_grad)
-        optimizer.step()
-        return output
-
-    def take_step(raw: RawBatch, rate: float) -> MethodOutput:
-        return compute(to_batch(raw, device, precision, seed, resident))
-
-    if recorded:
-        from pipeline.training.cuda_graph import RecordedStep
-
-        assert resident is not None
-        take_step = RecordedStep(compute, optimizer, resident, seed)
-    return take_step
-
-
-def wrap_for_workers(method: Method[Any]) -> nn.Module:
-    """DistributedDataParallel where there are several workers. Buffers need no broadcast: statistics are global."""
-    if collectives.world_size() == 1:
-        return method
-    # torch 2.15 renamed the argument.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    return DistributedDataParallel(method, **{name: False})  # type: ignore[arg-type]
-
-
-def to_batch(raw: RawBatch, device: torch.device, precision: str, seed: int, resident: Tensor | None = None) -> Batch:
-    """A loader's batch on the device; views that are only drawn are made here."""
-    labels = None if raw.labels is None else raw.labels.to(device, non_blocking=True)
-    if isinstance(raw.views, Drawn):
-        views = make_views(raw.views, device, precision, resident)
-    else:
-        views = [to_float(view, device, precision) for view in raw.views]
-    return Batch(views, raw.ids.to(device, non_blocking=True), labels, seed, raw.epoch, raw.step)
-
-
-@torch.no_grad()
-def make_views(drawn: Drawn, device: torch.device, precision: str, resident: Tensor | None) -> list[Tensor]:
-    """The views (B, C, S, S) of a batch in [0, 1], by the batched backend."""
-    from pipeline.augment.batched_backend import apply_table
-
-    indices = drawn.indices.to(device, non_blocking=True)
-    if drawn.images is not None:
-        images = drawn.images.to(device, non_blocking=True)
-    else:
-        assert resident is not None
-        images = resident[indices]
-    dtype = torch.float64 if precision == "fp64" else torch.float32
-    return [
-        apply_table(spec, table, images, drawn.size, sizes=drawn.sizes, dtype=dtype)
-        for spec, table in zip(drawn.specs, drawn.tables, strict=True)
-    ]
+        if start < stop:
+            meter.flush(hooks)
+            hooks.checkpoint(stop)
+        return stop
 
 
 @dataclass

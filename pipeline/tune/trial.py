@@ -17,12 +17,12 @@ from pipeline.config import Config
 from pipeline.data import Dataset
 from pipeline.methods.base import Method
 from pipeline.run.auto import choose_backend
-from pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of
+from pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of, step_of
 from pipeline.run.context import Work
 from pipeline.run.images import open_data
 from pipeline.stages.pretrain import check_finite
 from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.loop import Hooks, train
+from pipeline.training.loop import Hooks, Loop
 from pipeline.tune.objectives import Material, at_most, measurable, measure
 
 
@@ -58,25 +58,12 @@ def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -
     start = 0
     if checkpoints is not None:
         start, _ = load_checkpoint(checkpoints, model=method, optimizer=optimizer)
+    step = step_of(work, work.config, method, optimizer)
+    loop = Loop(step, "trial", per_epoch, schedule_of(work.config.train, steps, per_epoch), Hooks())
     for stop in report_steps(steps, course.reports):
         if stop <= start:
             continue
-        train(
-            method,
-            batches_of(work, work.dataset.train, work.config, start, stop),
-            resident=work.resident(),
-            optimizer=optimizer,
-            learning_rate=schedule_of(work.config.train, steps, per_epoch),
-            start=start,
-            stop=stop,
-            steps_per_epoch=per_epoch,
-            seed=work.config.train.seed,
-            device=work.device,
-            precision=work.precision,
-            clip_grad=work.config.train.clip_grad,
-            stage="trial",
-            hooks=_SILENT,
-        )
+        loop.run(batches_of(work, work.dataset.train, work.config, start, stop), start, stop)
         check_finite(method, stop)
         start = stop
         if checkpoints is not None and collectives.rank() == 0:
@@ -87,15 +74,6 @@ def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -
 def report_steps(steps: int, reports: int) -> list[int]:
     """The steps after which a trial is measured: the last one, and others at equal distances."""
     return sorted({max(1, steps * number // reports) for number in range(1, reports + 1)})
-
-
-_SILENT = Hooks(
-    log=lambda rows: None,
-    progress=lambda row: None,
-    checkpoint=lambda step: None,
-    checkpoint_due=lambda step: False,
-    should_stop=lambda: False,
-)
 
 
 def _scores(work: Work, method: Method[Any], course: Course, *, last: bool) -> dict[str, float]:

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.augment.defaults import simclr_views
 from pipeline.data import Images, open_dataset
 from pipeline.training.batches import Order, RawBatch, Views, load_batches
-from pipeline.training.loop import to_batch
+from pipeline.training.step import to_batch
 
 BATCH = 8
 SIZE = 12

@@ -14,8 +14,8 @@ from pipeline.methods.base import Method, MethodOutput, Traits
 from pipeline.models.encoder import build_encoder
 from pipeline.training.batches import Drawn, RawBatch
 from pipeline.training.cuda_graph import can_be_recorded
-from pipeline.training.loop import new_step
 from pipeline.training.optimizers import build_optimizer
+from pipeline.training.step import Step
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -40,10 +40,10 @@ def drawn_batch(method: Method, step: int, size: int) -> RawBatch:
 
 def stepper(method: Method, optimizer: str, resident: Tensor, *, recorded: bool) -> Callable[[int, int], MethodOutput]:
     built = build_optimizer(optimizer, method, learning_rate=0.1, weight_decay=0.01)
-    take_step = new_step(
-        method.train(), resident=resident, recorded=recorded, optimizer=built, seed=SEED, device=resident.device,
-        precision="fp32", clip_grad=1.0,
-    )  # fmt: skip
+    step = Step(
+        method.train(), built, resident.device, "fp32", SEED, 8, clip_grad=1.0, resident=resident, captured=recorded
+    )
+    take_step = step.begin()
 
     def take(step: int, size: int) -> MethodOutput:
         rate = 0.02 / (1 + step)

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,12 @@ from pipeline.stages.start import Prepared
 from pipeline.training import loop
 from pipeline.training.batches import RawBatch
 from pipeline.training.checkpoint import find_checkpoint, list_checkpoints
-from pipeline.training.loop import Hooks, collapse_indicator, to_batch, train
+from pipeline.training.loop import Hooks, Loop, collapse_indicator
 from pipeline.training.optimizers import learning_rate_at, set_learning_rate
+from pipeline.training.step import Step, to_batch
 
 CPU = torch.device("cpu")
+PLANNED = 40  # steps of the plan that the toy's steps are a part of
 Prepare = Callable[..., Prepared]
 METHODS = ("simclr", "rotnet", "autoencoder")
 
@@ -45,12 +48,14 @@ class Toy(Method[None]):
         self.weight = nn.Parameter(torch.ones(1))
         self.breaks = breaks
         self.ended: list[tuple[int, int]] = []
+        self.plans: list[int] = []  # what its batches say of it
 
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         return ()
 
     def forward(self, batch: Batch) -> MethodOutput:
+        self.plans.append(batch.planned)
         x = batch.views[0].flatten(1)
         loss = ((self.weight - 2) * x).square().mean()
         if batch.step == self.breaks:
@@ -91,13 +96,19 @@ def batches(start: int = 0, stop: int = 100) -> Iterator[RawBatch]:
         yield RawBatch([view], torch.arange(1, 5), None, step // 5, step)
 
 
-def run(toy: Toy, recorder: Recorder, start: int = 0, stop: int = 20, **changes: Any) -> int:
-    settings: dict[str, Any] = {
-        "optimizer": torch.optim.SGD(toy.parameters(), lr=99.0), "learning_rate": lambda step: 0.1, "start": start,
-        "stop": stop, "steps_per_epoch": 5, "seed": 0, "device": CPU, "precision": "fp32", "clip_grad": None,
-        "stage": "toy", "hooks": recorder.hooks(),
-    }  # fmt: skip
-    return train(toy, batches(start, stop), **{**settings, **changes})
+def run(
+    toy: Toy,
+    recorder: Recorder,
+    start: int = 0,
+    stop: int = 20,
+    *,
+    stage: str = "toy",
+    learning_rate: Callable[[int], float] = lambda step: 0.1,
+    **changes: Any,
+) -> int:
+    step = Step(toy, torch.optim.SGD(toy.parameters(), lr=99.0), CPU, "fp32", seed=0, planned=PLANNED)
+    toys = Loop(replace(step, **changes), stage, 5, learning_rate, recorder.hooks())
+    return toys.run(batches(start, stop), start, stop)
 
 
 @pytest.fixture
@@ -124,7 +135,8 @@ def test_every_step_is_logged_with_its_own_figures(poll: str, request: pytest.Fi
         assert row["train/loss"] == pytest.approx((weight - 2) ** 2, rel=1e-5)
         weight -= 0.01 * (step + 1) * 2 * (weight - 2)
     assert toy.weight.item() == pytest.approx(weight, rel=1e-5)
-    assert toy.ended == [(step, 20) for step in range(20)]
+    assert toy.ended == [(step, PLANNED) for step in range(20)]  # of the plan, not of the part that was run
+    assert toy.plans == [PLANNED] * 20
     last = recorder.rows[-1]
     assert last["perf/images_per_s"] > 0
     assert 0 <= last["perf/data_wait"] <= 1
@@ -342,7 +354,7 @@ def test_more_epochs_extend_a_finished_run(prepared: Prepare) -> None:
 def test_a_finished_run_does_nothing(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     run_folder = prepared("run").run
     pretrain(run_folder)
-    monkeypatch.setattr(pretrain_stage, "train", None)
+    monkeypatch.setattr(pretrain_stage, "Loop", None)
     pretrain(run_folder)
 
 
