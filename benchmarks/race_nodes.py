@@ -25,7 +25,7 @@ from runs import facts
 
 from jobs.cli import take_config_paths
 from pipeline.base.files import write_json
-from pipeline.cluster.train import few_processes
+from pipeline.cluster.ray_private import few_processes
 
 MEMORY = 80 * 1024**2  # bytes of a node's object store
 

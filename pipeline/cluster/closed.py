@@ -3,21 +3,25 @@
 Whoever reaches a port of Ray's without a token runs code as its user. What the user has set stays as it is.
 """
 
-import importlib
 import os
 import secrets
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 from urllib.parse import urlsplit
 
-LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"  # 0: Ray's node has the address 127.0.0.1, on Linux too
+from pipeline.cluster.ray_private import LOOPBACK_ONLY, read_settings_anew
+
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+
+
 GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"  # interfaces over which workers talk to each other
+
+
 # A call of each server that an open one answers with whatever; a token is asked for only where there is the call.
 OF_HEAD, OF_CLIENT_SERVER = "/ray.rpc.NodeInfoGcsService/GetClusterId", "/ray.rpc.RayletDriver/ClusterInfo"
+
+
 ASK_SECONDS = 5.0
 
 
@@ -51,17 +55,6 @@ def closed_to_others() -> Iterator[None]:
         for name in settings:
             os.environ.pop(name, None)
         read_settings_anew()
-
-
-def read_settings_anew() -> None:
-    """Have Ray, where it is imported already, obey the environment as it is now: it reads it once, and keeps it."""
-    if "ray" not in sys.modules:
-        return
-    raylet: Any = importlib.import_module("ray._raylet")
-    constants: Any = importlib.import_module("ray._private.ray_constants")
-    constants.ENABLE_RAY_CLUSTER = constants.env_bool(LOOPBACK_ONLY, not constants.IS_WINDOWS_OR_OSX)
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def lets_anybody_in(address: str) -> bool:

@@ -10,6 +10,8 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig, config
 
+from pipeline.cluster.ray_private import session_folder
+
 
 class FileBackend(config._TorchBackend):
     """Ray's process group of torch, with a file that only this user can read in the place of a server."""
@@ -39,8 +41,7 @@ def meeting_folder() -> Path:
 
     It is below Ray's of this session, where Ray leaves its own too; torch reads the file as long as there is a worker.
     """
-    node: Any = ray._private.worker._global_node
-    return Path(tempfile.mkdtemp(prefix="rayssl-workers-", dir=node.get_session_dir_path()))
+    return Path(tempfile.mkdtemp(prefix="rayssl-workers-", dir=session_folder()))
 
 
 def meeting_place(folder: Path) -> str:

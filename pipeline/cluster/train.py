@@ -24,20 +24,25 @@ from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.files import write_json
 from pipeline.base.reporter import Interrupted, Silent, handle_signals
 from pipeline.cluster.closed import closed_to_others, lets_anybody_in
+from pipeline.cluster.ray_private import few_processes, lean_trainer
 
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
 STARTING_SECONDS = 600  # a cluster may have to start machines first
 CLIENT_PORT = "10001"  # of Ray's own client
 HERE_INSTEAD = "--cluster.address local is this machine"
+
+
 OPEN_CLUSTER = (
     "this Ray cluster has no token: whoever reaches its ports runs code there as its user; start it with "
     "RAY_AUTH_MODE=token (docs/cluster.md)"
 )
-CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
 
+
+CONTROL = ".control"  # folder beside the runs through which driver and workers talk; gone afterwards
 SOCKET = "/ray/session_2026-01-01_00-00-00_000000_{pid}/sockets/plasma_store"  # what Ray appends to its folder
 LONGEST_SOCKET = 107 if sys.platform == "linux" else 103  # bytes
+
 
 Show = Callable[[dict[str, Any]], None]
 
@@ -218,32 +223,6 @@ def start_here(settings: dict[str, Any], tries: int = 2) -> None:
                 raise
             ray.shutdown()
     raise OutsideError(f"Ray did not start within {tries} × 30 s: this machine is too busy; try again")
-
-
-@contextmanager
-def few_processes() -> Iterator[None]:
-    """Ray starts without the processes that serve nobody here: the dashboard's rest, the autoscaler, the log monitor.
-
-    Each takes seconds of a core to start, and Ray waits for the first; there is no setting of Ray's for it.
-    """
-    from ray._private.node import Node
-
-    def no_dashboard(node: Any, **_: Any) -> None:
-        node._webui_url = ""
-
-    instead = {"start_api_server": no_dashboard, "start_monitor": _nothing, "start_log_monitor": _nothing}
-    kept = {name: getattr(Node, name) for name in instead}
-    for name, replacement in instead.items():
-        setattr(Node, name, replacement)
-    try:
-        yield
-    finally:
-        for name, own in kept.items():
-            setattr(Node, name, own)
-
-
-def _nothing(node: Any) -> None:
-    pass
 
 
 def cluster_address(address: str | None) -> str | None:
@@ -428,25 +407,6 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
         ),
     )
     trainer.fit()
-
-
-def lean_trainer(own_cluster: bool) -> Any:
-    """TorchTrainer without helpers that have nothing to do here, each a process: Ray's data sets, of which there are
-    none, and, where the cluster ends with the driver, placement groups that are left behind.
-
-    A process takes 3 s of a core to start and 0.75 % of one from then on, which two cores feel.
-    """
-    from ray.train.torch import TorchTrainer
-
-    idle = {"DatasetsCallback", *(["PlacementGroupCleanerCallback"] if own_cluster else [])}
-
-    class LeanTrainer(TorchTrainer):
-        """By the names of their classes: under other names they are kept."""
-
-        def _create_default_callbacks(self) -> Any:
-            return [helper for helper in super()._create_default_callbacks() if type(helper).__name__ not in idle]  # type: ignore[misc]
-
-    return LeanTrainer
 
 
 def work_on_jobs(settings: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ from pipeline.base.errors import UserError
 from pipeline.base.memory import give_back_memory
 from pipeline.base.reporter import Interrupted
 from pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
+from pipeline.cluster.ray_private import add_result, rungs_of
 from pipeline.cluster.train import (
     Resources,
     cluster_address,
@@ -348,7 +349,7 @@ def remember_rungs(scheduler: Any, ended: list[Trial]) -> None:
     """Let ASHA compare with trials of an earlier session too."""
     for trial in ended:
         for number, (_, score) in enumerate(trial.curve, start=1):
-            for milestone, recorded in scheduler._brackets[0]._rungs:
+            for milestone, recorded in rungs_of(scheduler):
                 if milestone == number:
                     recorded[f"before-{trial.number}"] = score
 
@@ -357,7 +358,7 @@ def remember_curves(rule: Any, ended: list[Trial]) -> None:
     """Let the median be that of an earlier session's trials too."""
     for trial in ended:
         for number, (_, score) in enumerate(trial.curve, start=1):
-            rule._results[f"before-{trial.number}"].append({rule._time_attr: number, SCORE: score})
+            add_result(rule, f"before-{trial.number}", number, {SCORE: score})
 
 
 def first_population(search: Search, left: list[int]) -> dict[str, Any]:

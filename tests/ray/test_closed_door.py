@@ -21,7 +21,8 @@ import json, os, sys
 from pipeline.cluster import train
 from pipeline.cluster.closed import lets_anybody_in
 from pipeline.cluster.rendezvous import FileRendezvous
-from pipeline.cluster.train import Resources, connected, lean_trainer, quiet_ray, scaling
+from pipeline.cluster.train import Resources, connected, quiet_ray, scaling
+from pipeline.cluster.ray_private import lean_trainer
 
 def work(settings):
     import time, torch, torch.distributed as dist

@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.base.errors import UserError
 from pipeline.cluster import closed, train
+from pipeline.cluster.ray_private import lean_trainer
 from pipeline.cluster.rendezvous import FileRendezvous
 
 SLOW = Exception("The current node timed out during startup. This could happen because …")
@@ -109,7 +110,7 @@ def test_ray_starts_no_process_for_what_there_is_not(own_cluster):
     from ray.train.torch import TorchTrainer
 
     gone = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if own_cluster else set())
-    assert helpers(TorchTrainer) - helpers(train.lean_trainer(own_cluster)) == gone
+    assert helpers(TorchTrainer) - helpers(lean_trainer(own_cluster)) == gone
 
 
 def test_a_cluster_that_is_not_there_is_found_out_at_once(monkeypatch):

@@ -1,0 +1,70 @@
+"""Ray's private names that are used: where one is gone, pipeline/cluster/ray_private.py has to be mended."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
+
+from pipeline.cluster import ray_private
+
+REMEDY = "Ray has changed: find what took its place and mend pipeline/cluster/ray_private.py"
+
+
+def start_methods() -> Any:
+    from ray._private.node import Node
+
+    return [Node.start_api_server, Node.start_monitor, Node.start_log_monitor]
+
+
+def default_callbacks() -> Any:
+    from ray.train.torch import TorchTrainer
+
+    return TorchTrainer._create_default_callbacks
+
+
+def settings() -> Any:
+    from ray import _raylet
+    from ray._private import ray_constants
+
+    return [
+        _raylet.Config.initialize,
+        _raylet.AuthenticationTokenLoader.instance().reset_cache,
+        ray_constants.env_bool,
+        ray_constants.IS_WINDOWS_OR_OSX,
+        ray_constants.ENABLE_RAY_CLUSTER,
+    ]
+
+
+def session() -> Any:
+    from ray._private import worker
+    from ray._private.node import Node
+
+    return [worker, inspect.getattr_static(worker, "_global_node"), Node.get_session_dir_path]
+
+
+@pytest.mark.parametrize("look", [start_methods, default_callbacks, settings, session])
+def test_the_names_are_there(look: Callable[[], Any]) -> None:
+    try:
+        look()
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{error}: {REMEDY}")
+
+
+def test_the_loopback_variable_is_read() -> None:
+    from ray._private import ray_constants
+
+    assert ray_private.LOOPBACK_ONLY in inspect.getsource(ray_constants), REMEDY
+
+
+def test_rungs_of_a_new_scheduler() -> None:
+    scheduler = ASHAScheduler(metric="score", mode="max", max_t=9, grace_period=1, reduction_factor=3)
+    assert {1, 3} <= {milestone for milestone, _ in ray_private.rungs_of(scheduler)}, REMEDY
+    assert all(scores == {} for _, scores in ray_private.rungs_of(scheduler)), REMEDY
+
+
+def test_a_result_is_added() -> None:
+    rule = MedianStoppingRule(time_attr="training_iteration", metric="score", mode="max")
+    ray_private.add_result(rule, "a", 2, {"score": 0.5})
+    assert rule._results["a"] == [{"training_iteration": 2, "score": 0.5}], REMEDY
