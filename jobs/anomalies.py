@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
+from jobs.cli import PLACE, READING, Parsed, parse, run_argument, run_folder, said_of_others
 from jobs.decoding import counting, out_folder, show
 from jobs.main import run_verb
 
@@ -27,23 +27,24 @@ def main(argv: list[str]) -> int:
         click.Option(["--normal"], metavar="CLASS,…", help="classes that are normal [what the run was trained on]"),
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=5, help="neighbours for the distance [5]"),
     ]
-    parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=("data.path",))
+    parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=(*PLACE, *READING))
     run = run_folder(parsed, other_images=True)
     from pipeline.base.progress import Display
 
     with Display() as display:
         out = out_folder(run, parsed, "anomalies")
-        figures = rank(run, parsed.values, parsed.changes.get("data.path"), out, display)
+        figures = rank(run, parsed, out, display)
     flat = {f"auroc/{name}": value for name, value in figures.pop("auroc", {}).items()}
     return show(out, {**figures, **flat}, parsed)
 
 
-def rank(run: Path, values: dict[str, Any], other: str | None, out: Path, display: "Display") -> dict[str, Any]:
+def rank(run: Path, parsed: Parsed, out: Path, display: "Display") -> dict[str, Any]:
     """Open the run and the images, and rank them."""
     from pipeline.generate.anomalies import normal_images, rank_anomalies
     from pipeline.launch.opened import open_for_anomalies
 
-    seen = open_for_anomalies(run, other, display)
+    values = parsed.values
+    seen = open_for_anomalies(run, parsed.changes.get("data.path"), display, said_of_others(parsed))
     named = values["normal"].split(",") if values["normal"] else []
     if not named and set(seen.trained_on) <= set(seen.class_names or ()):
         named = list(seen.trained_on)

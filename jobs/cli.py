@@ -57,6 +57,7 @@ RUN_FLAGS = tuple(
     if not name.startswith(("--tune.", "--search.")) and (not name.startswith("--data.") or name in SHOWN_DATA)
 )
 PLACE = ("data.path",)  # what verbs on a run that is there take of the images: they may have moved
+READING = tuple(f"data.{name}" for name in ("splits", "labels", "key", "image_column", "label_column"))
 RENAMED = {"index.whiten": "search.whiten"}  # paths of the config that have another name now
 SWITCHES = {"--json": "machine-readable last line on stdout; all else goes to stderr"}
 
@@ -167,6 +168,21 @@ def note_place(run: Path, parsed: Parsed) -> None:
 
         with Display() as display:
             move_shown(run, path, display)
+
+
+def said_of_others(parsed: Parsed) -> dict[str, Any]:
+    """How the images of --data.path are to be read, where that is said, by the names of `Reading`."""
+    from pipeline.run.resolve import absolute_table
+
+    given = {path.replace("-", "_"): value for path, value in parsed.changes.items()}
+    said = {path.removeprefix("data."): given[path] for path in READING if path in given}
+    if said and PLACE[0] not in given:
+        first = next(path for path in parsed.changes if path.replace("-", "_") in READING)
+        raise UserError(f"--{first} says how other images are read: name them with --data.path")
+    tables = {name: absolute_table(said[name]) for name in ("splits", "labels") if name in said}
+    if said.get("key", "first") not in ("first", "last"):
+        raise UserError(f"--data.key is '{said['key']}': first or last")
+    return {**said, **tables}
 
 
 def command_line() -> str:

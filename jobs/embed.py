@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import Parsed, check_paths, command_line, parse, run_folder
+from jobs.cli import PLACE, READING, Parsed, check_paths, command_line, parse, run_folder, said_of_others
 from jobs.main import run_verb
+from jobs.start import concluded
 from pipeline.base.errors import UserError
 from pipeline.base.terminal import plain
 
@@ -33,17 +34,18 @@ def main(argv: list[str]) -> int:
         if parsed.values["run"] is None:
             run = Path(parsed.values["out"] or "runs/pretrained")
             embed_without_training(untrained(parsed), run, command_line(), display)
+            found = concluded(run)
         else:
             if parsed.values["out"]:
                 raise UserError(
                     f"--out is {parsed.values['out']!r}: embed RUN writes into the run folder; leave it out"
                 )
-            check_paths("embed RUN", parsed.changes, ["data.path"])
+            check_paths("embed RUN", parsed.changes, [*PLACE, *READING])
             run = run_folder(parsed, other_images=True)
-            embed_run(run, parsed.changes.get("data.path"), display)
+            found = embed_run(run, parsed.changes.get("data.path"), display, said_of_others(parsed))
     display.console.print(plain(f"embeddings  {run / 'embeddings'}"), soft_wrap=True)
     if parsed.values["json"]:
-        print(json.dumps({"run": str(run)}))
+        print(json.dumps({"run": str(run), "data": found}))
     return 0
 
 

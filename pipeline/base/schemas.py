@@ -6,7 +6,7 @@ Names out of files become paths: they are plain names, or paths that stay inside
 
 import re
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, StringConstraints, WithJsonSchema
 
@@ -184,6 +184,24 @@ class OwnData(Data):
     classes: list[Text] | None
 
 
+class OtherReading(Part):
+    """How images are to be read that are not the run's own, where that was said."""
+
+    splits: Text = "auto"
+    labels: Text = "auto"
+    key: Literal["first", "last"] = "first"
+    image_column: Text | None = None
+    label_column: Text | None = None
+
+
+class OtherData(Part):
+    """Images that a run has embedded beside its own."""
+
+    path: Text
+    reading: OtherReading = OtherReading()
+    concluded: Concluded | None = None
+
+
 class Stage(Part):
     """A stage that has ended."""
 
@@ -206,6 +224,7 @@ class Manifest(Files):
     recipe: Text | None = None
     command: Text | list[Text] | None = None
     seed: Whole | None = None
+    others: dict[Name, OtherData] = {}
     data: OwnData = None  # type: ignore[assignment]  # it may be missing, not null
     unreadable: list[Pair] = []
     commit: Text | None = None

@@ -268,8 +268,9 @@ def choose_label(parts: Sequence[Part], image: str, reading: Reading) -> tuple[s
     _same_meaning(parts, fit[0], known)
     like = [name for part in parts for name in part.names if name != image and _LIKE_LABELS.search(name)]
     others = [name for name in dict.fromkeys([*known, *like]) if name != fit[0] and _may_be_one(parts, name)]
-    note = Note(f"labels: column '{fit[0]}'; there are {_listed(others)} as well", guess=True, flag=LABEL_FLAG)
-    return fit[0], ((note,) if others else ()) + _lacking_note(parts, fit[0])
+    beside = f"; there are {_listed(others)} as well" if others else ""
+    note = Note(f"labels: column '{fit[0]}'{beside}", guess=bool(others), flag=LABEL_FLAG)
+    return fit[0], (note, *_lacking_note(parts, fit[0]))
 
 
 def image_of_old(part: Part) -> str | None:
@@ -365,7 +366,7 @@ def _asked_label(parts: Sequence[Part], asked: str) -> tuple[str, tuple[Note, ..
                 f"{LABEL_FLAG} {asked}: this column of {part.path} is {part.kind(asked)}, "
                 "whole numbers or texts are needed"
             )
-    return asked, _lacking_note(parts, asked)
+    return asked, (Note(f"labels: column '{asked}', as asked"), *_lacking_note(parts, asked))
 
 
 def _label_names(parts: Sequence[Part], image: str) -> list[str]:

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from pipeline.data.dataset import Dataset
 from pipeline.data.layout import alike
-from pipeline.data.reading import Note
+from pipeline.data.reading import AUTO, Note
+from pipeline.data.shown import TYPE
 
 SHOWN = 10  # class names
 REASONS = 6  # of what was left out
@@ -27,6 +28,7 @@ def facts(dataset: Dataset) -> dict[str, Any]:
         "stored_sizes": [list(size) for size in dataset.stored_sizes],
         "channels": dataset.channels,
         "range": dataset.range,
+        "values": _values(dataset),
         "background": dataset.background,
         "left_out": dict(left_out(dataset)),
         "notes": [{"text": note.text, "guess": note.guess, "flag": note.flag} for note in dataset.notes],
@@ -40,7 +42,7 @@ def lines(dataset: Dataset) -> list[str]:
     some = f", {labelled:,} of {images:,} images labelled" if 0 < labelled < images else ""
     told = [
         ("data", f"{dataset.kind or 'images'}: {dataset.path}"),
-        ("images", f"{counts}; {_stored(dataset)}seen at {dataset.image_size} px, {colours(dataset.channels)}"),
+        ("images", f"{counts}; {_stored(dataset)}seen at {dataset.image_size} px, {_seen_as(dataset)}"),
         ("classes", f"{_classes(dataset.class_names)}{some}"),
     ]
     if out := left_out(dataset):
@@ -98,6 +100,17 @@ def _parts(dataset: Dataset) -> list[tuple[str, Any]]:
 def _stored(dataset: Dataset) -> str:
     sizes = [f"{height} × {width}" for height, width in dict.fromkeys(dataset.stored_sizes)]
     return f"{' to '.join(sizes)} px high and wide, " if sizes else ""
+
+
+def _seen_as(dataset: Dataset) -> str:
+    return f"{colours(dataset.channels)}, values {_values(dataset)}"
+
+
+def _values(dataset: Dataset) -> str:
+    """The values that become black and white; of 8 bits there is nothing to be said."""
+    if dataset.range == TYPE:
+        return "by each image's type"
+    return "0 to 255" if dataset.range == AUTO else dataset.range.replace(",", " to ")
 
 
 def _classes(names: Sequence[str] | None) -> str:

@@ -8,7 +8,8 @@ from pipeline.data.layout import SPLIT_TOKENS
 from pipeline.data.listing import TRAIN
 from pipeline.data.reading import Note
 
-_NAMED = re.compile(r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)[ ._-]*\(?\d+\)?")  # letters, then a number
+_WORD = r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)"
+_NAMED = re.compile(rf"{_WORD}[ ._-]*\(?\d+\)?|\(?\d+\)?[ ._-]+{_WORD}")  # letters and a number, or the reverse
 # What cameras and programs call every image.
 _SAYS_NOTHING = frozenset(
     """img image images dsc dscn dscf dcim pic picture photo scan screenshot frame file sample gopr gp pxl mvi vid mov p
@@ -23,7 +24,7 @@ _SHARE = 0.95  # of the images whose names are so
 
 
 def offered_by_names(keys: Sequence[str]) -> Note | None:
-    """A note on what file names look like as labels, or None where they do not: a few words, each before numbers."""
+    """A note on what file names look like as labels, or None where they do not: a few words, each beside numbers."""
     some = keys[:: 1 + len(keys) // _SOME]
     seen = [word for key in some if (word := _word(key)) is not None]
     if 2 * len(seen) < len(some) or len(set(seen)) < 2 or _SAYS_NOTHING & set(seen):  # not worth a look at all of them
@@ -72,4 +73,4 @@ def masks_in_names(keys: Sequence[str]) -> Note | None:
 
 def _word(key: str) -> str | None:
     match = _NAMED.fullmatch(key.rpartition("/")[2].rpartition(".")[0])
-    return match[1].lower() if match else None
+    return (match[1] or match[2]).lower() if match else None

@@ -29,6 +29,7 @@ _FRACTION = re.compile(r"-?[0-9]*([.,][0-9]+)?(e[-+]?[0-9]+)?", re.IGNORECASE)
 _LIST = re.compile(r"\[.*\]|\{.*\}", re.DOTALL)
 _LOOKS_MISSING = frozenset(("none", "na", "?", "-", "unknown", "unlabelled", "unlabeled", "missing"))
 HALF = re.compile("[\ud800-\udfff]")  # of a pair that stands for one character
+_SOME = 2  # classes of either kind, numbers and names
 _FEW = 10  # classes; so many may have one image each
 
 
@@ -75,7 +76,7 @@ def number_labels(found: Sequence[str | None]) -> Labels:
     if len(whole) == len(known):  # 7.0: a program made fractions of whole numbers because one of them was missing
         found = [None if label is None else whole[label][1] for label in found]
     numbers, names = number_classes(list(found))
-    return Labels(numbers, names, (*doubts(names), *_fractions_note(names), *_several_note(names)))
+    return Labels(numbers, names, (*doubts(names), *_fractions_note(names), *_several_note(names), *_mixed_note(names)))
 
 
 def doubts(names: Sequence[str]) -> tuple[Note, ...]:
@@ -92,6 +93,19 @@ def _fractions_note(names: Sequence[str]) -> tuple[Note, ...]:
         return ()
     example = next(name for name in names if _is_split_number(name))
     return (Note(f"labels are fractions such as {example}: each value is taken for a class", guess=True, flag=LABELS),)
+
+
+def _mixed_note(names: Sequence[str]) -> tuple[Note, ...]:
+    """Numbers beside words: which number is which word, nobody says. Letters beside digits are of one kind."""
+    numbers = [name for name in names if is_number(name)]
+    words = [name for name in names if len(name) > 1 and not is_number(name)]
+    if min(len(numbers), len(words)) < _SOME:
+        return ()
+    text = (
+        f"labels are numbers ({', '.join(numbers[:2])} …) and names ({', '.join(words[:2])} …): each is taken for a "
+        "class of its own"
+    )
+    return (Note(text, guess=True, flag=LABELS),)
 
 
 def _is_split_number(name: str) -> bool:

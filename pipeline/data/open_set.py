@@ -23,13 +23,13 @@ from pipeline.data.content import SCHEME
 from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
 from pipeline.data.decode import decode, load_size_of
 from pipeline.data.duplicates import contradiction_notes, duplicate_notes, hashing
-from pipeline.data.listing import OUTSIDE, Listing, Store
-from pipeline.data.reading import AUTO, Key, Reading
+from pipeline.data.listing import OUTSIDE, TEST, Listing, Store
+from pipeline.data.reading import AUTO, Key, Note, Reading
 from pipeline.data.scan import Look, decode_all, is_flat, look, survey
 from pipeline.data.settle import Settled, flat_notes, found_in, settle
 from pipeline.data.shown import Pixels
 from pipeline.data.sources import find_source
-from pipeline.data.splits import cut_test, cut_val, limited, without
+from pipeline.data.splits import Parts, cut_test, cut_val, limited, without
 from pipeline.data.tables import apply_tables
 
 LARGEST_CACHE = 32e9  # bytes of decoded images that "auto" keeps
@@ -132,6 +132,7 @@ def open_dataset(
         kind=listing.kind,
         notes=(
             *listing.notes,
+            *_cut_notes(listing, parts),
             *class_notes(listing.class_names, _of(listing, train), _of(listing, parts.test)),
             *pixels.settled.notes,
             *flat_notes(flat, len(pixels.positions), pixels.look),
@@ -299,6 +300,20 @@ def _is_utf8(key: str) -> bool:
 def _printable(key: str) -> str:
     """A name that can be written, \\xff for a byte that is no character."""
     return key.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def _cut_notes(listing: Listing, parts: Parts) -> tuple[Note, ...]:
+    """That images are tested on which nobody called test images."""
+    cut = sum(listing.splits[i] != TEST for i in parts.test.tolist())
+    if not cut:
+        return ()
+    if parts.own_test:
+        own = len(parts.test) - cut
+        text = f"none of the {own:,} test images has a label: {cut:,} labelled ones for training are tested on as well"
+    else:
+        alike = "" if listing.labels is None else ", the same share of every class"
+        text = f"no images are told to be for testing: {cut:,} are drawn for it{alike}"
+    return (Note(text, flag="--data.splits"),)
 
 
 def _need_some(path: str, listing: Listing, aside: dict[int, str], usable: NDArray[np.bool_]) -> None:

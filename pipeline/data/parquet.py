@@ -87,6 +87,7 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
     split = SPLIT if reading.splits in WORDS and all(part.holds_texts(SPLIT) for part in parts) else None
     contents = [_Content(part, image.name, label, split) for part in parts]
     labels = _labels(parts, contents, label, reading)
+    chosen = notes if label is None or labels.numbers is not None else ()
     of_files = [split for content, split in zip(contents, by_file) for _ in range(content.part.rows)]
     splits = told_splits([value for content in contents for value in content.splits], of_files, reading)
     groups = [(i, group, rows) for i, content in enumerate(contents) for group, rows in content.groups() if rows]
@@ -105,7 +106,7 @@ def list_parquet(root: str, files: Files, reading: Reading) -> Listing:
         ),
         identity=_identity(files, parts, image.name, label, splits),
         stamp=files.stamp(),
-        notes=(*image.notes, *told, *splits.notes, *notes, *labels.notes),
+        notes=(*image.notes, *told, *splits.notes, *chosen, *labels.notes),
         contents=Contents(root, files),
     )
 

@@ -124,10 +124,11 @@ def _check_alike(samples: Sequence[Sample], picked: Sequence[tuple[str, Any]], f
 
 
 def _choice_note(order: list[str], asked: str | None) -> tuple[Note, ...]:
-    if asked is not None or len(order) < 2:
-        return ()
+    if asked is not None:
+        return (Note(f"labels: {_said(order[0])}, as asked"),)
     others = ", ".join(map(_said, order[1:]))
-    return (Note(f"labels: {_said(order[0])}; there is {others} as well", guess=True, flag=FLAG),)
+    beside = f"; there is {others} as well" if others else ""
+    return (Note(f"labels: {_said(order[0])}{beside}", guess=bool(others), flag=FLAG),)
 
 
 def _said(field: str) -> str:

@@ -34,7 +34,8 @@ IDS = ("image_id", "id", "id_code")  # paths where there is no other column of t
 LABELS = ("label", "class", "category", "target", "y", "labels", "class_name")
 GROUP, SPLIT = "group", "split"
 _LIKE_GROUPS = ("patient", "patient_id", "subject", "subject_id", "group_id", "case_id")
-_LABEL_FLAG = "--data.label-column"
+_LABEL_FLAG, _SPLITS_FLAG = "--data.label-column", "--data.splits"
+_OFFERED = "has a column 'split', which --data.splits"
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,12 @@ def apply_splits(
     splits = [word or OUTSIDE for word in found.per_image(listing, words)]
     if TRAIN not in splits:
         raise UserError(f"{path} says of no image that it is for training: train, val or test")
-    listing = replace(listing, splits=settle_splits(splits), notes=(*listing.notes, *found.notes))
+    notes = (
+        *_without_offers(listing.notes),
+        *found.notes,
+        Note(f"splits: column 'split' of {path}", flag=_SPLITS_FLAG),
+    )
+    listing = replace(listing, splits=settle_splits(splits), notes=notes)
     if groups is not None:
         _check_groups(listing, groups.tolist(), path)
     return listing, found.idle()
@@ -212,8 +218,10 @@ def _with_labels(
         return listing
     if numbered.numbers is None:  # and not what the folders are called: the table was asked
         numbered = without_labels(f"column '{column}' of {found.table.path} says nothing of any image")
+    origin = Note(f"labels: column '{column}' of {found.table.path}", flag="--data.labels")
     used = [value for value, position in zip(values, found.match.positions) if position is not None]
-    notes = (*numbered.notes, *missing_note(used, found.table.path), *_id_note(numbered, found.table.path, column))
+    odd = (*missing_note(used, found.table.path), *_id_note(numbered, found.table.path, column))
+    notes = (*((origin,) if numbered.numbers is not None else ()), *numbered.notes, *odd)
     return replace(
         listing, labels=numbered.numbers, class_names=numbered.class_names, notes=(*notes_beside(listing.notes), *notes)
     )
@@ -228,13 +236,18 @@ def _offers(table: Table, path: str) -> tuple[Note, ...]:
     """What else the table could be used for."""
     found = []
     if SPLIT in table.columns:
-        found.append(Note(f"{path} has a column 'split', which --data.splits {path} uses", flag="--data.splits"))
+        found.append(Note(f"{path} {_OFFERED} {path} uses", flag=_SPLITS_FLAG))
     like = next((name for name in _LIKE_GROUPS if name in table.columns), None)
     if like is not None and GROUP not in table.columns:
         found.append(
             Note(f"{path}: images of one '{like}' may come into different parts; call it 'group' to keep them together")
         )
     return tuple(found)
+
+
+def _without_offers(notes: Sequence[Note]) -> tuple[Note, ...]:
+    """Notes without what offers splits: a table of them was given."""
+    return tuple(note for note in notes if _OFFERED not in note.text)
 
 
 def _text(value: object) -> str:

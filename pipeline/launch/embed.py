@@ -1,7 +1,9 @@
 """Embeddings of a run's own images, of others, and by an encoder that is not trained here; all in this process."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
@@ -13,39 +15,61 @@ from pipeline.launch.plan import show_reading, warn_on
 from pipeline.run.folder import own_data
 from pipeline.stages.start import prepare
 
+if TYPE_CHECKING:
+    from pipeline.data import Dataset
 
-def embed_run(run: Path, other: str | None, display: Display) -> None:
-    """Embeddings of a run's own images, or of the images at `other`, in this process.
+
+def embed_run(run: Path, other: str | None, display: Display, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Embeddings of a run's own images, or of the images at `other`, in this process; what was concluded of them.
 
     Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
+    What is `said` of how images are read (options of `Reading`) is of others than the run's own.
     """
     from pipeline.base.reporter import LocalReporter
+    from pipeline.data.concluded import facts
+    from pipeline.stages.story import run_worker_stages
+
+    dataset = None if other is None else others_at(run, other, said or {}, display)
+    if dataset is None:
+        run_worker_stages(run, ["embed", "search"], LocalReporter(display))
+        return own_data(run).get("concluded") or {}
+    embed_others(run, dataset, said or {}, display)
+    return facts(dataset)
+
+
+def others_at(run: Path, place: str, said: Mapping[str, Any], display: Display) -> "Dataset | None":
+    """The images at a place; None where these are the run's own, which may have moved there."""
     from pipeline.run.data_paths import is_gone
     from pipeline.run.images import open_other
     from pipeline.run.own_images import is_intact
+
+    data, own = configuration.load(run / "config.json").data, own_data(run)
+    if not said and is_gone(data.path) and have_moved(run, place, display):
+        return None
+    size, channels = data.image_size, data.channels
+    dataset = open_other(data, place, image_size=size, channels=channels, said=said, progress=show_reading(display))
+    own_place, same_images = dataset.path == own["path"], dataset.known_as(own["fingerprint"]) is not None
+    if said:
+        return dataset
+    if own_place and is_intact(run):
+        return None
+    if not own_place and same_images and not is_intact(run) and have_moved(run, place, display):
+        return None
+    return dataset
+
+
+def embed_others(run: Path, dataset: "Dataset", said: Mapping[str, Any], display: Display) -> None:
+    """Embeddings of images that are not the run's own, under a name that no others have there."""
+    from pipeline.base.reporter import LocalReporter
     from pipeline.search.embeddings import name_in
     from pipeline.stages.embed import embed_other_data
-    from pipeline.stages.story import run_worker_stages
 
     reporter = LocalReporter(display)
-    if other is None:
-        return run_worker_stages(run, ["embed", "search"], reporter)
-    data, own = configuration.load(run / "config.json").data, own_data(run)
-    if is_gone(data.path) and have_moved(run, other, display):
-        return run_worker_stages(run, ["embed", "search"], reporter)
-    dataset = open_other(
-        data, other, image_size=data.image_size, channels=data.channels, progress=show_reading(display)
-    )
-    own_place, same_images = dataset.path == own["path"], dataset.known_as(own["fingerprint"]) is not None
-    if own_place and is_intact(run):
-        return run_worker_stages(run, ["embed", "search"], reporter)
-    if not own_place and same_images and not is_intact(run) and have_moved(run, other, display):
-        return run_worker_stages(run, ["embed", "search"], reporter)
     if (name := name_in(run, dataset.name, dataset.path)) != dataset.name:
         reporter.message(f"{run} knows other images as {dataset.name}: those at {dataset.path} are {name} there")
     for line in lines(dataset):
         display({"message": line})
-    embed_other_data(run, replace(dataset, name=name), reporter)
+    embed_other_data(run, replace(dataset, name=name), reporter, said)
     query = f"rayssl query {run} IMAGE --data {name}"
     reporter.message(f"{dataset.path} is embedded as {name}: after `rayssl index {run}`, `{query}` searches it")
 

@@ -1,5 +1,6 @@
 """Runs that are opened in this process for a look at them: a profile, anomalies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,9 @@ class Watched:
     precision: str
 
 
-def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watched:
+def open_for_anomalies(
+    run: Path, other: str | None, display: Display, said: Mapping[str, Any] | None = None
+) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
     from pipeline.base.device import choose_device, plain_precision, resolve_precision
     from pipeline.generate.decoder import open_trained
@@ -75,8 +78,9 @@ def open_for_anomalies(run: Path, other: str | None, display: Display) -> Watche
     own = trained.dataset if trained is not None else open_own(run, config, show_reading(display))
     images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names
     if other is not None:
+        size, channels = own.image_size, own.channels
         found = open_other(
-            config.data, other, image_size=own.image_size, channels=own.channels, progress=show_reading(display)
+            config.data, other, image_size=size, channels=channels, said=said, progress=show_reading(display)
         )
         images, names = found.train.join(found.val, found.test), found.class_names
     precision = plain_precision(resolve_precision(config.train.precision, device))

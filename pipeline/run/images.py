@@ -1,6 +1,6 @@
 """The images of a run, read as its config says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -19,10 +19,14 @@ def open_other(
     *,
     image_size: int | None,
     channels: int | None,
+    said: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Images that a run has not seen, read as it reads its own; what they are called is told by themselves."""
-    reading = replace(Reading(), range=own.range, background=own.background)
+    """Images that a run has not seen, with its range and background.
+
+    What they are called is told by themselves, or `said` (options of `Reading`).
+    """
+    reading = replace(Reading(), **(said or {}), range=own.range, background=own.background)
     return open_dataset(
         path, image_size=image_size, channels=channels, loader=own.loader, progress=progress, **vars(reading)
     )  # fmt: skip

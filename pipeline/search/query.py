@@ -19,7 +19,7 @@ from pipeline.data.shown import BY_TYPE, Shown
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import encoder_hash, load_encoder
 from pipeline.models.weights import read_manifest as read_export
-from pipeline.run.folder import data_name, own_data, winner_of
+from pipeline.run.folder import data_name, own_data, read_manifest, winner_of
 from pipeline.search.apply import load_searcher
 from pipeline.search.embeddings import Embeddings, files_of, load_embeddings
 from pipeline.search.index import check_embeddings, check_matches, load_index, search
@@ -182,7 +182,8 @@ def save_run_gallery(
     if data is not None and data != own:
         other = _load_splits(run / "embeddings" / data, run)[0].data_path
         size, channels = config.data.image_size, config.data.channels
-        dataset = open_other(config.data, other, image_size=size, channels=channels)
+        said = (read_manifest(run).get("others") or {}).get(data, {}).get("reading")
+        dataset = open_other(config.data, other, image_size=size, channels=channels, said=said)
     else:
         dataset = open_data(config)  # also where an image has gone since: the others are shown
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]

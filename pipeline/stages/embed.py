@@ -1,7 +1,9 @@
 """Embeddings of a run's own images, of its baselines, and of other images."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +14,11 @@ from pipeline.base.errors import UserError
 from pipeline.base.lease import writer_lock
 from pipeline.base.reporter import Reporter
 from pipeline.data import Dataset, Images
+from pipeline.data.concluded import facts
 from pipeline.models.encoder import Encoder
 from pipeline.models.export import load_encoder
 from pipeline.run.context import Work
-from pipeline.run.folder import update_manifest
+from pipeline.run.folder import read_manifest, update_manifest
 from pipeline.search.apply import load_searcher
 from pipeline.search.described import describe_vectors, embeddings_folder, test_images
 from pipeline.search.embeddings import save_embeddings
@@ -66,8 +69,11 @@ def save_frozen(work: Work, encoder: Encoder, prefix: str) -> None:
         write_splits(work, found, embeddings_folder(work.run, work.dataset.name, prefix))
 
 
-def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
-    """Embeddings of another data set by a run's encoder, under embeddings/<its name>/."""
+def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter, said: Mapping[str, Any] | None = None) -> None:
+    """Embeddings of another data set by a run's encoder, under embeddings/<its name>/.
+
+    The manifest keeps how its images were read: what was `said` of it, and what was concluded.
+    """
     config, device = configuration.load(run / "config.json"), choose_device()
     work = Work(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
     encoder = load_encoder(run).to(device)
@@ -79,11 +85,13 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter) -> None:
     with writer_lock(run), at_work(run, f"embed/{dataset.name}"):
         save_splits(work, encoder, "")
         if has_search(run):
-            search_other_data(work, encoder)
-        update_manifest(run, {"running": None})
+            search_other_data(work, encoder, said)
+        told = {"path": dataset.path, "reading": dict(said or {}), "concluded": facts(dataset)}
+        others = {**(read_manifest(run).get("others") or {}), dataset.name: told}
+        update_manifest(run, {"running": None, "others": others})
 
 
-def search_other_data(work: Work, encoder: Encoder) -> None:
+def search_other_data(work: Work, encoder: Encoder, said: Mapping[str, Any] | None) -> None:
     """The searched vectors of another data set, by the function that was chosen for the run's own."""
     from pipeline.run.images import open_other
 
@@ -92,7 +100,9 @@ def search_other_data(work: Work, encoder: Encoder) -> None:
 
     def read_for(size: int) -> Dataset:
         if size not in opened:
-            opened[size] = open_other(work.config.data, dataset.path, image_size=size, channels=dataset.channels)
+            opened[size] = open_other(
+                work.config.data, dataset.path, image_size=size, channels=dataset.channels, said=said
+            )
         return opened[size]
 
     searcher = load_searcher(work.run, dataset.channels, work.device, plain_precision(work.precision))

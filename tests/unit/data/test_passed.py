@@ -174,6 +174,29 @@ def test_a_name_that_is_a_folder_here_is_refused(tmp_path: Path, monkeypatch: py
     assert open_dataset("digits").fingerprint == named.fingerprint
 
 
+def test_what_is_tested_on_without_being_told_to_be_is_said(tmp_path: Path) -> None:
+    for name, start in (("a", 0), ("b", 20)):
+        draw(tmp_path / "plain" / name, 10, start)
+        draw(tmp_path / "split" / "train" / name, 10, start)
+    draw(tmp_path / "split" / "test", 5, 50)
+    assert "no images are told to be for testing: 4 are drawn for it, the same share" in said(
+        open_dataset(tmp_path / "plain")
+    )
+    told = said(open_dataset(tmp_path / "split"))
+    assert "none of the 5 test images has a label: 4 labelled ones for training are tested on as well" in told
+    draw(tmp_path / "split" / "test" / "a", 5, 60)
+    told = said(open_dataset(tmp_path / "split"))
+    assert "tested on as well" not in told
+    assert "drawn for it" not in told
+
+
+def test_values_are_said(tmp_path: Path) -> None:
+    draw(tmp_path)
+    found = open_dataset(tmp_path)
+    assert "seen at 8 px, colour, values 0 to 255" in said(found)
+    assert facts(found)["values"] == "0 to 255"
+
+
 def test_classes_that_are_alike_or_unseen_are_told(tmp_path: Path) -> None:
     for split, names in (("train", ("Fist", "palm")), ("test", ("fist", "palm"))):
         for i, name in enumerate(names):

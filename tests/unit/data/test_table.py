@@ -168,6 +168,23 @@ def test_whole_numbers_that_became_fractions(flat: Path, tmp_path: Path) -> None
     assert "labels are fractions such as 1.0: each value is taken for a class" in told(found)
 
 
+def test_numbers_beside_names_are_told(flat: Path, tmp_path: Path) -> None:
+    rows = [f"{i}.png,{label}\n" for i, label in enumerate(["0", "1", "cat", "dog"])]
+    found = read(flat, written(tmp_path, "path,label\n" + "".join(rows)))
+    assert "labels are numbers (0, 1 …) and names (cat, dog …)" in told(found)
+    assert "labels are numbers" not in told(read(flat, written(tmp_path, "path,label\n" + "".join(rows[1:]))))
+
+
+def test_where_labels_and_splits_are_from_is_said(flat: Path, tmp_path: Path) -> None:
+    table = written(tmp_path, "path,label,split\n0.png,a,train\n1.png,b,train\n2.png,a,test\n")
+    assert f"labels: column 'label' of {table}" in told(read(flat, table))
+    assert f"which --data.splits {table} uses" in told(read(flat, table))
+    both = told(open_dataset(flat, labels=str(table), splits=str(table)))
+    assert f"labels: column 'label' of {table}" in both
+    assert f"splits: column 'split' of {table}" in both
+    assert "uses" not in both
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -325,10 +342,14 @@ def test_labels_in_file_names_are_offered(tmp_path: Path) -> None:
     assert note is not None
     assert "cat (6), dog (6), great-dane (6)" in note.text
     assert (note.guess, note.flag) == (True, "--data.labels")
+    note = offered_by_names([f"{i:03}_{name}.jpg" for name in ("cat", "dog") for i in range(6)])
+    assert note is not None
+    assert "cat (6), dog (6)" in note.text
     for others in (
         [f"{i}.jpg" for i in range(20)],
         [f"IMG_{i}.jpg" for i in range(20)],
         [f"cat{i}.jpg" for i in range(20)],
+        [f"{i}_{name}.jpg" for name in ("img", "mask") for i in range(10)],
         [f"IMG_{i}.jpg" for i in range(10)] + [f"DSC{i}.jpg" for i in range(10)],
         [f"{chr(97 + i)}{i}.jpg" for i in range(20)],
         [f"{name}.jpg" for name in ("cat", "dog")],

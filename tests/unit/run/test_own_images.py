@@ -191,6 +191,30 @@ def test_images_that_were_added_have_a_way(run: Path, photos: Path, capsys: pyte
     assert "red/new.png" in [one["path"] for one in found["neighbors"]]
 
 
+def test_how_other_images_are_read_can_be_said_and_is_kept(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split, name in (("val", "red"), ("test", "blue")):  # which the refusal says --data.splits none of
+        shutil.copytree(photos / name, tmp_path / "more" / split)
+    words = ["embed", run, "--data.path", tmp_path / "more"]
+    code, _, told = command(capsys, *words)
+    assert code == 2
+    assert "--data.splits none" in told
+    code, out, _ = command(capsys, *words, "--data.splits", "none", "--json")
+    assert code == 0
+    kept = read_manifest(run)["others"]["more"]
+    assert kept["reading"] == {"splits": "none"}
+    assert json.loads(out.splitlines()[-1])["data"] == kept["concluded"]
+    assert sum(kept["concluded"]["images"].values()) == 40
+    assert command(capsys, "index", run)[0] == 0
+    asked = ["query", run, photos / "green" / "3.png", "--data", "more", "-k", "2", "--save", tmp_path / "found.png"]
+    assert command(capsys, *asked)[0] == 0  # whose pictures are read in the same way
+    assert command(capsys, "anomalies", run, *words[2:], "--data.splits", "none")[0] == 0
+    code, _, told = command(capsys, "embed", run, "--data.splits", "none")
+    assert code == 2
+    assert "--data.splits says how other images are read: name them with --data.path" in told
+
+
 def test_a_changed_folder_of_the_runs_own_name_gets_another(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
