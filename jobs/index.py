@@ -2,10 +2,12 @@
 
 import json
 import sys
+from typing import Any
 
 from jobs.cli import command_line, parse, run_argument, run_folder
 from jobs.main import run_verb
 from jobs.start import plan_on_run
+from pipeline.base.errors import UserError
 from pipeline.base.terminal import say
 
 SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
@@ -31,11 +33,18 @@ def main(argv: list[str]) -> int:
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}
     for data, found in done.items():
-        line = f"{found['vectors']:,} vectors, recall {found['recall']:.3f} against exact search"
-        say(f"index    {run / 'index' / data}: {line}", file=sys.stderr)
+        say(f"index    {run / 'index' / data}: {line_of(found)}", file=sys.stderr)
     if parsed.values["json"]:
         print(json.dumps({"run": str(run), "indices": done}))
     return 0
+
+
+def line_of(found: dict[str, Any]) -> str:
+    """An index in words; the manifest, which somebody may have edited, tells the numbers."""
+    vectors, recall = found.get("vectors"), found.get("recall")
+    if not isinstance(vectors, int) or recall is None:
+        raise UserError("manifest.json does not say how many vectors the index holds: remove index/ and build it again")
+    return f"{vectors:,} vectors, recall {recall:.3f} against exact search"
 
 
 if __name__ == "__main__":

@@ -50,6 +50,8 @@ def writing(path: Path) -> Iterator[None]:
             raise found from error
         if isinstance(error, OSError) and error.strerror and _is_place(error, path):
             raise UserError(f"{path} cannot be written: {error.strerror}: choose another place") from None
+        if isinstance(error, OSError) and error.strerror and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -18,6 +18,12 @@ _DISK = {
     errno.EMFILE: "raise the limit (ulimit -n)",
     errno.ENFILE: "close some programs",
 }
+# What it says of other things, whose words could mean anything in the text of a library.
+_SYSTEM = {
+    errno.EACCES: "allow writing there",
+    errno.EPERM: "allow writing there",
+    errno.ENOMEM: "free some memory",
+}
 
 
 class UserError(Exception):
@@ -48,6 +54,9 @@ def outside_fault(error: BaseException | None) -> str | None:
             place = f": {os.fsdecode(found.filename)}" if found.filename is not None else ""
             advice = _DISK[found.errno]
             return f"{found.strerror}{place}: what is finished is kept; {advice}, and the same command goes on"
+        if isinstance(error, OSError) and error.errno in _SYSTEM and error.filename is not None:
+            place, advice = os.fsdecode(error.filename), _SYSTEM[error.errno]
+            return f"{error.strerror}: {place}: what is finished is kept; {advice}, and the same command goes on"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.base.atomic import placing
-from pipeline.base.seals import put_noted
+from pipeline.base.seals import check_stays, put_noted
 
 
 @contextmanager
 def replacing(path: Path, *, noted: bool = True) -> Iterator[Path]:
-    """`placing` a file; in a folder that notes what is finished in it, the file is `noted`."""
+    """`placing` a file; in a folder that notes what is finished in it, the file is `noted`.
+
+    Raises UserError where a link would take it out of that folder.
+    """
+    check_stays(path)
     with placing(path, put_noted if noted else os.replace) as temporary:
         yield temporary
 

@@ -115,7 +115,11 @@ def open_own(path: Path, flags: int, mode: str) -> TextIO:
 
 
 def _regular(handle: int, path: Path, mode: str) -> TextIO:
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
         os.close(handle)
-        raise UserError(f"{path} is no file: remove it")
+        raise UserError(f"{path} is not a file: remove it")
+    if found.st_nlink > 1:
+        os.close(handle)
+        raise UserError(f"{path} has another name elsewhere (a hard link), which would change too: put a copy there")
     return cast(TextIO, os.fdopen(handle, mode))

@@ -28,6 +28,9 @@ def stays_inside(path: object) -> bool:
     return isinstance(path, str) and PurePosixPath(path).as_posix() == path and all(map(is_plain, path.split("/")))
 
 
+LONGEST_METRIC = 1000  # letters; candidates of a choice are metrics too
+
+
 def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise ValueError("a text is needed")
@@ -40,6 +43,12 @@ def _name(value: Any) -> str:
     return str(value)
 
 
+def _metric(value: Any) -> str:
+    if not isinstance(value, str) or len(value) > LONGEST_METRIC:
+        raise ValueError(f"a name of at most {LONGEST_METRIC} letters is needed")
+    return value
+
+
 def _inside(value: Any) -> str:
     if not stays_inside(value):
         raise ValueError("a path inside the folder is needed")
@@ -48,6 +57,7 @@ def _inside(value: Any) -> str:
 
 # Names of files may hold what is no UTF-8, which pydantic's own text refuses.
 Text = Annotated[str, PlainValidator(_text), WithJsonSchema({"type": "string"})]
+Metric = Annotated[str, PlainValidator(_metric), WithJsonSchema({"type": "string", "maxLength": LONGEST_METRIC})]
 Name = Annotated[str, PlainValidator(_name), WithJsonSchema({"type": "string", "pattern": r"^[^/\\]+$"})]
 Inside = Annotated[str, PlainValidator(_inside), WithJsonSchema({"type": "string", "pattern": "^[^/]"})]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -236,7 +246,7 @@ class Manifest(Files):
 class Record(Part):
     """One figure and how it was measured."""
 
-    metric: Text
+    metric: Metric
     value: Number
     protocol: Text = ""
     data: Text = ""

@@ -64,6 +64,16 @@ def rewriting(path: Path) -> Iterator[None]:
     note(path)
 
 
+def check_stays(path: Path) -> None:
+    """Raises UserError where a folder on the way to a file of a run, search or race is a link to another place."""
+    store = _store_above(path)
+    if store is not None and not path.parent.resolve().is_relative_to(store.parent.resolve()):
+        raise UserError(
+            f"{path.parent} is a link to {path.parent.resolve()}: nothing is written outside of {store.parent}: put a "
+            "folder in its place"
+        )
+
+
 def put_noted(temporary: Path, path: Path) -> None:
     """A whole file takes its place, and is noted."""
     with rewriting(path):

@@ -157,7 +157,7 @@ def read_columns(path: str, columns: Sequence[str], group: int | None = None, fo
             check_size(size, what)
             rows = _MOST_ROWS if group is None else _MOST_IMAGES
             if expands:
-                rows = max(1, min(rows, largest() // max(1, size)))
+                rows = max(1, min(rows, largest() // (4 * max(1, size))))  # one such piece is read beyond the limit
             return _in_batches(file, groups, columns, rows, what)
     except (pa.ArrowException, *_UNREADABLE) as error:
         raise _unreadable(path, error) from None

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.base.errors import UserError
+from pipeline.base.settings_files import cut
 from pipeline.data import storage
 from pipeline.data.labels import (
     Labels,
@@ -86,7 +87,7 @@ def apply_table(
     label, notes = _label_column(found.table, label_column)
     if label is None and GROUP not in columns:
         raise UserError(
-            f"{path} has the columns {', '.join(columns)}: path and label (and group) are needed, "
+            f"{path} has the columns {cut(', '.join(columns))}: path and label (and group) are needed, "
             f"or the name of one with {_LABEL_FLAG}"
         )
     values = found.table.column(label) if label is not None else [None] * len(found.paths)
@@ -113,7 +114,7 @@ def apply_splits(
     """
     found = _matched(listing, path, root, None)
     if SPLIT not in found.table.columns:
-        raise UserError(f"{path} has the columns {', '.join(found.table.columns)}: path and split are needed")
+        raise UserError(f"{path} has the columns {cut(', '.join(found.table.columns))}: path and split are needed")
     said = [_text(value) for value in found.table.column(SPLIT)]
     words = [split_words([value]).get(value) for value in said]
     for value, word, line in zip(said, words, found.table.lines):
@@ -139,7 +140,7 @@ def _matched(listing: Listing, path: str, root: str, label_column: str | None) -
     below = _below(storage.normalise(path), root)
     options = [name for name in PATHS if name in table.columns] or [name for name in IDS if name in table.columns]
     if not options:
-        raise UserError(f"{path} has the columns {', '.join(table.columns)}: path and label are needed")
+        raise UserError(f"{path} has the columns {cut(', '.join(table.columns))}: path and label are needed")
     if not table.rows:
         raise UserError(f"{path} has no rows")
     if PATHS[0] in options:
@@ -183,7 +184,7 @@ def _below(where: str, root: str) -> str:
 def _label_column(table: Table, asked: str | None) -> tuple[str | None, tuple[Note, ...]]:
     if asked is not None:
         if asked.strip().lower() not in table.columns:
-            raise UserError(f"{_LABEL_FLAG} {asked}: {table.path} has the columns {', '.join(table.columns)}")
+            raise UserError(f"{_LABEL_FLAG} {asked}: {table.path} has the columns {cut(', '.join(table.columns))}")
         return asked.strip().lower(), ()
     found = [name for name in LABELS if name in table.columns]
     if len(found) < 2:

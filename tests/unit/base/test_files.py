@@ -143,3 +143,13 @@ def test_a_fault_that_stands_for_itself_is_not_the_disks() -> None:
         except KeyError as error:
             found = outside_fault(error)
             assert found is None if told is None else found is not None and found.startswith(told)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.ENOMEM])
+def test_what_the_system_refuses_while_a_file_is_written_is_no_fault_of_ours(tmp_path: Path, number: int) -> None:
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "a"):
+        raise OSError(number, os.strerror(number))
+    line = outside_fault(caught.value)
+    assert line is not None
+    assert line.startswith(f"{os.strerror(number)}: {tmp_path / 'a'}: what is finished is kept; ")
+    assert list(tmp_path.iterdir()) == []

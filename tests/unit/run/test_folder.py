@@ -250,3 +250,28 @@ def test_a_log_with_a_line_that_is_damaged_goes_on(tmp_path: Path) -> None:
         list(log.rows())
     log.cut_back("pretrain", 1)
     assert list(log.rows()) == [{"stage": "pretrain", "step": 0}]
+
+
+@pytest.mark.parametrize("name", [".lock", "metrics.jsonl"])
+def test_a_hard_link_to_another_file_is_not_written_to(tmp_path: Path, name: str) -> None:
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    run.mkdir()
+    mine.write_text("mine\n")
+    os.link(mine, run / name)
+    with pytest.raises(UserError, match="has another name elsewhere"), writer_lock(run):
+        MetricsLog(run).append([{"stage": "pretrain", "step": 0}])
+    assert mine.read_text() == "mine\n"
+
+
+def test_no_folder_of_a_run_leads_elsewhere(tmp_path: Path) -> None:
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    run.mkdir()
+    elsewhere.mkdir()
+    update_manifest(run, {"data": DATA})
+    (run / "anomalies").symlink_to(elsewhere)
+    with pytest.raises(UserError, match=r"is a link to .*elsewhere: nothing is written outside"):
+        write_json(run / "anomalies" / "scores.json", {})
+    assert list(elsewhere.iterdir()) == []
+    (tmp_path / "linked").symlink_to(run)  # a link to the run itself is none
+    write_json(tmp_path / "linked" / "figures" / "a.json", {})
+    assert (run / "figures" / "a.json").exists()

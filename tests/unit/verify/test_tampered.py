@@ -12,6 +12,7 @@ from data_files import SPECIAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs.index import line_of
 from jobs.main import run_verb
 from pipeline import config as configuration
 from pipeline.base.errors import UserError
@@ -330,3 +331,19 @@ def test_the_json_schemas_are_those_of_the_code() -> None:
     """Made anew by `python -m pipeline.base.schemas docs/schemas`."""
     folder = ROOT / "docs" / "schemas"
     assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == json_schemas()
+
+
+@pytest.mark.parametrize("facts", [{}, {"vectors": "many", "recall": 1.0}, {"vectors": 3}])
+def test_an_index_without_its_numbers_is_one_line(facts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="does not say how many vectors"):
+        line_of(facts)
+
+
+def test_a_metric_has_no_endless_name(older: Path) -> None:
+    path = older / "evaluation.json"
+    values = json.loads(path.read_text())
+    values["records"][0]["metric"] = "x" * 10**6
+    path.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="at most 1000 letters") as caught:
+        read_evaluation(older)
+    assert len(str(caught.value)) < 1000
