@@ -22,8 +22,8 @@ from pipeline.models.encoder import build_encoder
 from pipeline.training import guard as guards
 from pipeline.training.batch_norm import use_global_batch_norm
 from pipeline.training.guard import Guard, draw_sample
-from pipeline.training.loop import wrap_for_workers
 from pipeline.training.optimizers import build_optimizer
+from pipeline.training.step import wrap_for_workers
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8
