@@ -179,10 +179,9 @@ def said_of_others(parsed: Parsed) -> dict[str, Any]:
     if said and PLACE[0] not in given:
         first = next(path for path in parsed.changes if path.replace("-", "_") in READING)
         raise UserError(f"--{first} says how other images are read: name them with --data.path")
-    tables: dict[str, Any] = {name: absolute_table(said[name]) for name in ("splits", "labels") if name in said}
     if said.get("key", "first") not in ("first", "last"):
         raise UserError(f"--data.key is '{said['key']}': first or last")
-    return {**said, **tables}
+    return {name: absolute_table(value) if name in ("splits", "labels") else value for name, value in said.items()}
 
 
 def command_line() -> str:
