@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import config as configuration
-from pipeline.base.errors import UserError
+from pipeline.base.errors import OutsideError, UserError
 from pipeline.base.memory import give_back_memory
 from pipeline.base.reporter import Interrupted
 from pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
@@ -158,7 +158,7 @@ def fit_and_show(
     if failure:
         raise RuntimeError(f"Ray Tune failed: {type(failure[0]).__name__}: {failure[0]}") from failure[0]
     if left := pending(search, standing):
-        raise RuntimeError(f"Ray Tune lost {len(left)} trials: the same command goes on with them")
+        raise OutsideError(f"Ray Tune lost {len(left)} trials: the same command goes on with them")
 
 
 def fit(search: Search, room: Room, standing: Standing, control: Path, stop: threading.Event) -> None:
