@@ -76,11 +76,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline import config as configuration
-from pipeline import recipes
-from pipeline.augment.batched_backend import apply_table
-from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
-from pipeline.augment.spec import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline import recipes
+from rayssl.pipeline.augment.batched_backend import apply_table
+from rayssl.pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
+from rayssl.pipeline.augment.spec import (
     OPERATIONS,
     ColorJitter,
     Grayscale,
@@ -89,30 +89,38 @@ from pipeline.augment.spec import (
     Solarize,
     Spec,
 )
-from pipeline.base import randomness, randomness_torch
-from pipeline.base.device import autocast, resolve_precision
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Silent
-from pipeline.base.vectors import knn_classify, normalise
-from pipeline.data import Dataset, Images, open_dataset
-from pipeline.evaluation import metrics
-from pipeline.features.extract import embed_images
-from pipeline.features.whitening import fit_whitening
-from pipeline.methods import METHODS, load_method
-from pipeline.methods.base import Batch, Method
-from pipeline.methods.losses import nt_xent
-from pipeline.models.encoder import build_encoder
-from pipeline.run.build import batches_of, new_method, new_optimizer, required_method, schedule_of, step_of, views_of
-from pipeline.run.context import Work
-from pipeline.run.resolve import resolve
-from pipeline.run.software import describe_software
-from pipeline.training.batches import load_batches
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.cuda_graph import can_be_recorded
-from pipeline.training.loop import Hooks, Loop, set_learning_rate
-from pipeline.training.step import to_batch
+from rayssl.pipeline.base import randomness, randomness_torch
+from rayssl.pipeline.base.device import autocast, resolve_precision
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.base.vectors import knn_classify, normalise
+from rayssl.pipeline.data import Dataset, Images, open_dataset
+from rayssl.pipeline.evaluation import metrics
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.features.whitening import fit_whitening
+from rayssl.pipeline.methods import METHODS, load_method
+from rayssl.pipeline.methods.base import Batch, Method
+from rayssl.pipeline.methods.losses import nt_xent
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.run.build import (
+    batches_of,
+    new_method,
+    new_optimizer,
+    required_method,
+    schedule_of,
+    step_of,
+    views_of,
+)
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.resolve import resolve
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.training.batches import load_batches
+from rayssl.pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from rayssl.pipeline.training.cuda_graph import can_be_recorded
+from rayssl.pipeline.training.loop import Hooks, Loop, set_learning_rate
+from rayssl.pipeline.training.step import to_batch
 
 PARTS = ("check", "throughput", "speedrun")
 OPTIONAL = ("albumentations", "faiss", "ray", "wandb")

@@ -17,12 +17,12 @@ import cv2
 import numpy as np
 import torch
 
-from pipeline.augment import albumentations_backend, batched_backend
-from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
-from pipeline.augment.spec import OPERATIONS, ColorJitter, Rotation, Spec, Table, Translation
-from pipeline.base.files import write_json
-from pipeline.data import open_dataset
-from pipeline.run.software import describe_software
+from rayssl.pipeline.augment import albumentations_backend, batched_backend
+from rayssl.pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
+from rayssl.pipeline.augment.spec import OPERATIONS, ColorJitter, Rotation, Spec, Table, Translation
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.run.software import describe_software
 
 BATCH = 256
 REPEATS = 20

@@ -21,15 +21,15 @@ import numpy as np
 from runs import facts, train
 from sklearn.decomposition import PCA
 
-from jobs.cli import take_config_paths
-from pipeline.base.device import choose_device
-from pipeline.base.files import write_json
-from pipeline.data import Dataset
-from pipeline.evaluation.measure import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
-from pipeline.evaluation.probe import probe
-from pipeline.generate.decoder import open_trained
-from pipeline.generate.reconstruct import measure
-from pipeline.stages.evaluate import run_evaluate
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.device import choose_device
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.evaluation.measure import evaluate_embeddings, raw_pixel_embeddings, read_evaluation
+from rayssl.pipeline.evaluation.probe import probe
+from rayssl.pipeline.generate.decoder import open_trained
+from rayssl.pipeline.generate.reconstruct import measure
+from rayssl.pipeline.stages.evaluate import run_evaluate
 
 SYSTEMS = (
     "linear", "deep", "conv", "denoising-gaussian", "denoising-salt-and-pepper", "denoising-masking", "sparse-kl",

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from runs import facts, train
 
-from jobs.cli import take_config_paths
-from pipeline.base.device import choose_device
-from pipeline.base.files import write_json
-from pipeline.base.vectors import knn_classify, normalise
-from pipeline.features.extract import embed_images
-from pipeline.models.export import load_encoder
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.device import choose_device
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.vectors import knn_classify, normalise
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.models.export import load_encoder
 
 BACKENDS = ("albumentations", "batched")
 K, TEMPERATURE = 20, 0.07

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from runs import facts
 
-from pipeline.base.files import write_json
+from rayssl.pipeline.base.files import write_json
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -75,7 +75,7 @@ def command(tree: Path, *words: str) -> None:
     """`rayssl …` of a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "WANDB_MODE": "disabled"}
     subprocess.run(
-        [sys.executable, "-m", "jobs.main", *words], env=environment, cwd=tree, check=True, capture_output=True
+        [sys.executable, "-m", "rayssl.jobs.main", *words], env=environment, cwd=tree, check=True, capture_output=True
     )
 
 

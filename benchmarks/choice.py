@@ -18,13 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 from runs import facts
 
-from pipeline.base.reporter import Silent
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.run.context import Work
-from pipeline.search.choice import Material, Tried, paired_error, refit
-from pipeline.search.parts import PIXELS
-from pipeline.search.store import has_search, read_search
-from pipeline.stages.search import Look, by_agreement, compare, compared, find_sources, labels_of, mixture, most_numbers
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.choice import Material, Tried, paired_error, refit
+from rayssl.pipeline.search.parts import PIXELS
+from rayssl.pipeline.search.store import has_search, read_search
+from rayssl.pipeline.stages.search import (
+    Look,
+    by_agreement,
+    compare,
+    compared,
+    find_sources,
+    labels_of,
+    mixture,
+    most_numbers,
+)
 
 BASELINES = (*DESCRIPTORS, PIXELS, "untrained")
 

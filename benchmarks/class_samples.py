@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from runs import facts, train
 from torch import nn
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
-from pipeline.generate.decoder import Trained, open_trained
-from pipeline.generate.reconstruct import to_pixels
-from pipeline.generate.sample import SOURCES, draw, nearest_distance, spread
-from pipeline.models.encoder import build_encoder
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.generate.decoder import Trained, open_trained
+from rayssl.pipeline.generate.reconstruct import to_pixels
+from rayssl.pipeline.generate.sample import SOURCES, draw, nearest_distance, spread
+from rayssl.pipeline.models.encoder import build_encoder
 
 COUNT = 500  # samples a class
 EPOCHS = 4  # of the classifier

@@ -26,9 +26,9 @@ import numpy as np
 from PIL import Image
 from runs import facts
 
-from pipeline.base.files import write_json
-from pipeline.data import content, open_dataset, storage
-from pipeline.data.content import Contents
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import content, open_dataset, storage
+from rayssl.pipeline.data.content import Contents
 
 A_FOLDER = 1000  # files
 

@@ -28,8 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.files import write_json
-from pipeline.run.software import describe_software
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.run.software import describe_software
 
 KINDS = ("checkpoint", "driver", "machine", "start")
 TRIES = 5  # to hit the writing of a checkpoint
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace, flags: list[str], folder: Path) -> dict
 def command(recipe: str, run: Path, flags: list[str]) -> list[str]:
     """The command of both runs; the flags of the caller win."""
     own = ["--train.threads", "1", "--train.checkpoint-epochs", "1", "--wandb", "disabled"]
-    return [sys.executable, "-m", "jobs.main", "pretrain", recipe, "--out", str(run), *own, *flags]
+    return [sys.executable, "-m", "rayssl.jobs.main", "pretrain", recipe, "--out", str(run), *own, *flags]
 
 
 def plan(kills: int, seed: int, steps: int) -> list[tuple[str, float]]:

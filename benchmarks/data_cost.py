@@ -21,8 +21,8 @@ from peers import read_images
 from runs import facts
 from torch import nn
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
 
 PUBLISHED = 0.9401
 

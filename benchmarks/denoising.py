@@ -20,9 +20,9 @@ from runs import facts, train
 from scipy.ndimage import gaussian_filter, median_filter
 from sklearn.decomposition import PCA
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
-from pipeline.generate.decoder import Trained, open_trained
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.generate.decoder import Trained, open_trained
 
 CORRUPTIONS = ("gaussian", "salt-and-pepper", "masking")
 WIDTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # of the Gaussian, in pixels

@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from runs import facts
 
-from pipeline.base.files import write_json
-from pipeline.base.vectors import knn_classify
-from pipeline.data import Images, open_dataset
-from pipeline.evaluation.measure import raw_pixel_embeddings
-from pipeline.evaluation.metrics import interval_of_proportion
-from pipeline.features.frozen import BLOCK
-from pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.data import Images, open_dataset
+from rayssl.pipeline.evaluation.measure import raw_pixel_embeddings
+from rayssl.pipeline.evaluation.metrics import interval_of_proportion
+from rayssl.pipeline.features.frozen import BLOCK
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
 
 K, TEMPERATURE = 20, 0.07
 PIXELS_AT = 96  # raw pixels are shrunk from these

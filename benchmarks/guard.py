@@ -18,19 +18,19 @@ import torch
 from numpy.typing import NDArray
 from runs import facts, train
 
-from jobs.cli import take_config_paths
-from pipeline.base.device import choose_device
-from pipeline.base.files import write_json
-from pipeline.base.vectors import knn_classify
-from pipeline.data import Dataset, Images
-from pipeline.features.extract import embed_images
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import load_encoder
-from pipeline.run.build import count_steps, new_encoder
-from pipeline.run.folder import read_manifest
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.stages.start import Prepared
-from pipeline.training.guard import NEIGHBOURS, TEMPERATURE, paired_error
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.device import choose_device
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.run.build import count_steps, new_encoder
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.training.guard import NEIGHBOURS, TEMPERATURE, paired_error
 
 LEAST_SHARE = 0.2  # of the steps
 DEFAULTS = {

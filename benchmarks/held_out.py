@@ -17,11 +17,11 @@ from backend_accuracy import features, rate
 from numpy.typing import NDArray
 from runs import train
 
-from jobs.cli import take_config_paths
-from pipeline.base.vectors import kmeans
-from pipeline.data.dataset import Dataset
-from pipeline.evaluation.metrics import cluster_agreement, retrieval
-from pipeline.features.whitening import fit_whitening
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.vectors import kmeans
+from rayssl.pipeline.data.dataset import Dataset
+from rayssl.pipeline.evaluation.metrics import cluster_agreement, retrieval
+from rayssl.pipeline.features.whitening import fit_whitening
 
 
 def main() -> int:

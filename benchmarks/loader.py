@@ -37,13 +37,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision import transforms
 
-from pipeline.augment.spec import HorizontalFlip, RandomResizedCrop, Spec
-from pipeline.base.files import write_json
-from pipeline.data import decode, open_dataset
-from pipeline.data.decode import load_size_of
-from pipeline.run.software import describe_software
-from pipeline.training.batches import Order, Views
-from pipeline.training.step import to_batch
+from rayssl.pipeline.augment.spec import HorizontalFlip, RandomResizedCrop, Spec
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import decode, open_dataset
+from rayssl.pipeline.data.decode import load_size_of
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.training.batches import Order, Views
+from rayssl.pipeline.training.step import to_batch
 
 SIZES = ((500, 375), (2000, 1500))  # width, height
 QUALITY = 90

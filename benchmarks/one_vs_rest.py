@@ -15,10 +15,10 @@ import faiss
 import numpy as np
 from runs import facts, train
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
-from pipeline.generate.anomalies import auroc, normal_images, rank_anomalies
-from pipeline.generate.decoder import open_trained
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.generate.anomalies import auroc, normal_images, rank_anomalies
+from rayssl.pipeline.generate.decoder import open_trained
 
 K = 5
 

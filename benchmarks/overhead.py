@@ -25,19 +25,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.base.device import choose_device, resolve_precision, to_float
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Silent
-from pipeline.config import Config, load, override
-from pipeline.features.extract import BATCH, embed_images
-from pipeline.recipes import build_recipe
-from pipeline.run.build import new_encoder
-from pipeline.run.images import open_data
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.software import describe_software
-from pipeline.stages.index import run_index
-from pipeline.stages.start import prepare
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.device import choose_device, resolve_precision, to_float
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config, load, override
+from rayssl.pipeline.features.extract import BATCH, embed_images
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.build import new_encoder
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.start import prepare
+from rayssl.pipeline.stages.story import run_worker_stages
 
 RECIPE = "simclr-cifar10"
 BOUNDS = {"ray": 0.97, "data wait": 0.05, "help": 0.5, "query": 3.0, "embedding": 0.9}
@@ -90,7 +90,7 @@ def compare_ray(options: argparse.Namespace, loader: str, folder: Path) -> dict[
     waits = []
     for number in range(options.rounds):
         run = folder / f"{loader}-ray-{number}"
-        call([sys.executable, "-m", "jobs.main", "pretrain", RECIPE, "--out", str(run), *flags(options, loader)])
+        call([sys.executable, "-m", "rayssl.jobs.main", "pretrain", RECIPE, "--out", str(run), *flags(options, loader)])
         speeds["ray"].append(speed(run))
         waits.append(data_wait(run))
         run = folder / f"{loader}-bare-{number}"
@@ -137,12 +137,12 @@ def data_wait(run: Path) -> float:
 
 def measure_start(run: Path) -> dict[str, float]:
     """Medians of seconds, of five starts each."""
-    embed = [sys.executable, "-m", "jobs.main", "embed", str(run)]
+    embed = [sys.executable, "-m", "rayssl.jobs.main", "embed", str(run)]
     call(embed)
     run_index(run)
     image = run / "query.png"
     save_one_image(run, image)
-    rayssl = [sys.executable, "-m", "jobs.main"]
+    rayssl = [sys.executable, "-m", "rayssl.jobs.main"]
     commands = {
         "help": [*rayssl, "--help"],
         "import torch": [sys.executable, "-c", "import torch"],

@@ -40,13 +40,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.device import choose_device, resolve_precision, to_float
-from pipeline.base.files import sha256, write_json
-from pipeline.base.vectors import knn_classify
-from pipeline.evaluation.metrics import interval_of_proportion
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.run.software import describe_software
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.device import choose_device, resolve_precision, to_float
+from rayssl.pipeline.base.files import sha256, write_json
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.evaluation.metrics import interval_of_proportion
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.run.software import describe_software
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = Path(__file__).resolve().parent / "peers"
@@ -409,7 +409,7 @@ class Bench:
                 "train.batch-size": options.batch_size, "train.minutes": turn.seconds / 60, "train.seed": turn.seed,
                 "wandb": "disabled", "out": out / "run", **competitor.settings,
             }  # fmt: skip
-            start = [sys.executable, "-m", "jobs.main", "pretrain", "simclr-cifar10"]
+            start = [sys.executable, "-m", "rayssl.jobs.main", "pretrain", "simclr-cifar10"]
         else:
             words = {
                 "images": self.folder, "out": out, "encoder": options.encoder, "batch-size": options.batch_size,

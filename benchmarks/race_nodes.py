@@ -23,9 +23,9 @@ from typing import Any
 
 from runs import facts
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
-from pipeline.cluster.ray_private import few_processes
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.cluster.ray_private import few_processes
 
 MEMORY = 80 * 1024**2  # bytes of a node's object store
 
@@ -40,7 +40,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(rest)
     words = [word for name, value in changes.items() for word in (f"--{name}", str(value))]
-    race = [sys.executable, "-m", "jobs.main", "race", options.images, "--minutes", options.minutes, *words]
+    race = [sys.executable, "-m", "rayssl.jobs.main", "race", options.images, "--minutes", options.minutes, *words]
     one, two = options.runs / "one-node", options.runs / "two-nodes"
     options.runs.mkdir(parents=True)
     found = {}

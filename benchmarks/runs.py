@@ -8,14 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.base.progress import Display
-from pipeline.base.reporter import LocalReporter
-from pipeline.config import override
-from pipeline.launch.plan import prepare_shown
-from pipeline.recipes import build_recipe
-from pipeline.run.software import describe_software
-from pipeline.stages.start import Prepared
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.base.reporter import LocalReporter
+from rayssl.pipeline.config import override
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.stages.story import run_worker_stages
 
 PLACES = ("--run", "--runs", "--out")
 

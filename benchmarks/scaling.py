@@ -25,15 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.files import write_json
-from pipeline.config import override
-from pipeline.launch.opened import open_for_profile
-from pipeline.recipes import build_recipe
-from pipeline.run.build import compile_or_capture
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.software import describe_software
-from pipeline.search.index import build_index, measure_recall
-from pipeline.stages.profile import Bench, plain_pass
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.config import override
+from rayssl.pipeline.launch.opened import open_for_profile
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.build import compile_or_capture
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.search.index import build_index, measure_recall
+from rayssl.pipeline.stages.profile import Bench, plain_pass
 
 RECIPE = "simclr-cifar10"
 RESOLUTIONS, BATCHES, WORKERS, VECTORS = (16, 32, 64, 96, 128), (64, 128, 256, 512, 1024), (1, 2), (10**4, 10**5, 10**6)
@@ -94,7 +94,7 @@ def train_with(options: argparse.Namespace, workers: int) -> dict[str, float]:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(workers)]
         own = ["--train.steps", str(5 * options.steps), "--train.threads", str(threads), "--wandb", "disabled"]
         out = Path(folder) / "run"
-        run([*launcher, "-m", "jobs.pretrain", RECIPE, "--data.path", options.data, "--out", str(out), *own])
+        run([*launcher, "-m", "rayssl.jobs.pretrain", RECIPE, "--data.path", options.data, "--out", str(out), *own])
         rows = [row for row in MetricsLog(out).rows() if "perf/images_per_s" in row]
     speeds = [row["perf/images_per_s"] for row in rows[len(rows) // 2 :]]
     return {"threads": threads, "images_per_s": round(statistics.median(speeds))}

@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from runs import facts
 
-from pipeline.base.device import plain_precision
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Silent
-from pipeline.features.extract import embed_images
-from pipeline.methods.distill import DistillConfig
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import load_encoder
-from pipeline.models.teachers import build_teacher
-from pipeline.run.context import Work
+from rayssl.pipeline.base.device import plain_precision
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.methods.distill import DistillConfig
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.teachers import build_teacher
+from rayssl.pipeline.run.context import Work
 
 
 def main() -> int:

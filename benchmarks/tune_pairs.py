@@ -17,10 +17,10 @@ from typing import Any
 from runs import facts
 from tune_search import difference
 
-from jobs.cli import take_config_paths
-from pipeline.base.files import write_json
-from pipeline.tune.space import FAMILIES, applies
-from pipeline.tune.trials import load_trials
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.tune.space import FAMILIES, applies
+from rayssl.pipeline.tune.trials import load_trials
 
 SPACE = "crop,cutout,color,noise,blur,rotation"
 
@@ -61,7 +61,18 @@ def search(options: argparse.Namespace, changes: dict[str, Any], seed: int) -> d
     values = {**changes, "tune.space": SPACE, "tune.search": "pairs", "tune.share": options.share}
     values |= {"tune.images": 5000, "train.seed": seed}
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
-    call = [sys.executable, "-m", "jobs.main", "tune", options.recipe, *flags, "--out", str(out), "--wandb", "disabled"]
+    call = [
+        sys.executable,
+        "-m",
+        "rayssl.jobs.main",
+        "tune",
+        options.recipe,
+        *flags,
+        "--out",
+        str(out),
+        "--wandb",
+        "disabled",
+    ]
     subprocess.run(call, check=True)
     return {operations(trial.parameters): trial.score for trial in load_trials(out) if trial.score is not None}
 

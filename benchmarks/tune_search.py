@@ -22,12 +22,12 @@ from backend_accuracy import knn
 from runs import facts, train
 from scipy import stats
 
-from jobs.cli import take_config_paths
-from pipeline.augment.spec import RandomResizedCrop, Spec
-from pipeline.base.files import write_json
-from pipeline.tune.report import rank_correlations
-from pipeline.tune.search import load_search
-from pipeline.tune.trials import load_trials
+from rayssl.jobs.cli import take_config_paths
+from rayssl.pipeline.augment.spec import RandomResizedCrop, Spec
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.tune.report import rank_correlations
+from rayssl.pipeline.tune.search import load_search
+from rayssl.pipeline.tune.trials import load_trials
 
 SPACE = "crop,flip,rotation,color,grey,solarize,blur,cutout"
 SEARCHERS = ("optuna", "random")
@@ -80,7 +80,7 @@ def search(
     values |= {"tune.seed": seed, "train.seed": seed}
     flags = [word for name, value in values.items() for word in (f"--{name}", str(value))]
     out = ["--out", str(folder(options, searcher, seed)), "--wandb", "disabled"]
-    subprocess.run([sys.executable, "-m", "jobs.main", "tune", options.recipe, *flags, *out], check=True)
+    subprocess.run([sys.executable, "-m", "rayssl.jobs.main", "tune", options.recipe, *flags, *out], check=True)
 
 
 def trained_steps(path: Path) -> list[int]:

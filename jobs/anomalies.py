@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import PLACE, READING, Parsed, parse, run_argument, run_folder, said_of_others
-from jobs.decoding import counting, out_folder, show
-from jobs.main import run_verb
+from rayssl.jobs.cli import PLACE, READING, Parsed, parse, run_argument, run_folder, said_of_others
+from rayssl.jobs.decoding import counting, out_folder, show
+from rayssl.jobs.main import run_verb
 
 if TYPE_CHECKING:
-    from pipeline.base.progress import Display
+    from rayssl.pipeline.base.progress import Display
 
 SUMMARY = (
     "Rank held-out images, or those of another folder, by how unusual they are: reconstruction error, negative ELBO or "
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("anomalies", SUMMARY, argv, arguments, flags=("--data.path", "--out"), only=(*PLACE, *READING))
     run = run_folder(parsed, other_images=True)
-    from pipeline.base.progress import Display
+    from rayssl.pipeline.base.progress import Display
 
     with Display() as display:
         out = out_folder(run, parsed, "anomalies")
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
 
 def rank(run: Path, parsed: Parsed, out: Path, display: "Display") -> dict[str, Any]:
     """Open the run and the images, and rank them."""
-    from pipeline.generate.anomalies import normal_images, rank_anomalies
-    from pipeline.launch.opened import open_for_anomalies
+    from rayssl.pipeline.generate.anomalies import normal_images, rank_anomalies
+    from rayssl.pipeline.launch.opened import open_for_anomalies
 
     values = parsed.values
     seen = open_for_anomalies(run, parsed.changes.get("data.path"), display, said_of_others(parsed))

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import parse
-from jobs.main import run_verb
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import say
+from rayssl.jobs.cli import parse
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import say
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.data.cache_room import Kept
+    from rayssl.pipeline.data.cache_room import Kept
 
 SUMMARY = (
     "What is kept between runs, in $RAYSSL_CACHE or ~/.cache/rayssl: decoded images (at most RAYSSL_CACHE_GB, or 64 GB "
@@ -36,8 +36,8 @@ def main(argv: list[str]) -> int:
     parsed = parse("cache", SUMMARY, argv, [clean_it, days], flags=(), only=())
     if parsed.values["older_than"] is not None and not parsed.values["clean"]:
         raise UserError("--older-than needs --clean: nothing is removed without it")
-    from pipeline.base.cache_folder import cache_dir
-    from pipeline.data.cache_room import clean, limit, list_kept
+    from rayssl.pipeline.base.cache_folder import cache_dir
+    from rayssl.pipeline.data.cache_room import clean, limit, list_kept
 
     root = cache_dir()
     removed = clean(root, parsed.values["older_than"]) if parsed.values["clean"] else []
@@ -54,8 +54,8 @@ def main(argv: list[str]) -> int:
 
 
 def _table(root: "Path", limit: float, kept: list["Kept"]) -> list[str]:
-    from pipeline.base.progress import format_bytes
-    from pipeline.data.cache_room import IMAGES
+    from rayssl.pipeline.base.progress import format_bytes
+    from rayssl.pipeline.data.cache_room import IMAGES
 
     images = [k for k in kept if k.kind == IMAGES]
     head = f"{root}: {_bytes(kept)}, of which {_bytes(images)} of at most {format_bytes(limit)} are decoded images"
@@ -68,13 +68,13 @@ def _what(kept: "Kept") -> str:
 
 
 def _bytes(kept: list["Kept"]) -> str:
-    from pipeline.base.progress import format_bytes
+    from rayssl.pipeline.base.progress import format_bytes
 
     return format_bytes(sum(k.bytes for k in kept))
 
 
 def _age(used: float) -> str:
-    from pipeline.base.progress import format_duration
+    from rayssl.pipeline.base.progress import format_duration
 
     seconds = max(0.0, time.time() - used)
     return f"{seconds / 86400:.0f} days ago" if seconds >= 2 * 86400 else f"{format_duration(seconds)} ago"

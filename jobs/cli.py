@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.terminal import say
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.terminal import say
 
 # At most 20 flags with --help; every other path of the config works the same way.
 FLAGS = {
@@ -147,7 +147,7 @@ def run_folder(parsed: Parsed, *, other_images: bool = False) -> Path:
     --data.path says where its images are now, which is noted and taken out of the changes, but for verbs that look at
     `other_images`.
     """
-    from pipeline.run.folder import read_manifest, winner_of
+    from rayssl.pipeline.run.folder import read_manifest, winner_of
 
     run = Path(parsed.values["run"])
     if not run.is_dir():
@@ -163,8 +163,8 @@ def note_place(run: Path, parsed: Parsed) -> None:
     """Note where the images of a run are now, where that is said."""
     path = parsed.changes.pop(PLACE[0], None)
     if path is not None:
-        from pipeline.base.progress import Display
-        from pipeline.launch.embed import move_shown
+        from rayssl.pipeline.base.progress import Display
+        from rayssl.pipeline.launch.embed import move_shown
 
         with Display() as display:
             move_shown(run, path, display)
@@ -172,7 +172,7 @@ def note_place(run: Path, parsed: Parsed) -> None:
 
 def said_of_others(parsed: Parsed) -> dict[str, Any]:
     """How the images of --data.path are to be read, where that is said, by the names of `Reading`."""
-    from pipeline.run.resolve import absolute_table
+    from rayssl.pipeline.run.resolve import absolute_table
 
     given = {path.replace("-", "_"): value for path, value in parsed.changes.items()}
     said = {path.removeprefix("data."): given[path] for path in READING if path in given}
@@ -185,7 +185,7 @@ def said_of_others(parsed: Parsed) -> dict[str, Any]:
 
 
 def command_line() -> str:
-    """This command as one would type it again, also where it was `python -m jobs.VERB`."""
+    """This command as one would type it again, also where it was `python -m rayssl.jobs.VERB`."""
     module = Path(sys.argv[0])
     verb = [module.stem] if module.parent.name == "jobs" and module.stem != "main" else []
     return shlex.join(["rayssl", *verb, *sys.argv[1:]])

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from jobs.cli import FLAGS, check_paths, parse
-from jobs.main import run_verb
+from rayssl.jobs.cli import FLAGS, check_paths, parse
+from rayssl.jobs.main import run_verb
 
 SUMMARY = (
     "Say how images are read, and why: splits, classes, sizes, channels, values, what is left out. A contact sheet "
@@ -24,14 +24,14 @@ def main(argv: list[str]) -> int:
         click.Option(["--sheet"], metavar="FILE", help="the contact sheet, a PNG [NAME-sheet.png]; none: no sheet"),
     ]
     parsed = parse("data", SUMMARY, argv, arguments, flags=OPTIONS)
-    from pipeline.base.progress import Display
-    from pipeline.config import Config, DataConfig, override
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.config import Config, DataConfig, override
 
     check_paths("data", parsed.changes, [f"data.{one.name}" for one in fields(DataConfig) if one.name != "path"])
-    from pipeline.data.concluded import facts, lines
-    from pipeline.data.regular import check_target
-    from pipeline.data.sheet import write_sheet
-    from pipeline.run.images import open_data
+    from rayssl.pipeline.data.concluded import facts, lines
+    from rayssl.pipeline.data.regular import check_target
+    from rayssl.pipeline.data.sheet import write_sheet
+    from rayssl.pipeline.run.images import open_data
 
     changes = {**parsed.changes, "data.path": parsed.values["path"]}
     if parsed.values["sheet"]:

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parsed
-from pipeline.base.terminal import say
+from rayssl.jobs.cli import Parsed
+from rayssl.pipeline.base.terminal import say
 
 if TYPE_CHECKING:
-    from pipeline.base.progress import Display
-    from pipeline.generate.decoder import Trained
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.generate.decoder import Trained
 
 
 def open_shown(run: Path, encoder: str | None, display: "Display") -> "Trained":
     """Open a trained run and show how its images are read."""
-    from pipeline.generate.decoder import open_trained
+    from rayssl.pipeline.generate.decoder import open_trained
 
     return open_trained(run, None if encoder is None else Path(encoder), counting(display, "reading images"))
 

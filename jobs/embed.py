@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import PLACE, READING, Parsed, check_paths, command_line, parse, run_folder, said_of_others
-from jobs.main import run_verb
-from jobs.start import concluded
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import plain
+from rayssl.jobs.cli import PLACE, READING, Parsed, check_paths, command_line, parse, run_folder, said_of_others
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.start import concluded
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
-    from pipeline.config import Config
+    from rayssl.pipeline.config import Config
 
 SUMMARY = (
     "Embeddings of a run's images; with --data.path of another folder's, by the same encoder. Without RUN but with "
@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
     """Parse, embed, print where the embeddings are."""
     argument = click.Argument(["run"], required=False, metavar="[RUN]")
     parsed = parse("embed", SUMMARY, argv, [argument], flags=FLAGS)
-    from pipeline.base.progress import Display
-    from pipeline.launch.embed import embed_run, embed_without_training
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.launch.embed import embed_run, embed_without_training
 
     with Display() as display:
         if parsed.values["run"] is None:
@@ -51,8 +51,8 @@ def main(argv: list[str]) -> int:
 
 def untrained(parsed: Parsed) -> "Config":
     """The config of a run that only uses an encoder."""
-    from pipeline.config import Config, DataConfig, override
-    from pipeline.recipes import HELD_OUT
+    from rayssl.pipeline.config import Config, DataConfig, override
+    from rayssl.pipeline.recipes import HELD_OUT
 
     missing = [f"--{name}" for name in ("encoder.name", "encoder.weights") if name not in parsed.changes]
     if missing:

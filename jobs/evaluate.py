@@ -2,9 +2,9 @@
 
 import sys
 
-from jobs.cli import parse, run_argument, run_folder
-from jobs.main import run_verb
-from jobs.start import run_stage
+from rayssl.jobs.cli import parse, run_argument, run_folder
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.start import run_stage
 
 GROUPS = ("evaluate.",)
 

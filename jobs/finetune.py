@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from jobs.cli import parse, run_argument, run_folder
-from jobs.main import run_verb
-from jobs.start import run_stage
-from pipeline.base.errors import UserError
+from rayssl.jobs.cli import parse, run_argument, run_folder
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.start import run_stage
+from rayssl.pipeline.base.errors import UserError
 
 GROUPS = ("finetune.", "cluster.")
 SUMMARY = (

@@ -4,11 +4,11 @@ import json
 import sys
 from typing import Any
 
-from jobs.cli import command_line, parse, run_argument, run_folder
-from jobs.main import run_verb
-from jobs.start import plan_on_run
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import say
+from rayssl.jobs.cli import command_line, parse, run_argument, run_folder
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.start import plan_on_run
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import say
 
 SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
 
@@ -19,11 +19,11 @@ def main(argv: list[str]) -> int:
     """Parse, build, print where the index is."""
     parsed = parse("index", SUMMARY, argv, [run_argument()], flags=FLAGS)
     run = run_folder(parsed)
-    from pipeline.base.progress import Display
-    from pipeline.launch.embed import search_anew
-    from pipeline.launch.runs import changed_config
-    from pipeline.run.folder import read_manifest
-    from pipeline.stages.index import run_index
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.launch.embed import search_anew
+    from rayssl.pipeline.launch.runs import changed_config
+    from rayssl.pipeline.run.folder import read_manifest
+    from rayssl.pipeline.stages.index import run_index
 
     plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())
     with changed_config(run, plan.configs[0]), Display() as display:

@@ -4,10 +4,10 @@ import sys
 
 import click
 
-from jobs.cli import PLACE, parse, run_argument, run_folder
-from jobs.decoding import open_shown, out_folder, show
-from jobs.main import run_verb
-from pipeline.base.errors import UserError
+from rayssl.jobs.cli import PLACE, parse, run_argument, run_folder
+from rayssl.jobs.decoding import open_shown, out_folder, show
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
 
 SUMMARY = (
     "Decode the way from image A to image B: straight between the codes, along an arc where the code has a Gaussian "
@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
         raise UserError(f"interpolate takes two images and {len(ends)} are named: rayssl interpolate RUN A B")
     if values["grid"] is not None and ends:
         raise UserError(f"--grid {values['grid']} draws all codes and {ends[0]} is one image: leave one of them out")
-    from pipeline.base.progress import Display
-    from pipeline.generate.interpolate import draw_grid, interpolate
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.generate.interpolate import draw_grid, interpolate
 
     with Display() as display:
         trained = open_shown(run, None, display)

@@ -9,8 +9,8 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pipeline.base.errors import UserError, nearest, outside_fault
-from pipeline.base.terminal import plain_lines, say
+from rayssl.pipeline.base.errors import UserError, nearest, outside_fault
+from rayssl.pipeline.base.terminal import plain_lines, say
 
 VERBS = {
     "run": "the whole pipeline by a recipe; on your own images without one: a race",
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     if words[0] == "--version":
-        from pipeline import __version__
+        from rayssl.pipeline import __version__
 
         print(f"rayssl {__version__}")
         return 0
@@ -82,7 +82,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         check_surroundings(argv)
         if verb not in VERBS:
             raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
-        code: int = importlib.import_module(f"jobs.{verb}").main(list(argv))
+        code: int = importlib.import_module(f"rayssl.jobs.{verb}").main(list(argv))
         return code
     except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)

@@ -6,10 +6,10 @@ from shlex import quote
 
 import click
 
-from jobs.cli import command_line, parse
-from jobs.main import leave, run_verb
-from jobs.start import concluded, plan_of, stop_early
-from pipeline.base.terminal import plain
+from rayssl.jobs.cli import command_line, parse
+from rayssl.jobs.main import leave, run_verb
+from rayssl.jobs.start import concluded, plan_of, stop_early
+from rayssl.pipeline.base.terminal import plain
 
 SUMMARY = "Train an encoder by a recipe and export it; the same command again continues where it stopped."
 
@@ -17,8 +17,8 @@ SUMMARY = "Train an encoder by a recipe and export it; the same command again co
 def main(argv: list[str]) -> int:
     """Parse, train, print where the encoder is."""
     parsed = parse("pretrain", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")])
-    from pipeline.base.progress import Display
-    from pipeline.launch.runs import start
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.launch.runs import start
 
     plan = plan_of(parsed, ("pretrain",), command_line())
     with Display() as display:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         plain(f"next     rayssl embed {quote(str(run))}, rayssl probe {quote(str(run))}"), soft_wrap=True
     )
     if parsed.values["json"]:
-        from pipeline.evaluation.doubts import warnings_of
+        from rayssl.pipeline.evaluation.doubts import warnings_of
 
         print(json.dumps({"run": str(run), "data": concluded(run), "warnings": warnings_of(run)}))
     return 0

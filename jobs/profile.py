@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import RUN_FLAGS, parse
-from jobs.main import run_verb
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import plain
+from rayssl.jobs.cli import RUN_FLAGS, parse
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.stages.profile import Profile
+    from rayssl.pipeline.stages.profile import Profile
 
 SUMMARY = (
     "Where the time of a training step goes, and how near it is to what this machine can do. One process, without Ray; "
@@ -34,11 +34,11 @@ def main(argv: list[str]) -> int:
     path = Path(parsed.values["trace"])
     if not path.absolute().parent.is_dir():
         raise UserError(f"--trace {path}: {path.absolute().parent} is no folder")
-    from pipeline.base.progress import Display
-    from pipeline.config import override
-    from pipeline.launch.opened import open_for_profile
-    from pipeline.recipes import build_recipe
-    from pipeline.stages.profile import profile_run
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.config import override
+    from rayssl.pipeline.launch.opened import open_for_profile
+    from rayssl.pipeline.recipes import build_recipe
+    from rayssl.pipeline.stages.profile import profile_run
 
     with Display() as display:
         work = open_for_profile(override(build_recipe(parsed.values["recipe"]), parsed.changes), display)

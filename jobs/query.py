@@ -10,9 +10,9 @@ from typing import Any
 
 import click
 
-from jobs.cli import PLACE, parse, run_argument, run_folder
-from jobs.main import run_verb
-from pipeline.base.terminal import say
+from rayssl.jobs.cli import PLACE, parse, run_argument, run_folder
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.terminal import say
 
 SUMMARY = (
     "The most similar images of a run to some images, with cosine scores. IMAGE is a file, a folder or a URL. One that "
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
     parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
     run = run_folder(parsed)
     save, data = parsed.values["save"], parsed.values["data"]
-    from pipeline.search.queries import images_of
-    from pipeline.search.query import answer, picture_format, reads_below_zero, save_run_gallery
+    from rayssl.pipeline.search.queries import images_of
+    from rayssl.pipeline.search.query import answer, picture_format, reads_below_zero, save_run_gallery
 
     asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
     if save:

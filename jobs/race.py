@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import Parsed, command_line, parse
-from jobs.main import leave, run_verb
-from pipeline.base.errors import UserError
+from rayssl.jobs.cli import Parsed, command_line, parse
+from rayssl.jobs.main import leave, run_verb
+from rayssl.pipeline.base.errors import UserError
 
 if TYPE_CHECKING:
-    from pipeline.race.live_table import Board
-    from pipeline.race.parts import Race
+    from rayssl.pipeline.race.live_table import Board
+    from rayssl.pipeline.race.parts import Race
 
 SUMMARY = (
     "Which embedding suits your images? Candidates race within a time budget: colour histogram, HOG, untrained "
@@ -84,8 +84,8 @@ def run_race(parsed: Parsed) -> int:
     if then is not None and then not in THEN:
         raise UserError(f"--then {then}: there is only --then tune")
     minutes = minutes_of(parsed.values["minutes"])
-    from pipeline.launch.race import race
-    from pipeline.race.live_table import Board
+    from rayssl.pipeline.launch.race import race
+    from rayssl.pipeline.race.live_table import Board
 
     with Board() as board:
         done = race(
@@ -116,9 +116,9 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
     """Let another candidate be the winner."""
     if place is None or parsed.changes:
         raise UserError("--choose NAME takes the folder of a race and nothing else: rayssl race OUT --choose NAME")
-    from pipeline.base.lease import writer_lock
-    from pipeline.race.end import overrule
-    from pipeline.race.live_table import Board
+    from rayssl.pipeline.base.lease import writer_lock
+    from rayssl.pipeline.race.end import overrule
+    from rayssl.pipeline.race.live_table import Board
 
     out = Path(place)
     if not (out / "race.json").is_file():
@@ -131,7 +131,7 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
 
 def show(race: "Race", board: "Board", parsed: Parsed) -> None:
     """The recommendation, and where to look."""
-    from pipeline.data.concluded import facts
+    from rayssl.pipeline.data.concluded import facts
 
     say = board.say
     say("")
@@ -150,7 +150,7 @@ def show(race: "Race", board: "Board", parsed: Parsed) -> None:
 
 def run_then(race: "Race", board: "Board") -> int:
     """Search for the augmentation of the winner's recipe, where it trains from scratch."""
-    from pipeline.race.candidates import SCRATCH
+    from rayssl.pipeline.race.candidates import SCRATCH
 
     ledger = race.ledger
     winner = ledger.about[ledger.winner or ""]

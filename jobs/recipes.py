@@ -5,8 +5,8 @@ import sys
 
 import click
 
-from jobs.cli import parse
-from jobs.main import run_verb
+from rayssl.jobs.cli import parse
+from rayssl.jobs.main import run_verb
 
 
 def main(argv: list[str]) -> int:
@@ -15,11 +15,11 @@ def main(argv: list[str]) -> int:
     parsed = parse(
         "recipes", "List the recipes, or show one with its whole config.", argv, [argument], flags=(), only=()
     )
-    from pipeline.recipes import RECIPES, build_recipe, describe_recipe
+    from rayssl.pipeline.recipes import RECIPES, build_recipe, describe_recipe
 
     name = parsed.values["name"]
     if name:
-        from pipeline.config import to_dict
+        from rayssl.pipeline.config import to_dict
 
         config = to_dict(build_recipe(name))
         print(f"{name}: {describe_recipe(name)}\n", file=sys.stderr)

@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from jobs.cli import PLACE, parse, run_argument, run_folder
-from jobs.decoding import counting, open_shown, out_folder, show
-from jobs.main import run_verb
+from rayssl.jobs.cli import PLACE, parse, run_argument, run_folder
+from rayssl.jobs.decoding import counting, open_shown, out_folder, show
+from rayssl.jobs.main import run_verb
 
 SUMMARY = (
     "Reconstruct the held-out images of a run: pictures, an error for each image, and the likelihood or bounds of it "
@@ -24,10 +24,10 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
-    from pipeline.base.lease import writer_lock
-    from pipeline.base.progress import Display
-    from pipeline.evaluation.measure import write_evaluation
-    from pipeline.generate.reconstruct import reconstruct
+    from rayssl.pipeline.base.lease import writer_lock
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.evaluation.measure import write_evaluation
+    from rayssl.pipeline.generate.reconstruct import reconstruct
 
     with Display() as display:
         trained = open_shown(run, parsed.values["encoder"], display)

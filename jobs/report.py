@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from jobs.cli import PLACE, note_place, parse
-from jobs.main import run_verb
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import plain
+from rayssl.jobs.cli import PLACE, note_place, parse
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import plain
 
 SUMMARY = "A self-contained report.html over one run, or over several with comparison.json beside it."
 
@@ -18,10 +18,10 @@ def main(argv: list[str]) -> int:
     """Parse, write, print where the report is."""
     runs_argument = click.Argument(["runs"], nargs=-1, required=True, metavar="RUN...")
     parsed = parse("report", SUMMARY, argv, [runs_argument], flags=("--data.path", "--out"), only=PLACE)
-    from pipeline.base.progress import PlainConsole
-    from pipeline.report import print_comparison
-    from pipeline.run.folder import read_manifest, winner_of
-    from pipeline.stages.report import run_report
+    from rayssl.pipeline.base.progress import PlainConsole
+    from rayssl.pipeline.report import print_comparison
+    from rayssl.pipeline.run.folder import read_manifest, winner_of
+    from rayssl.pipeline.stages.report import run_report
 
     runs = [winner_of(Path(run)) for run in parsed.values["runs"]]
     for run in runs:

@@ -5,10 +5,10 @@ import sys
 
 import click
 
-from jobs.cli import command_line, parse
-from jobs.main import leave, run_verb
-from jobs.race import race_options, refuse_race_options, run_race
-from jobs.start import concluded, plan_of, show_results, stop_early
+from rayssl.jobs.cli import command_line, parse
+from rayssl.jobs.main import leave, run_verb
+from rayssl.jobs.race import race_options, refuse_race_options, run_race
+from rayssl.jobs.start import concluded, plan_of, show_results, stop_early
 
 SUMMARY = (
     "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE but with --data.path: a race on "
@@ -24,9 +24,9 @@ def main(argv: list[str]) -> int:
     if parsed.values["recipe"] is None and "data.path" in parsed.changes:
         return run_race(parsed)
     refuse_race_options(parsed)
-    from pipeline.base.progress import Display
-    from pipeline.launch.plan import ALL
-    from pipeline.launch.runs import start
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.launch.plan import ALL
+    from rayssl.pipeline.launch.runs import start
 
     plan = plan_of(parsed, ALL, command_line())
     with Display() as display:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
         return 0
     show_results(plan, display.console)
     if parsed.values["json"]:
-        from pipeline.evaluation.doubts import warnings_of
+        from rayssl.pipeline.evaluation.doubts import warnings_of
 
         found = {"runs": [str(run) for run in plan.folders], "report": str(plan.out / "report.html")}
         warnings = {str(run): warnings_of(run) for run in plan.folders}

@@ -4,9 +4,9 @@ import sys
 
 import click
 
-from jobs.cli import PLACE, parse, run_argument, run_folder
-from jobs.decoding import counting, open_shown, out_folder, show
-from jobs.main import run_verb
+from rayssl.jobs.cli import PLACE, parse, run_argument, run_folder
+from rayssl.jobs.decoding import counting, open_shown, out_folder, show
+from rayssl.jobs.main import run_verb
 
 SUMMARY = (
     "New images from a model's prior: a sheet, the pixels, and how far they are from the training images. A "
@@ -29,8 +29,8 @@ def main(argv: list[str]) -> int:
     ]
     parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)
-    from pipeline.base.progress import Display
-    from pipeline.generate.sample import sample
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.generate.sample import sample
 
     with Display() as display:
         trained = open_shown(run, None, display)

@@ -8,21 +8,21 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Any
 
-from jobs.cli import Parsed, command_line
-from pipeline.base.terminal import plain, plain_lines
+from rayssl.jobs.cli import Parsed, command_line
+from rayssl.pipeline.base.terminal import plain, plain_lines
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from pipeline.launch.plan import Plan
+    from rayssl.pipeline.launch.plan import Plan
 
 
 def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
     """Configs and folders of a recipe, or of the default suite where none is named."""
-    from pipeline.config import override
-    from pipeline.launch.plan import Plan
-    from pipeline.recipes import DEFAULT_SUITE, build_recipe
-    from pipeline.run.identity import run_name
+    from rayssl.pipeline.config import override
+    from rayssl.pipeline.launch.plan import Plan
+    from rayssl.pipeline.recipes import DEFAULT_SUITE, build_recipe
+    from rayssl.pipeline.run.identity import run_name
 
     recipe = parsed.values.get("recipe")
     names = [recipe] if recipe else list(DEFAULT_SUITE)
@@ -37,9 +37,9 @@ def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
 
 def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tuple[str, ...], command: str) -> "Plan":
     """Stages on an existing run folder, whose config may be changed only within `groups`."""
-    from pipeline import config as configuration
-    from pipeline.base.errors import UserError
-    from pipeline.launch.plan import Plan
+    from rayssl.pipeline import config as configuration
+    from rayssl.pipeline.base.errors import UserError
+    from rayssl.pipeline.launch.plan import Plan
 
     for path in parsed.changes:
         if not path.startswith(groups):
@@ -61,10 +61,10 @@ def run_stage(
     quiet: bool = False,
 ) -> int:
     """Run the stage that a verb is named after, and print its figures: those whose names are `shown`, unless quiet."""
-    from pipeline.base.progress import Display
-    from pipeline.evaluation.doubts import warnings_of
-    from pipeline.evaluation.records import read_evaluation
-    from pipeline.launch.runs import continue_runs
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.evaluation.doubts import warnings_of
+    from rayssl.pipeline.evaluation.records import read_evaluation
+    from rayssl.pipeline.launch.runs import continue_runs
 
     with Display() as display:
         continue_runs(plan_on_run(run, parsed, (verb,), groups, command_line()), display)
@@ -82,8 +82,8 @@ def run_stage(
 
 def show_results(plan: "Plan", console: "Console") -> None:
     """The table, and where to look."""
-    from pipeline.evaluation.doubts import warnings_of
-    from pipeline.report import print_comparison
+    from rayssl.pipeline.evaluation.doubts import warnings_of
+    from rayssl.pipeline.report import print_comparison
 
     print_comparison(plan.folders, console)
     for run in plan.folders:
@@ -99,7 +99,7 @@ def show_results(plan: "Plan", console: "Console") -> None:
 
 def searched_by(run: Path) -> str:
     """What a run is searched by, in a line; empty where it is the last stage."""
-    from pipeline.search.store import has_search, read_search
+    from rayssl.pipeline.search.store import has_search, read_search
 
     return f"{read_search(run).facts['told']}; --search.vectors last undoes it" if has_search(run) else ""
 
@@ -112,11 +112,11 @@ def stop_early() -> bool:
 def concluded(folder: Path, name: str = "manifest.json") -> "dict[str, object]":
     """What was concluded about the images of a run or a search."""
     if name == "manifest.json":
-        from pipeline.run.folder import own_data
+        from rayssl.pipeline.run.folder import own_data
 
         data: dict[str, Any] = own_data(folder)
     else:
-        from pipeline.tune.search import load_search
+        from rayssl.pipeline.tune.search import load_search
 
         data = load_search(folder)["data"]
     told: dict[str, object] = data.get("concluded") or {}

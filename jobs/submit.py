@@ -7,9 +7,9 @@ from typing import NoReturn
 
 import click
 
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import plain
-from pipeline.cluster.submit import submit_job
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import plain
+from rayssl.pipeline.cluster.submit import submit_job
 
 USAGE = "rayssl submit ADDRESS [--no-follow] [--allow-no-token] [--json] -- VERB ..."
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import Parsed, command_line, parse
-from jobs.main import run_verb
-from jobs.start import concluded
-from pipeline.base.terminal import plain
+from rayssl.jobs.cli import Parsed, command_line, parse
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.start import concluded
+from rayssl.pipeline.base.terminal import plain
 
 if TYPE_CHECKING:
-    from pipeline.tune.live_table import Board
-    from pipeline.tune.search import Search
-    from pipeline.tune.trials import Trial
+    from rayssl.pipeline.tune.live_table import Board
+    from rayssl.pipeline.tune.search import Search
+    from rayssl.pipeline.tune.trials import Trial
 
 SUMMARY = (
     "Try augmentations on your own images: each trial trains RECIPE for a part of its steps and is measured on "
@@ -48,14 +48,14 @@ FLAGS = (
 def main(argv: list[str]) -> int:
     """Parse, search, print what is best and how it is used."""
     parsed = parse("tune", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE")], flags=FLAGS)
-    from pipeline.tune.live_table import Board
+    from rayssl.pipeline.tune.live_table import Board
 
     with Board() as board:
         search, best = run(parsed, board)
     shown = board.console.print
     shown(f"\nreport   {search.out / 'tune-report.html'}", soft_wrap=True)
     if best is not None:
-        from pipeline.tune.search import command_to_use
+        from rayssl.pipeline.tune.search import command_to_use
 
         shown(plain(f"best     trial {best.number}: {search.objective} {best.score:.4f}"), soft_wrap=True)
         command = command_to_use(search.out, search.config.recipe, search.changes, best)
@@ -71,11 +71,11 @@ def main(argv: list[str]) -> int:
 
 def run(parsed: Parsed, board: "Board") -> "tuple[Search, Trial | None]":
     """Plan the search and run what is left of it."""
-    from pipeline.config import override
-    from pipeline.launch.tune import run_tuning
-    from pipeline.recipes import build_recipe
-    from pipeline.run.identity import run_name
-    from pipeline.tune.search import parse_settings
+    from rayssl.pipeline.config import override
+    from rayssl.pipeline.launch.tune import run_tuning
+    from rayssl.pipeline.recipes import build_recipe
+    from rayssl.pipeline.run.identity import run_name
+    from rayssl.pipeline.tune.search import parse_settings
 
     recipe = parsed.values["recipe"]
     own = {name.removeprefix("tune."): value for name, value in parsed.changes.items() if name.startswith("tune.")}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from jobs.cli import parse, run_argument
-from jobs.main import run_verb
-from pipeline.base.errors import UserError
-from pipeline.base.terminal import say
+from rayssl.jobs.cli import parse, run_argument
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.terminal import say
 
 if TYPE_CHECKING:
-    from pipeline.verify import Finding
+    from rayssl.pipeline.verify import Finding
 
 STOPPED = 128  # and above: exit codes of commands that a signal has ended
 SUMMARY = (
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"run folder {folder} does not exist: give the --out folder of a run")
     if values["yes"] and not values["repair"]:
         raise UserError("--yes goes with --repair: rayssl verify RUN --repair --yes")
-    from pipeline.verify import verify
+    from rayssl.pipeline.verify import verify
 
     findings, failed = list(verify(folder, deep=values["deep"])), list[str]()
     if values["repair"]:
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
 
 def show(folder: Path, findings: "list[Finding]") -> None:
     """A line for each file, and for what is not to be judged."""
-    from pipeline.verify import is_older, left_over
+    from rayssl.pipeline.verify import is_older, left_over
 
     for one in findings:
         state = "DAMAGED" if one.fault is not None else "unfinished" if one.unfinished else "whole"
@@ -73,9 +73,9 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
 def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[str]:
     """Remove what is left over, and tell or run what makes the rest whole; returns the commands that failed."""
-    from pipeline.base.lease import writer_lock
-    from pipeline.verify import left_over, owner_of
-    from pipeline.verify.repair import AGAIN, clear, remove, repairs_of
+    from rayssl.pipeline.base.lease import writer_lock
+    from rayssl.pipeline.verify import left_over, owner_of
+    from rayssl.pipeline.verify.repair import AGAIN, clear, remove, repairs_of
 
     damaged: dict[Path, list[str]] = {}
     for one in findings:
@@ -106,9 +106,9 @@ def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[st
 
 def train_again(run: Path) -> None:
     """What pre-training leaves, from the run's own checkpoint."""
-    from pipeline.base.progress import Display
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     if (run / "config.json").exists():
         with Display() as display:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from jobs.cli import parse
-from jobs.main import run_verb
-from pipeline.base.terminal import plain, say
+from rayssl.jobs.cli import parse
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.terminal import plain, say
 
 if TYPE_CHECKING:
-    from pipeline.models.pretrained import Available
+    from rayssl.pipeline.models.pretrained import Available
 
 SUMMARY = (
     "Pretrained weights on this machine, and what to pass to use them: in torchvision's and timm's caches and in "
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
     asked = parsed.values["name"]
     if asked is not None:
         return _fetch(asked, parsed.values["weights"], as_json=parsed.values["json"])
-    from pipeline.models.pretrained import available
+    from rayssl.pipeline.models.pretrained import available
 
     found = available()
     if parsed.values["json"]:
@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
 
 
 def _fetch(name: str, weights: str, *, as_json: bool) -> int:
-    from pipeline.base.progress import format_bytes
-    from pipeline.models.fetch import fetch, find_remote
+    from rayssl.pipeline.base.progress import format_bytes
+    from rayssl.pipeline.models.fetch import fetch, find_remote
 
     remote = find_remote(name, weights)
     size = format_bytes(remote.bytes) if remote.bytes is not None else "of unknown size"
@@ -54,7 +54,7 @@ def _fetch(name: str, weights: str, *, as_json: bool) -> int:
 
 
 def _table(found: "list[Available]") -> list[str]:
-    from pipeline.base.progress import format_bytes
+    from rayssl.pipeline.base.progress import format_bytes
 
     if not found:
         return [

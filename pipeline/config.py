@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypedDict
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.methods import METHODS, load_method
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.methods import METHODS, load_method
 
 SCHEMA = 1
 LISTS = ("data.classes",)  # where there may be none, and text stands for several
@@ -67,7 +67,7 @@ class AugmentConfig:
 
 
 class Sizes(TypedDict):
-    """A network's sizes as `pipeline.models.encoder.build_encoder` takes them; see EncoderConfig."""
+    """A network's sizes as `rayssl.pipeline.models.encoder.build_encoder` takes them; see EncoderConfig."""
 
     latent_dim: int | None
     depth: int | None
@@ -290,16 +290,16 @@ def _settles(path: str, planned: str) -> bool:
 
 def save(config: Config, path: Path) -> None:
     """Write as JSON, whole or not at all."""
-    from pipeline.base.files import write_json
+    from rayssl.pipeline.base.files import write_json
 
     write_json(path, to_dict(config))
 
 
 def load(path: Path) -> Config:
     """Read a saved config; raises UserError where it is missing, damaged or of another schema version."""
-    from pipeline.base.documents import load as load_document
-    from pipeline.base.schemas import Document
-    from pipeline.base.seals import check
+    from rayssl.pipeline.base.documents import load as load_document
+    from rayssl.pipeline.base.schemas import Document
+    from rayssl.pipeline.base.seals import check
 
     remedy = "restore it, or start the run again in a new --out"
     values = load_document(path, Document, remedy, f"{path} does not exist: {path.parent} is not a run folder")

@@ -18,58 +18,58 @@ rayssl.UserError, whose text is one line. Nothing is imported before it is asked
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
+from rayssl.pipeline import __version__
 
 if TYPE_CHECKING:
-    from pipeline.augment import Spec, load_views
-    from pipeline.base.errors import UserError
-    from pipeline.config import Config, override
-    from pipeline.data import Dataset, open_dataset
-    from pipeline.evaluation.measure import evaluate_embeddings
-    from pipeline.evaluation.records import read_evaluation
-    from pipeline.launch.runs import run
-    from pipeline.launch.tune import tune
-    from pipeline.models.encoder import Encoder, build_encoder
-    from pipeline.models.export import export_encoder, load_encoder
-    from pipeline.recipes import build_recipe
-    from pipeline.report import write_comparison, write_report
-    from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
-    from pipeline.search.index import build_index, load_index, search
-    from pipeline.search.query import query
-    from pipeline.tune.search import TuneSettings
-    from pipeline.tune.space import Parameter, Space, build_space
+    from rayssl.pipeline.augment import Spec, load_views
+    from rayssl.pipeline.base.errors import UserError
+    from rayssl.pipeline.config import Config, override
+    from rayssl.pipeline.data import Dataset, open_dataset
+    from rayssl.pipeline.evaluation.measure import evaluate_embeddings
+    from rayssl.pipeline.evaluation.records import read_evaluation
+    from rayssl.pipeline.launch.runs import run
+    from rayssl.pipeline.launch.tune import tune
+    from rayssl.pipeline.models.encoder import Encoder, build_encoder
+    from rayssl.pipeline.models.export import export_encoder, load_encoder
+    from rayssl.pipeline.recipes import build_recipe
+    from rayssl.pipeline.report import write_comparison, write_report
+    from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+    from rayssl.pipeline.search.index import build_index, load_index, search
+    from rayssl.pipeline.search.query import query
+    from rayssl.pipeline.tune.search import TuneSettings
+    from rayssl.pipeline.tune.space import Parameter, Space, build_space
 
 # Public name → the module that it comes from.
 _NAMES = {
-    "Config": "pipeline.config",
-    "Dataset": "pipeline.data",
-    "Embeddings": "pipeline.search.embeddings",
-    "Encoder": "pipeline.models.encoder",
-    "Parameter": "pipeline.tune.space",
-    "Space": "pipeline.tune.space",
-    "Spec": "pipeline.augment",
-    "TuneSettings": "pipeline.tune.search",
-    "UserError": "pipeline.base.errors",
-    "build_encoder": "pipeline.models.encoder",
-    "build_index": "pipeline.search.index",
-    "build_recipe": "pipeline.recipes",
-    "build_space": "pipeline.tune.space",
-    "evaluate_embeddings": "pipeline.evaluation.measure",
-    "export_encoder": "pipeline.models.export",
-    "load_embeddings": "pipeline.search.embeddings",
-    "load_encoder": "pipeline.models.export",
-    "load_index": "pipeline.search.index",
-    "load_views": "pipeline.augment",
-    "open_dataset": "pipeline.data",
-    "override": "pipeline.config",
-    "query": "pipeline.search.query",
-    "read_evaluation": "pipeline.evaluation.records",
-    "run": "pipeline.launch.runs",
-    "save_embeddings": "pipeline.search.embeddings",
-    "search": "pipeline.search.index",
-    "tune": "pipeline.launch.tune",
-    "write_comparison": "pipeline.report",
-    "write_report": "pipeline.report",
+    "Config": "rayssl.pipeline.config",
+    "Dataset": "rayssl.pipeline.data",
+    "Embeddings": "rayssl.pipeline.search.embeddings",
+    "Encoder": "rayssl.pipeline.models.encoder",
+    "Parameter": "rayssl.pipeline.tune.space",
+    "Space": "rayssl.pipeline.tune.space",
+    "Spec": "rayssl.pipeline.augment",
+    "TuneSettings": "rayssl.pipeline.tune.search",
+    "UserError": "rayssl.pipeline.base.errors",
+    "build_encoder": "rayssl.pipeline.models.encoder",
+    "build_index": "rayssl.pipeline.search.index",
+    "build_recipe": "rayssl.pipeline.recipes",
+    "build_space": "rayssl.pipeline.tune.space",
+    "evaluate_embeddings": "rayssl.pipeline.evaluation.measure",
+    "export_encoder": "rayssl.pipeline.models.export",
+    "load_embeddings": "rayssl.pipeline.search.embeddings",
+    "load_encoder": "rayssl.pipeline.models.export",
+    "load_index": "rayssl.pipeline.search.index",
+    "load_views": "rayssl.pipeline.augment",
+    "open_dataset": "rayssl.pipeline.data",
+    "override": "rayssl.pipeline.config",
+    "query": "rayssl.pipeline.search.query",
+    "read_evaluation": "rayssl.pipeline.evaluation.records",
+    "run": "rayssl.pipeline.launch.runs",
+    "save_embeddings": "rayssl.pipeline.search.embeddings",
+    "search": "rayssl.pipeline.search.index",
+    "tune": "rayssl.pipeline.launch.tune",
+    "write_comparison": "rayssl.pipeline.report",
+    "write_report": "rayssl.pipeline.report",
 }
 
 __all__ = [

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, Images, Reading
-from pipeline.data.listing import Listing
-from pipeline.data.sources import find_source
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, Images, Reading
+from rayssl.pipeline.data.listing import Listing
+from rayssl.pipeline.data.sources import find_source
 
 # What may stand in the place of a file, by what it is called, and how it is made at a path.
 SPECIAL: dict[str, Callable[[Path], object]] = {

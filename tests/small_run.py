@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.base.progress import Display
-from pipeline.base.reporter import Reporter, Silent
-from pipeline.config import override
-from pipeline.recipes import build_recipe
-from pipeline.stages.start import prepare
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.base.reporter import Reporter, Silent
+from rayssl.pipeline.config import override
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.stages.start import prepare
+from rayssl.pipeline.stages.story import run_worker_stages
 
 Rows = list[dict[str, Any]]
 
@@ -39,7 +39,7 @@ def quiet() -> Display:
 
 def command(run: Path, **changes: Any) -> list[str]:
     """`rayssl pretrain …` with Ray on this machine."""
-    return [sys.executable, "-m", "jobs.main", *arguments(run, **changes)]
+    return [sys.executable, "-m", "rayssl.jobs.main", *arguments(run, **changes)]
 
 
 def arguments(run: Path, **changes: Any) -> list[str]:

@@ -1,6 +1,6 @@
 """What the competitors' scripts share: their task, the images, the encoder, and how many steps a time budget holds.
 
-It runs inside the competitors' environments, so it needs nothing of this project but `pipeline.models.backbones`.
+It runs inside the competitors' environments, so it needs nothing of this project but `models.backbones`.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.datasets import VisionDataset
 
-from pipeline.models.backbones import build_backbone, choose_stem
+from rayssl.pipeline.models.backbones import build_backbone, choose_stem
 
 IMAGE_SIZE = 32
 LOG_SECONDS = 0.5  # as often as our own loop writes

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.augment.spec import Spec
-from pipeline.augment.user_pipeline import UserPipeline
-from pipeline.base.errors import UserError
-from pipeline.base.settings_files import read_given, shown
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.augment.user_pipeline import UserPipeline
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.settings_files import read_given, shown
 
 __all__ = ["Spec", "UserPipeline", "View", "apply_batch", "gallery", "load_views", "view_from_dict", "view_to_dict"]
 
@@ -36,7 +36,7 @@ def apply_batch(
     """
     if isinstance(spec, UserPipeline):
         return spec.apply_batch(images, size=size, seed=seed, epoch=epoch, ids=ids, view=view)
-    from pipeline.augment import albumentations_backend
+    from rayssl.pipeline.augment import albumentations_backend
 
     spec = spec.restricted(images[0].shape[2])
     table = spec.draw(seed=seed, epoch=epoch, ids=np.asarray(ids), view=view)

@@ -12,8 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.augment import spec as operations
-from pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table, standard_normal
+from rayssl.pipeline.augment import spec as operations
+from rayssl.pipeline.augment.spec import (
+    AVERAGED_FROM,
+    Draws,
+    Operation,
+    RandomResizedCrop,
+    Spec,
+    Table,
+    standard_normal,
+)
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 
@@ -66,7 +74,7 @@ def _rows(draws: Draws) -> list[tuple[Any, ...]]:
 
 
 def _to_square(image: Image, size: int) -> Image:
-    from pipeline.data.decode import to_square
+    from rayssl.pipeline.data.decode import to_square
 
     return to_square(image, size)
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from pipeline.augment import spec as operations
-from pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table
-from pipeline.base.randomness_torch import uniform
+from rayssl.pipeline.augment import spec as operations
+from rayssl.pipeline.augment.spec import AVERAGED_FROM, Draws, Operation, RandomResizedCrop, Spec, Table
+from rayssl.pipeline.base.randomness_torch import uniform
 
 Values = NDArray[Any]
 Step = tuple[Operation, Draws]
@@ -143,7 +143,7 @@ def _box_windows(boxes: NDArray[np.int64], size: int) -> Values:
 
 
 def _square_windows(shapes: NDArray[np.int64], size: int) -> Values:
-    """`pipeline.data.decode.to_square`: the shorter side resized, the longer in whole pixels, then the centre."""
+    """`data.decode.to_square`: the shorter side resized, the longer in whole pixels, then the centre."""
     shorter = shapes.min(axis=1, keepdims=True)
     resized = np.maximum(size, np.rint(shapes * size / shorter))
     step = shapes / resized
@@ -402,7 +402,7 @@ def _blur_weights(kernels: Tensor, size: int) -> Tensor:
 
 
 def gaussian_noise(images: Tensor, sigma: Values, key: Values) -> Tensor:
-    """Adds normal noise of sigma × 255, clipped: `pipeline.augment.spec.standard_normal` of every image's key."""
+    """Adds normal noise of sigma × 255, clipped: `augment.spec.standard_normal` of every image's key."""
     return _add_noise_(images, *_send(images.device, key, (255 * sigma).astype(np.float32)))
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from pipeline.augment.spec import (
+from rayssl.pipeline.augment.spec import (
     ColorJitter,
     GaussianBlur,
     Grayscale,

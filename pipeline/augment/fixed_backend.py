@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.augment import batched_backend as batched
-from pipeline.augment import spec as operations
-from pipeline.augment.spec import Draws, Operation, RandomResizedCrop, Spec, Table
+from rayssl.pipeline.augment import batched_backend as batched
+from rayssl.pipeline.augment import spec as operations
+from rayssl.pipeline.augment.spec import Draws, Operation, RandomResizedCrop, Spec, Table
 
 Values = NDArray[Any]
 

@@ -17,9 +17,9 @@ import numpy as np
 from annotated_types import Interval
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.randomness import uniform
-from pipeline.base.settings_files import cut, shown
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.randomness import uniform
+from rayssl.pipeline.base.settings_files import cut, shown
 
 Range = tuple[float, float]  # low, high
 Floats = NDArray[np.float64]

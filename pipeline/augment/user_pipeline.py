@@ -13,9 +13,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.randomness import hash_key
-from pipeline.base.settings_files import cut
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.randomness import hash_key
+from rayssl.pipeline.base.settings_files import cut
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 
@@ -100,7 +100,7 @@ class UserPipeline:
 
 
 def _square(result: Any, image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    from pipeline.data.decode import to_square
+    from rayssl.pipeline.data.decode import to_square
 
     if not isinstance(result, np.ndarray) or result.dtype != np.uint8:
         found = result.dtype if isinstance(result, np.ndarray) else type(result).__name__

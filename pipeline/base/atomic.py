@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base.errors import UserError, disk_error
+from rayssl.pipeline.base.errors import UserError, disk_error
 
 UNFINISHED = ".unfinished"  # ends the name of a file that is being written, so that no reader takes it for data
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 
 def cache_dir() -> Path:

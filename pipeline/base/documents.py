@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.errors import MissingError, UserError
 
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
@@ -120,7 +120,7 @@ def fit(values: Any, schema: "type[BaseModel]") -> None:
     """Raises DamagedError, with key and value, where values do not fit a schema."""
     from pydantic import ValidationError
 
-    from pipeline.base.schemas import VERSION
+    from rayssl.pipeline.base.schemas import VERSION
 
     if not isinstance(values, dict):
         raise DamagedError("not JSON of ours: no object")

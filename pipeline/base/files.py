@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.atomic import placing
-from pipeline.base.seals import check_stays, put_noted
+from rayssl.pipeline.base.atomic import placing
+from rayssl.pipeline.base.seals import check_stays, put_noted
 
 
 @contextmanager

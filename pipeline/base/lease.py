@@ -12,8 +12,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import TextIO, TypeVar, cast
 
-from pipeline.base.atomic import is_locked, writing
-from pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.atomic import is_locked, writing
+from rayssl.pipeline.base.errors import MissingError, UserError
 
 WAIT_FOR_WRITER = 10.0  # seconds that a reader waits for files to fit
 T = TypeVar("T")

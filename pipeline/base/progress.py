@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.segment import Segment
 from rich.text import Text
 
-from pipeline.base.terminal import plain, plain_lines
+from rayssl.pipeline.base.terminal import plain, plain_lines
 
 PLAIN_SECONDS = 10.0  # a plain line so often
 RATE_MEMORY = 0.9  # of the moving average that the remaining time is made from
@@ -56,7 +56,7 @@ class LiveConsole:
 
 
 class Display(LiveConsole):
-    """Shows the rows that stages report (see pipeline.base.reporter)."""
+    """Shows the rows that stages report (see rayssl.pipeline.base.reporter)."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)

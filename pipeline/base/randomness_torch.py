@@ -1,4 +1,4 @@
-"""`pipeline.base.randomness` on the device: the same hash of the same key gives the same bits, on CPU and GPU.
+"""`rayssl.pipeline.base.randomness` on the device: the same hash of the same key gives the same bits, on CPU and GPU.
 
 torch has no unsigned 64-bit arithmetic: int64 wraps round to the same bits, and a logical shift is a shift and a mask.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipeline.base.randomness import name_key
+from rayssl.pipeline.base.randomness import name_key
 
 
 def _signed(bits: int) -> int:
@@ -22,7 +22,7 @@ _MIX_2 = _signed(0x94D049BB133111EB)
 
 
 def hash_key(parts: Sequence[int | str | Tensor]) -> Tensor:
-    """`pipeline.base.randomness.hash_key` as int64 with the same bits; at least one part must be an int64 tensor.
+    """`base.randomness.hash_key` as int64 with the same bits; at least one part must be an int64 tensor.
 
     Tensors must be on one device and broadcast against each other; a str part stands for `name_key` of it.
     """
@@ -35,7 +35,7 @@ def hash_key(parts: Sequence[int | str | Tensor]) -> Tensor:
 
 
 def uniform(parts: Sequence[int | str | Tensor], n: int) -> Tensor:
-    """`pipeline.base.randomness.uniform` on the device: (*key shape, n) draws in [0, 1), float64."""
+    """`rayssl.pipeline.base.randomness.uniform` on the device: (*key shape, n) draws in [0, 1), float64."""
     return _shift_right(_element_hash(parts, n), 11).double().mul_(2.0**-53)
 
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
-from pipeline.base.atomic import placing
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.documents import DamagedError, load, open_regular, parse, read_bytes
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.atomic import placing
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.documents import DamagedError, load, open_regular, parse, read_bytes
+from rayssl.pipeline.base.errors import UserError
 
 RUN, OTHERS = "manifest.json", "files.json"  # where the notes of a run are, and those of a search or race
 TRIALS = "trials/"  # what a search has in a folder; in a race the folders are runs with notes of their own
@@ -400,7 +400,7 @@ def _values(path: Path) -> Values | None:
 
 
 def _load(path: Path) -> Values | None:
-    from pipeline.base.schemas import Files
+    from rayssl.pipeline.base.schemas import Files
 
     try:
         values = load(path, Files, "")

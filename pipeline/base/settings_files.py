@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.documents import DamagedError, open_regular
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.documents import DamagedError, open_regular
+from rayssl.pipeline.base.errors import UserError
 
 LARGEST = 4 * 1024**2  # bytes of a file; an augmentation takes thousands
 LARGEST_YAML = 256 * 1024  # the same; it is read slowly

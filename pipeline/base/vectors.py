@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 Floats = NDArray[np.float32]
 

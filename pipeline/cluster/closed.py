@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from pipeline.cluster.ray_private import LOOPBACK_ONLY, read_settings_anew
+from rayssl.pipeline.cluster.ray_private import LOOPBACK_ONLY, read_settings_anew
 
 MODE, TOKEN, TOKEN_PATH = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import wandb_tracker
-from pipeline.base.errors import UserError
-from pipeline.base.memory import give_back_memory
-from pipeline.base.reporter import Interrupted
-from pipeline.cluster.capacity import alive_nodes, count_workers
-from pipeline.cluster.train import (
+from rayssl.pipeline.base import wandb_tracker
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.memory import give_back_memory
+from rayssl.pipeline.base.reporter import Interrupted
+from rayssl.pipeline.cluster.capacity import alive_nodes, count_workers
+from rayssl.pipeline.cluster.train import (
     FileReporter,
     Resources,
     Show,
@@ -30,8 +30,8 @@ from pipeline.cluster.train import (
     run_beside,
     threads_asked,
 )
-from pipeline.race.parts import Ended, Room, Task
-from pipeline.race.plan import threads_of
+from rayssl.pipeline.race.parts import Ended, Room, Task
+from rayssl.pipeline.race.plan import threads_of
 
 DIED = "the trial's process died: it was killed, or out of memory"
 WAIT_SECONDS = 0.2
@@ -129,8 +129,8 @@ def outcome_of(task: Task, reference: Any) -> Ended:
 
 def work_on(task: Task, control: str, gpu: bool, told_to_wandb: dict[str, str]) -> Ended:
     """What a task runs."""
-    from pipeline.race.trial import run_trial, time_step
-    from pipeline.run.context import Stopped
+    from rayssl.pipeline.race.trial import run_trial, time_step
+    from rayssl.pipeline.run.context import Stopped
 
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     wandb_tracker.obey(told_to_wandb)

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig, config
 
-from pipeline.cluster.ray_private import session_folder
+from rayssl.pipeline.cluster.ray_private import session_folder
 
 
 class FileBackend(config._TorchBackend):

@@ -1,6 +1,6 @@
 """Jobs on a Ray cluster: pack the code, submit it, follow the log to the job's end.
 
-A job is `python -m jobs.VERB …` in a copy of the code. It is never retried and it ends with its cluster, but the
+A job is `python -m rayssl.jobs.VERB …` in a copy of the code. It is never retried and it ends with its cluster, but the
 run folder outlives both: the same submission again goes on where the folder stops.
 """
 
@@ -19,11 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.run.software import COMMIT, describe_software
+import rayssl
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.run.software import COMMIT, describe_software
 
-CODE = Path(__file__).resolve().parents[2]  # the folder that holds pipeline/ and jobs/
-PACKAGES = ("pipeline", "jobs", "rayssl")
+CODE = Path(rayssl.__file__).resolve().parents[1]  # the folder that holds the package
+PACKAGES = ("rayssl/pipeline", "rayssl/jobs", "rayssl")  # the first two may be links, as in a clone
 FILES = ("pyproject.toml",)
 CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js"})
 
@@ -105,22 +106,26 @@ def package_code(folder: Path) -> Path:
     Only code files of the packages and pyproject.toml: no data, runs, hidden files or links, wherever they lie.
     """
     staging = Path(tempfile.mkdtemp(prefix="rayssl-code-"))
-    sources = [path for package in PACKAGES for path in sorted((folder / package).rglob("*"))]
-    sources += [folder / name for name in FILES]
-    for source in sources:
-        relative = source.relative_to(folder)
-        if _is_code(source, folder):
-            (staging / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, staging / relative)
+    found = {
+        f"{package}/{path}": root / path
+        for package in PACKAGES
+        for root in [(folder / package).resolve()]
+        for path in _code_in(root)
+    }
+    for relative, source in {**found, **{name: folder / name for name in FILES if (folder / name).is_file()}}.items():
+        (staging / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, staging / relative)
     return staging
 
 
-def _is_code(path: Path, folder: Path) -> bool:
-    relative = path.relative_to(folder)
-    hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
-    linked = any((folder / parent).is_symlink() for parent in (relative, *relative.parents))
-    code = path.suffix in CODE_SUFFIXES or path.name in FILES
-    return code and path.is_file() and not hidden and not linked
+def _code_in(root: Path) -> Iterator[Path]:
+    """Paths of code files below a package's folder; nothing hidden, nothing linked."""
+    for path in sorted(root.rglob("*")):
+        relative = path.relative_to(root)
+        hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
+        linked = any((root / part).is_symlink() for part in (relative, *relative.parents) if part.name)
+        if path.suffix in CODE_SUFFIXES and path.is_file() and not hidden and not linked:
+            yield relative
 
 
 def _checked_address(address: str) -> str:
@@ -132,7 +137,7 @@ def _checked_address(address: str) -> str:
 
 def _checked_run_folder(argv: Sequence[str]) -> str | None:
     """The run folder that the verb writes or reads, where it has one."""
-    verbs = sorted({path.stem for path in (CODE / "jobs").glob("*.py")} - NO_JOB)
+    verbs = sorted({path.stem for path in (CODE / "rayssl/jobs").glob("*.py")} - NO_JOB)
     if not argv or argv[0] not in verbs:
         given = f"unknown verb '{argv[0]}'{nearest(argv[0], verbs)}" if argv else "no verb after --"
         raise UserError(f"{given}: a job runs one of {', '.join(verbs)}")
@@ -212,7 +217,7 @@ def _start(client: Any, address: str, argv: Sequence[str], run: str | None) -> s
     try:
         return str(
             client.submit_job(
-                entrypoint=shlex.join(["python", "-m", f"jobs.{argv[0]}", *argv[1:]]),
+                entrypoint=shlex.join(["python", "-m", f"rayssl.jobs.{argv[0]}", *argv[1:]]),
                 submission_id=_next_id([job.submission_id for job in jobs], run, argv[0]),
                 runtime_env={
                     "working_dir": str(staging),
@@ -246,9 +251,9 @@ def _run_of_entrypoint(entrypoint: str) -> str | None:
     except ValueError:
         return None
     verbs = [place for place, word in enumerate(words) if place and words[place - 1] == "-m"]
-    if not verbs or not words[verbs[0]].startswith("jobs."):
+    if not verbs or not (verb := re.fullmatch(r"(?:rayssl\.)?jobs\.(\w+)", words[verbs[0]])):
         return None
-    return _run_folder([words[verbs[0]].removeprefix("jobs."), *words[verbs[0] + 1 :]])
+    return _run_folder([verb[1], *words[verbs[0] + 1 :]])
 
 
 def _next_id(taken: Sequence[str], run: str | None, verb: str) -> str:

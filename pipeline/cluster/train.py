@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base import wandb_tracker
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Interrupted, Silent, handle_signals
-from pipeline.cluster.closed import closed_to_others, lets_anybody_in
-from pipeline.cluster.ray_private import few_processes, lean_trainer
+from rayssl.pipeline.base import wandb_tracker
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Interrupted, Silent, handle_signals
+from rayssl.pipeline.cluster.closed import closed_to_others, lets_anybody_in
+from rayssl.pipeline.cluster.ray_private import few_processes, lean_trainer
 
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
@@ -384,7 +384,7 @@ def fit(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_clust
     """One TorchTrainer; its storage is temporary and its name new every time, so that it never resumes by itself."""
     from ray.train import FailureConfig, RunConfig
 
-    from pipeline.cluster.rendezvous import FileRendezvous
+    from rayssl.pipeline.cluster.rendezvous import FileRendezvous
 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(STARTING_SECONDS))
     trainer = lean_trainer(own_cluster)(
@@ -414,9 +414,9 @@ def work_on_jobs(settings: dict[str, Any]) -> None:
     import torch
     from ray import train
 
-    from pipeline.base import collectives
-    from pipeline.run.context import Stopped
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base import collectives
+    from rayssl.pipeline.run.context import Stopped
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     if not settings["gpu"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none

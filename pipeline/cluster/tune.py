@@ -19,13 +19,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.memory import give_back_memory
-from pipeline.base.reporter import Interrupted
-from pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
-from pipeline.cluster.ray_private import add_result, rungs_of
-from pipeline.cluster.train import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.memory import give_back_memory
+from rayssl.pipeline.base.reporter import Interrupted
+from rayssl.pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
+from rayssl.pipeline.cluster.ray_private import add_result, rungs_of
+from rayssl.pipeline.cluster.train import (
     Resources,
     cluster_address,
     connected,
@@ -33,10 +33,10 @@ from pipeline.cluster.train import (
     quiet_ray,
     run_beside,
 )
-from pipeline.tune.objectives import WORST
-from pipeline.tune.search import Search, candidate_config
-from pipeline.tune.space import Candidate, Parameter, Space
-from pipeline.tune.trials import (
+from rayssl.pipeline.tune.objectives import WORST
+from rayssl.pipeline.tune.search import Search, candidate_config
+from rayssl.pipeline.tune.space import Candidate, Parameter, Space
+from rayssl.pipeline.tune.trials import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -572,7 +572,7 @@ def reports_of(settings: dict[str, Any], candidate: Candidate, checkpoints: Path
     """The reports of one worker of a trial."""
     import torch
 
-    from pipeline.tune.trial import Course, run_trial
+    from rayssl.pipeline.tune.trial import Course, run_trial
 
     if not settings["gpus"]:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves the devices visible to a worker that asked for none
@@ -633,7 +633,7 @@ def found_place(here: bool) -> str:
     """Where the workers of a trial are to meet: on one machine by a file, which no one else can open."""
     from ray.util import get_node_ip_address
 
-    from pipeline.cluster.rendezvous import meeting_folder, meeting_place
+    from rayssl.pipeline.cluster.rendezvous import meeting_folder, meeting_place
 
     if here:
         return meeting_place(meeting_folder())

@@ -1,11 +1,11 @@
 """Images: from files, shards, tables, URLs or a name to random access."""
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.data.dataset import Dataset, Images, of_classes, sample_id
-from pipeline.data.decode import decode, to_square
-from pipeline.data.named import is_named
-from pipeline.data.open_set import open_dataset
-from pipeline.data.reading import AUTO, WORDS, Note, Reading
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.data.dataset import Dataset, Images, of_classes, sample_id
+from rayssl.pipeline.data.decode import decode, to_square
+from rayssl.pipeline.data.named import is_named
+from rayssl.pipeline.data.open_set import open_dataset
+from rayssl.pipeline.data.reading import AUTO, WORDS, Note, Reading
 
 __all__ = [
     "AUTO",

@@ -16,12 +16,12 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, write_json
-from pipeline.data.cache_room import hold, make_room, touch
-from pipeline.data.scan import is_flat
-from pipeline.data.shown import Pixels
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.data.cache_room import hold, make_room, touch
+from rayssl.pipeline.data.scan import is_flat
+from rayssl.pipeline.data.shown import Pixels
 
 FORMAT = 2  # of packs and facts; another number leaves the old ones unused
 _BLOCK = 1 << 20

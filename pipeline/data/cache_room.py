@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 LARGEST = 64e9  # bytes of decoded images
 SHARE = 0.25  # or this part of the disk, where that is less

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.base.errors import UserError
-from pipeline.data import storage
-from pipeline.data.decode import read_header
-from pipeline.data.labels import HALF
-from pipeline.data.reading import WORDS, Note, Reading
-from pipeline.data.regular import check_size, largest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.decode import read_header
+from rayssl.pipeline.data.labels import HALF
+from rayssl.pipeline.data.reading import WORDS, Note, Reading
+from rayssl.pipeline.data.regular import check_size, largest
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "picture")
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")

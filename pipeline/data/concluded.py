@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import Dataset
-from pipeline.data.layout import alike
-from pipeline.data.reading import AUTO, Note
-from pipeline.data.shown import TYPE
+from rayssl.pipeline.data.dataset import Dataset
+from rayssl.pipeline.data.layout import alike
+from rayssl.pipeline.data.reading import AUTO, Note
+from rayssl.pipeline.data.shown import TYPE
 
 SHOWN = 10  # class names
 REASONS = 6  # of what was left out

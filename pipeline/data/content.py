@@ -25,14 +25,14 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.digests import digest
-from pipeline.base.files import replacing
-from pipeline.data import storage
-from pipeline.data.cache_room import touch
-from pipeline.data.dataset import sample_ids
-from pipeline.data.formats import written_here
-from pipeline.data.storage import ETAG, Files
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.cache_room import touch
+from rayssl.pipeline.data.dataset import sample_ids
+from rayssl.pipeline.data.formats import written_here
+from rayssl.pipeline.data.storage import ETAG, Files
 
 SCHEME = "2"  # of fingerprints by content; those without a scheme before them are by names and sizes
 

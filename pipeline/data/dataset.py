@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data.decode import decode, to_square
-from pipeline.data.duplicates import Duplicates, count_duplicates, duplicate_notes
-from pipeline.data.listing import Store
-from pipeline.data.reading import AUTO, Note
-from pipeline.data.shown import BY_TYPE, Pixels, Shown
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.decode import decode, to_square
+from rayssl.pipeline.data.duplicates import Duplicates, count_duplicates, duplicate_notes
+from rayssl.pipeline.data.listing import Store
+from rayssl.pipeline.data.reading import AUTO, Note
+from rayssl.pipeline.data.shown import BY_TYPE, Pixels, Shown
 
 
 class Reader(Protocol):

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from pipeline.base.errors import UserError
-from pipeline.data.formats import MADE_BY, NPY, OWN, formats, missing_for
-from pipeline.data.regular import open_regular, read_regular
-from pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, ValueCount, count_values, lost_on, to_bytes
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.formats import MADE_BY, NPY, OWN, formats, missing_for
+from rayssl.pipeline.data.regular import open_regular, read_regular
+from rayssl.pipeline.data.shown import BY_TYPE, Held, Pixels, Shown, ValueCount, count_values, lost_on, to_bytes
 
 LONGEST = 4  # times the shorter side, or the size that images are read for: of longer ones the middle is kept
 _SQUARED_FROM = 8  # the same before an image is enlarged to a square

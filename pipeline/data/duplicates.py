@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.reading import Note
-from pipeline.data.shown import Pixels
+from rayssl.pipeline.data.reading import Note
+from rayssl.pipeline.data.shown import Pixels
 
 Hashes = NDArray[np.int64]
 

@@ -4,9 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from pipeline.data.layout import SPLIT_TOKENS
-from pipeline.data.listing import TRAIN
-from pipeline.data.reading import Note
+from rayssl.pipeline.data.layout import SPLIT_TOKENS
+from rayssl.pipeline.data.listing import TRAIN
+from rayssl.pipeline.data.reading import Note
 
 _WORD = r"([^\W\d_]+(?:[ _-][^\W\d_]+)*)"
 _NAMED = re.compile(rf"{_WORD}[ ._-]*\(?\d+\)?|\(?\d+\)?[ ._-]+{_WORD}")  # letters and a number, or the reverse

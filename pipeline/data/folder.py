@@ -4,13 +4,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.data import storage
-from pipeline.data.content import without_own
-from pipeline.data.labels import HALF
-from pipeline.data.layout import read_layout
-from pipeline.data.listing import Listing, Store, number_classes
-from pipeline.data.reading import Reading
-from pipeline.data.storage import Files
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.content import without_own
+from rayssl.pipeline.data.labels import HALF
+from rayssl.pipeline.data.layout import read_layout
+from rayssl.pipeline.data.listing import Listing, Store, number_classes
+from rayssl.pipeline.data.reading import Reading
+from rayssl.pipeline.data.storage import Files
 
 _HEAD = 1 << 16  # bytes that hold the header of nearly every image
 
@@ -38,7 +38,7 @@ class ImageFiles(Store):
 
 
 def list_folder(root: str, files: Files, reading: Reading) -> Listing:
-    """Image files below `root`; what their folders mean is told by `pipeline.data.layout`."""
+    """Image files below `root`; what their folders mean is told by `rayssl.pipeline.data.layout`."""
     contents, own = without_own(root, files)
     files = contents.files
     keys = files.paths

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.listing import number_classes
-from pipeline.data.reading import Note
+from rayssl.pipeline.data.listing import number_classes
+from rayssl.pipeline.data.reading import Note
 
 LABELS, LABEL_COLUMN = "--data.labels", "--data.label-column"
 LONGEST = 1000  # characters of a label; more than that is a text about an image

@@ -8,10 +8,10 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from pipeline.base.errors import UserError
-from pipeline.data.labels import doubts, is_missing
-from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
-from pipeline.data.reading import AUTO, WORDS, Note, Reading
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.labels import doubts, is_missing
+from rayssl.pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
+from rayssl.pipeline.data.reading import AUTO, WORDS, Note, Reading
 
 SPLIT_TOKENS = {
     **dict.fromkeys(("train", "training", "trn", "trainval"), TRAIN),

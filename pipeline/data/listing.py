@@ -11,8 +11,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import permutation
-from pipeline.data.reading import Note
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.data.reading import Note
 
 TRAIN, VAL, TEST, NONE, OUTSIDE = "train", "val", "test", "", "outside"
 

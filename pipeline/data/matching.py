@@ -7,9 +7,9 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from pipeline.base.errors import UserError
-from pipeline.data import formats
-from pipeline.data.reading import Note
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import formats
+from rayssl.pipeline.data.reading import Note
 
 _PLAIN = re.compile(r"/?[^/\\.:][^/\\:]*(/[^/\\.:][^/\\:]*)*")  # nothing in it that could be written otherwise
 _SHOWN = 200  # characters of a path in a message

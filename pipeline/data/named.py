@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data import storage
-from pipeline.data.cache_room import touch
-from pipeline.data.listing import Listing
-from pipeline.data.parquet import list_parquet
-from pipeline.data.reading import Reading
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.cache_room import touch
+from rayssl.pipeline.data.listing import Listing
+from rayssl.pipeline.data.parquet import list_parquet
+from rayssl.pipeline.data.reading import Reading
 
 _FORMAT = 1  # of the files written here
 

@@ -7,11 +7,11 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data.columns import LABEL_FLAG, Part
-from pipeline.data.labels import Labels, is_number, number_labels
-from pipeline.data.listing import number_classes
-from pipeline.data.reading import Note
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.columns import LABEL_FLAG, Part
+from rayssl.pipeline.data.labels import Labels, is_number, number_labels
+from rayssl.pipeline.data.listing import number_classes
+from rayssl.pipeline.data.reading import Note
 
 _NEVER = "\0"  # is in no name: tells two classes of one name apart
 

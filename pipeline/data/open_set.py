@@ -13,24 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data.cache import has_pack, open_pack, remembered, remembered_array
-from pipeline.data.cache_room import limit
-from pipeline.data.concluded import class_notes
-from pipeline.data.content import SCHEME
-from pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
-from pipeline.data.decode import decode, load_size_of
-from pipeline.data.duplicates import contradiction_notes, duplicate_notes, hashing
-from pipeline.data.listing import OUTSIDE, TEST, Listing, Store
-from pipeline.data.reading import AUTO, Key, Note, Reading
-from pipeline.data.scan import Look, decode_all, is_flat, look, survey
-from pipeline.data.settle import Settled, flat_notes, found_in, settle
-from pipeline.data.shown import Pixels
-from pipeline.data.sources import find_source
-from pipeline.data.splits import Parts, cut_test, cut_val, limited, without
-from pipeline.data.tables import apply_tables
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.cache import has_pack, open_pack, remembered, remembered_array
+from rayssl.pipeline.data.cache_room import limit
+from rayssl.pipeline.data.concluded import class_notes
+from rayssl.pipeline.data.content import SCHEME
+from rayssl.pipeline.data.dataset import Dataset, Images, Reader, Stream, sample_ids
+from rayssl.pipeline.data.decode import decode, load_size_of
+from rayssl.pipeline.data.duplicates import contradiction_notes, duplicate_notes, hashing
+from rayssl.pipeline.data.listing import OUTSIDE, TEST, Listing, Store
+from rayssl.pipeline.data.reading import AUTO, Key, Note, Reading
+from rayssl.pipeline.data.scan import Look, decode_all, is_flat, look, survey
+from rayssl.pipeline.data.settle import Settled, flat_notes, found_in, settle
+from rayssl.pipeline.data.shown import Pixels
+from rayssl.pipeline.data.sources import find_source
+from rayssl.pipeline.data.splits import Parts, cut_test, cut_val, limited, without
+from rayssl.pipeline.data.tables import apply_tables
 
 LARGEST_CACHE = 32e9  # bytes of decoded images that "auto" keeps
 CACHE_SHARE = 0.2  # of the free disk

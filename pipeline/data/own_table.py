@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data import storage
-from pipeline.data.folder import ImageFiles
-from pipeline.data.labels import NoClassError, label_of, missing_note, notes_beside, number_labels
-from pipeline.data.listing import Listing
-from pipeline.data.matching import match_paths
-from pipeline.data.reading import Note
-from pipeline.data.tabular import Table, read_table
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.folder import ImageFiles
+from rayssl.pipeline.data.labels import NoClassError, label_of, missing_note, notes_beside, number_labels
+from rayssl.pipeline.data.listing import Listing
+from rayssl.pipeline.data.matching import match_paths
+from rayssl.pipeline.data.reading import Note
+from rayssl.pipeline.data.tabular import Table, read_table
 
 NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 FILE_NAME = "file_name"

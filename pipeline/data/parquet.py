@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.base.randomness import permutation
-from pipeline.data import storage
-from pipeline.data.columns import (
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.columns import (
     LABEL_FLAG,
     Part,
     check_rows,
@@ -25,14 +25,14 @@ from pipeline.data.columns import (
     read_columns,
     read_values,
 )
-from pipeline.data.content import Contents
-from pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
-from pipeline.data.layout import file_splits
-from pipeline.data.listing import Listing, Store
-from pipeline.data.named_labels import by_names
-from pipeline.data.reading import WORDS, Note, Reading
-from pipeline.data.storage import Files
-from pipeline.data.told_splits import SPLIT, Splits, told_splits
+from rayssl.pipeline.data.content import Contents
+from rayssl.pipeline.data.labels import Labels, NoClassError, label_of, like_ids, missing_note, without_labels
+from rayssl.pipeline.data.layout import file_splits
+from rayssl.pipeline.data.listing import Listing, Store
+from rayssl.pipeline.data.named_labels import by_names
+from rayssl.pipeline.data.reading import WORDS, Note, Reading
+from rayssl.pipeline.data.storage import Files
+from rayssl.pipeline.data.told_splits import SPLIT, Splits, told_splits
 
 SUFFIXES = (".parquet",)
 

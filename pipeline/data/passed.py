@@ -5,11 +5,11 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
-from pipeline.base.cache_folder import cache_dir
-from pipeline.base.errors import UserError
-from pipeline.data import storage
-from pipeline.data.reading import Note
-from pipeline.data.storage import Files
+from rayssl.pipeline.base.cache_folder import cache_dir
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.reading import Note
+from rayssl.pipeline.data.storage import Files
 
 # Files that mark a folder that this tool wrote: a run, a race, a search over augmentations.
 RUN = frozenset(["config.json", "manifest.json"])
@@ -49,7 +49,7 @@ def left_out(root: str, files: Files) -> tuple[Files, list[Note]]:
 
 def looked_at(root: str, files: Files, suffixes: tuple[str, ...]) -> Files:
     """The files with these endings, and those with an ending that says nothing whose first bytes are an image's."""
-    from pipeline.data.formats import looks_like_image
+    from rayssl.pipeline.data.formats import looks_like_image
 
     rows = []
     for i, path in enumerate(files.paths):

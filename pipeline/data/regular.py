@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 LARGEST_GB = 1.0  # of what is read in one piece
 VARIABLE = "RAYSSL_LARGEST_GB"

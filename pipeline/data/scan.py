@@ -15,10 +15,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data.decode import LONGEST, Header, decode, held, kept_size, load_size_of, read_header
-from pipeline.data.listing import Store
-from pipeline.data.shown import Held, Pixels, Shown, Survey, surveyed
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.decode import LONGEST, Header, decode, held, kept_size, load_size_of, read_header
+from rayssl.pipeline.data.listing import Store
+from rayssl.pipeline.data.shown import Held, Pixels, Shown, Survey, surveyed
 
 FLAT = 20  # grey levels (of 256) between the darkest and the brightest part of an image that shows nothing
 DEFAULT_SIZE = 224  # side in pixels where sizes differ

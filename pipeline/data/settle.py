@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.data.reading import AUTO, Note, Reading
-from pipeline.data.scan import FLAT, Look
-from pipeline.data.shown import COLOURS, TYPE, WHITE, Shown, Survey, colour_of, range_of, told
+from rayssl.pipeline.data.reading import AUTO, Note, Reading
+from rayssl.pipeline.data.scan import FLAT, Look
+from rayssl.pipeline.data.shown import COLOURS, TYPE, WHITE, Shown, Survey, colour_of, range_of, told
 
 TOO_MANY_FLAT = 0.05  # share of all images
 RANGE, BACKGROUND = "--data.range", "--data.background"

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any
 
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data.labels import (
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.labels import (
     Labels,
     NoClassError,
     is_number,
@@ -17,7 +17,7 @@ from pipeline.data.labels import (
     number_labels,
     without_labels,
 )
-from pipeline.data.reading import WORDS, Note, Reading
+from rayssl.pipeline.data.reading import WORDS, Note, Reading
 
 LABEL_FILES = ("cls", "json")
 FLAG = "--data.label-column"

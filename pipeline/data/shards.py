@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data import formats, storage
-from pipeline.data.content import Contents
-from pipeline.data.labels import Labels, number_labels
-from pipeline.data.layout import file_splits
-from pipeline.data.listing import Listing, Store
-from pipeline.data.reading import Key, Note, Reading
-from pipeline.data.shard_labels import LABEL_FILES, Said, Sample, read_labels, said_by, with_field
-from pipeline.data.storage import Files
-from pipeline.data.told_splits import SPLIT, Splits, told_splits
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import formats, storage
+from rayssl.pipeline.data.content import Contents
+from rayssl.pipeline.data.labels import Labels, number_labels
+from rayssl.pipeline.data.layout import file_splits
+from rayssl.pipeline.data.listing import Listing, Store
+from rayssl.pipeline.data.reading import Key, Note, Reading
+from rayssl.pipeline.data.shard_labels import LABEL_FILES, Said, Sample, read_labels, said_by, with_field
+from rayssl.pipeline.data.storage import Files
+from rayssl.pipeline.data.told_splits import SPLIT, Splits, told_splits
 
 SUFFIXES = (".tar",)
 

@@ -6,11 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from pipeline.base.files import replacing
-from pipeline.data.dataset import Dataset, Images
-from pipeline.data.decode import to_square
-from pipeline.data.formats import marks
-from pipeline.data.shown import Pixels
+from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.data.dataset import Dataset, Images
+from rayssl.pipeline.data.decode import to_square
+from rayssl.pipeline.data.formats import marks
+from rayssl.pipeline.data.shown import Pixels
 
 SIDE, GAP, LINE = 96, 6, 16  # pixels
 ACROSS = 4  # images of a class in a split

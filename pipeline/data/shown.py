@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data.reading import AUTO
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.reading import AUTO
 
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]

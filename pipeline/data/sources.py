@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.data import folder, formats, parquet, shards, storage
-from pipeline.data.listing import NONE, Listing, split_of_file
-from pipeline.data.named import NAMED, list_named
-from pipeline.data.passed import left_out, looked_at
-from pipeline.data.reading import Reading
-from pipeline.data.storage import Files
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.data import folder, formats, parquet, shards, storage
+from rayssl.pipeline.data.listing import NONE, Listing, split_of_file
+from rayssl.pipeline.data.named import NAMED, list_named
+from rayssl.pipeline.data.passed import left_out, looked_at
+from rayssl.pipeline.data.reading import Reading
+from rayssl.pipeline.data.storage import Files
 
 NAME = "name:"  # before the name of a data set where a folder has that name, too
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import hash_key
-from pipeline.data.listing import TEST, VAL
+from rayssl.pipeline.base.randomness import hash_key
+from rayssl.pipeline.data.listing import TEST, VAL
 
 TEST_SHARE = 0.2  # cut from labelled images that come without a test part
 TEST_SHARE_UNLABELLED = 0.1

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data.regular import check_size, kinds_aside, largest, open_regular, read_regular, status_of
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.regular import check_size, kinds_aside, largest, open_regular, read_regular, status_of
 
 _WILD = re.compile(r"[*?\[{]")
 _DEEP = re.compile(r"(/\*\*)+(?=/|$)")  # several in a row fit what one does

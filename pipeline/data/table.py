@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.settings_files import cut
-from pipeline.data import storage
-from pipeline.data.labels import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.settings_files import cut
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.labels import (
     Labels,
     NoClassError,
     label_of,
@@ -20,11 +20,11 @@ from pipeline.data.labels import (
     number_labels,
     without_labels,
 )
-from pipeline.data.layout import split_words
-from pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits
-from pipeline.data.matching import Match, match_paths
-from pipeline.data.reading import Note
-from pipeline.data.tabular import Table, read_table
+from rayssl.pipeline.data.layout import split_words
+from rayssl.pipeline.data.listing import OUTSIDE, TEST, TRAIN, Listing, settle_splits
+from rayssl.pipeline.data.matching import Match, match_paths
+from rayssl.pipeline.data.reading import Note
+from rayssl.pipeline.data.tabular import Table, read_table
 
 # Names of columns; the first of each is the documented one and goes before the others.
 PATHS = (

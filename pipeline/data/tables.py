@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.digests import digest
-from pipeline.data import storage
-from pipeline.data.file_names import masks_in_names, offered_by_names, splits_in_names
-from pipeline.data.folder import ImageFiles
-from pipeline.data.listing import NONE, Listing
-from pipeline.data.own_table import apply_own_tables
-from pipeline.data.reading import AUTO, WORDS, Reading
-from pipeline.data.table import LABELS, apply_splits, apply_table
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.file_names import masks_in_names, offered_by_names, splits_in_names
+from rayssl.pipeline.data.folder import ImageFiles
+from rayssl.pipeline.data.listing import NONE, Listing
+from rayssl.pipeline.data.own_table import apply_own_tables
+from rayssl.pipeline.data.reading import AUTO, WORDS, Reading
+from rayssl.pipeline.data.table import LABELS, apply_splits, apply_table
 
 
 @dataclass(frozen=True)

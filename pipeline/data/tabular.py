@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.base.errors import UserError
-from pipeline.data import storage
-from pipeline.data.columns import opened, read_values
-from pipeline.data.regular import check_size, status_of
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import storage
+from rayssl.pipeline.data.columns import opened, read_values
+from rayssl.pipeline.data.regular import check_size, status_of
 
 _SEPARATORS = (",", ";", "\t", "|")
 

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.data.layout import split_words
-from pipeline.data.listing import NONE, OUTSIDE, TRAIN, settle_splits
-from pipeline.data.reading import WORDS, Note, Reading
+from rayssl.pipeline.data.layout import split_words
+from rayssl.pipeline.data.listing import NONE, OUTSIDE, TRAIN, settle_splits
+from rayssl.pipeline.data.reading import WORDS, Note, Reading
 
 SPLIT = "split"
 _FIELD = f"'{SPLIT}'"

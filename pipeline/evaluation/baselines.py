@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data import Dataset, Images
-from pipeline.data.cache import remembered
-from pipeline.evaluation.measure import Record, evaluate_embeddings, raw_pixel_embeddings
-from pipeline.evaluation.probe import ProbeResult
-from pipeline.features.frozen import Progress, describe_here
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.search.embeddings import Embeddings
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.data.cache import remembered
+from rayssl.pipeline.evaluation.measure import Record, evaluate_embeddings, raw_pixel_embeddings
+from rayssl.pipeline.evaluation.probe import ProbeResult
+from rayssl.pipeline.features.frozen import Progress, describe_here
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.search.embeddings import Embeddings
 
 RAW_PIXELS = "raw-pixels"
 VERSIONS = {RAW_PIXELS: 1, **{name: descriptor.version for name, descriptor in DESCRIPTORS.items()}}

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.errors import UserError
-from pipeline.run.folder import read_manifest
-from pipeline.training.watch import HAIR, STILL
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.training.watch import HAIR, STILL
 
 TENTH = 0.1  # of the steps, at either end, whose losses are compared
 FEWEST = 20  # steps, below which a loss that did not fall says nothing

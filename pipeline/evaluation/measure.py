@@ -11,14 +11,14 @@ from typing import NotRequired, Protocol, TypedDict, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.base.vectors import kmeans, knn_classify, normalise
-from pipeline.evaluation import metrics
-from pipeline.evaluation.records import flat_of, read_evaluation, sealed
-from pipeline.features.whitening import fit_whitening
-from pipeline.run.folder import read_manifest
-from pipeline.search.embeddings import Embeddings
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.vectors import kmeans, knn_classify, normalise
+from rayssl.pipeline.evaluation import metrics
+from rayssl.pipeline.evaluation.records import flat_of, read_evaluation, sealed
+from rayssl.pipeline.features.whitening import fit_whitening
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.search.embeddings import Embeddings
 
 SCHEMA = 1
 # Metrics that are recorded here, and those of the candidates for the search.
@@ -43,13 +43,13 @@ class Record(TypedDict):
     seed: int
     n: int  # images the figure is a mean over
     interval: list[float] | None  # [low, high], 95 %
-    encoder: NotRequired[str | None]  # what it was computed from, and a seal: see pipeline.evaluation.records
+    encoder: NotRequired[str | None]  # what it was computed from, and a seal: see rayssl.pipeline.evaluation.records
     embeddings: NotRequired[dict[str, str] | None]
     seal: NotRequired[str]
 
 
 class _Images(Protocol):
-    """What is needed of pipeline.data's Images."""
+    """What is needed of rayssl.pipeline.data's Images."""
 
     ids: NDArray[np.int64]
     paths: list[str]

@@ -8,8 +8,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.vectors import Floats, Ints, chunks, normalise
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import Floats, Ints, chunks, normalise
 
 _Z_95 = 1.96  # 97.5 % quantile of the standard normal distribution
 

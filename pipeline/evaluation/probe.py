@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base.randomness import permutation
+from rayssl.pipeline.base.randomness import permutation
 
 
 @dataclass(frozen=True)

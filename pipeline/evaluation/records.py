@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.schemas import EncoderFile, Evaluation
-from pipeline.base.seals import digest, fits, noted_hash, seal_of
-from pipeline.models.identity import hash_of_encoder
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.schemas import EncoderFile, Evaluation
+from rayssl.pipeline.base.seals import digest, fits, noted_hash, seal_of
+from rayssl.pipeline.models.identity import hash_of_encoder
 
 FILE = "evaluation.json"
 VERBS = {"probe/": "probe", "finetune@": "finetune", "reconstruct/": "reconstruct", "likelihood/": "reconstruct"}

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base import collectives
-from pipeline.base.device import autocast, to_float
-from pipeline.data.dataset import Images
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import autocast, to_float
+from rayssl.pipeline.data.dataset import Images
+from rayssl.pipeline.models.encoder import Encoder
 
 BATCH = 256
 READERS = 8  # threads that read images for a GPU, at most

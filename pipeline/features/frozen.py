@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base import collectives
-from pipeline.data import Images
-from pipeline.data.cache import keep_floats, kept_floats
-from pipeline.features.pooled import LAST, pooled_stages
-from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.data.cache import keep_floats, kept_floats
+from rayssl.pipeline.features.pooled import LAST, pooled_stages
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.models.encoder import Encoder
 
 BLOCK = 1024  # images that a descriptor sees at a time
 
@@ -76,7 +76,7 @@ def frozen_stages(
     precision: str,
     progress: Progress | None = None,
 ) -> dict[str, Floats]:
-    """Name (see pipeline.features.pooled) → (N, D) float32 by a frozen encoder; what is not kept, in one pass."""
+    """Name (see features.pooled) → (N, D) float32 by a frozen encoder; what is not kept, in one pass."""
     digest = digest_of(encoder)
     kinds = {name: f"{digest} {device.type} {precision}{'' if name == LAST else f' {name}'}" for name in names}
     keys = {name: key_of(kind, fingerprint, images.ids) for name, kind in kinds.items()}

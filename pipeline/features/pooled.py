@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.data import Images
-from pipeline.features.extract import extract
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.features.extract import extract
+from rayssl.pipeline.models.encoder import Encoder
 
 LAST = "last"  # the features themselves
 POOLS = ("avg", "2x2", "4x4", "gem")

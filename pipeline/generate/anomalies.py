@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, write_json
-from pipeline.data import Images
-from pipeline.features.extract import embed_images
-from pipeline.generate.decoder import Progress, Trained
-from pipeline.generate.reconstruct import squared_error
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.generate.decoder import Progress, Trained
+from rayssl.pipeline.generate.reconstruct import squared_error
+from rayssl.pipeline.models.encoder import Encoder
 
 SHOWN = 12  # images in a row of the gallery
 ROWS = 4
@@ -157,7 +157,7 @@ def save_list(
 
 def save_gallery(images: Images, order: NDArray[np.int64], size: int, path: Path) -> None:
     """The most unusual images, row by row, and in the last row the most usual ones."""
-    from pipeline.report.galleries import save_contact_sheet
+    from rayssl.pipeline.report.galleries import save_contact_sheet
 
     width = min(SHOWN, len(order))
     rows = [order[i * width : (i + 1) * width] for i in range(min(ROWS, len(order) // width))]

@@ -15,23 +15,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline import config as configuration
-from pipeline.base.device import autocast, choose_device, plain_precision, resolve_precision, to_float
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256, write_json
-from pipeline.base.schemas import DecoderFile
-from pipeline.base.seals import check, digest, forget
-from pipeline.config import Config
-from pipeline.data import Dataset, Images
-from pipeline.methods import load_method
-from pipeline.methods.base import Method
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.models.weights import read_state
-from pipeline.run.build import traits_of
-from pipeline.run.own_images import open_own
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.device import autocast, choose_device, plain_precision, resolve_precision, to_float
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, sha256, write_json
+from rayssl.pipeline.base.schemas import DecoderFile
+from rayssl.pipeline.base.seals import check, digest, forget
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.models.weights import read_manifest as read_export_manifest
+from rayssl.pipeline.models.weights import read_state
+from rayssl.pipeline.run.build import traits_of
+from rayssl.pipeline.run.own_images import open_own
 
 FILE, FACTS = "decoder.safetensors", "decoder.json"
 SCHEMA = 1

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.base.device import to_float
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.data import decode, to_square
-from pipeline.data.decode import load_size_of
-from pipeline.data.shown import Shown
-from pipeline.generate.decoder import Clean, Trained
-from pipeline.generate.reconstruct import squared_error, to_pixels
+from rayssl.pipeline.base.device import to_float
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import decode, to_square
+from rayssl.pipeline.data.decode import load_size_of
+from rayssl.pipeline.data.shown import Shown
+from rayssl.pipeline.generate.decoder import Clean, Trained
+from rayssl.pipeline.generate.reconstruct import squared_error, to_pixels
 
 EDGE = 0.98  # a grid over a Gaussian prior covers so much of it in each direction
 
@@ -50,7 +50,7 @@ def interpolate(trained: Trained, first: str, second: str, steps: int, label: st
         }
         for i, (w, image) in enumerate(zip(weights, images, strict=True))
     ]
-    from pipeline.report.galleries import save_contact_sheet
+    from rayssl.pipeline.report.galleries import save_contact_sheet
 
     save_contact_sheet([to_pixels(torch.cat([a.x, images.float(), b.x]))], out / "interpolation.png")
     found = {"a": first, "b": second, "path": "spherical" if spherical else "linear",
@@ -80,7 +80,7 @@ def draw_grid(trained: Trained, side: int, label: str | None, out: Path) -> dict
         z = torch.stack(torch.meshgrid(*axes, indexing="xy"), dim=-1).view(-1, 2)
         labels = None if not method.conditions else class_of(trained, label).expand(len(z))
         found = to_pixels(method.images(z, labels))
-    from pipeline.report.galleries import save_contact_sheet
+    from rayssl.pipeline.report.galleries import save_contact_sheet
 
     save_contact_sheet(list(found.reshape(side, side, *found.shape[1:])), out / "grid.png")
     values = {

@@ -11,12 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base.files import replacing, write_json
-from pipeline.data import Images
-from pipeline.evaluation.measure import Record
-from pipeline.generate.decoder import Progress, Trained
-from pipeline.methods.base import Method
-from pipeline.models.export import encoder_hash
+from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.evaluation.measure import Record
+from rayssl.pipeline.generate.decoder import Progress, Trained
+from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.models.export import encoder_hash
 
 SHOWN = 12
 MEAN_OF = 1_000  # training images that the mean image is the mean of
@@ -139,7 +139,7 @@ def save_figures(images: Images, figures: Figures, path: Path) -> None:
 
 def save_pictures(trained: Trained, images: Images, path: Path) -> None:
     """A row of clean images, of what was made of them where they are corrupted, and of what came back."""
-    from pipeline.report.galleries import save_contact_sheet
+    from rayssl.pipeline.report.galleries import save_contact_sheet
 
     batch = trained.clean(images, np.arange(min(len(images), SHOWN)))
     method: Any = trained.method

@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.base import randomness_torch
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, write_json
-from pipeline.data import Images, to_square
-from pipeline.evaluation.measure import RAW_PIXEL_VALUES
-from pipeline.generate.decoder import BATCH, Progress, Trained
-from pipeline.generate.reconstruct import to_pixels
+from rayssl.pipeline.base import randomness_torch
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.data import Images, to_square
+from rayssl.pipeline.evaluation.measure import RAW_PIXEL_VALUES
+from rayssl.pipeline.generate.decoder import BATCH, Progress, Trained
+from rayssl.pipeline.generate.reconstruct import to_pixels
 
 ROW = 10  # images in a row of the sheet
 NEIGHBOURS_OF = 20_000  # training images that samples are compared with, at most
@@ -41,7 +41,7 @@ def sample(
     images, labels = draw(trained, count, seed, progress, codes)
     pixels = to_pixels(images)
 
-    from pipeline.report.galleries import save_contact_sheet
+    from rayssl.pipeline.report.galleries import save_contact_sheet
 
     classes = None if labels is None else labels.cpu().numpy()
     groups = [pixels] if classes is None else [pixels[classes == one] for one in np.unique(classes)]

@@ -5,18 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.progress import Display
-from pipeline.config import Config
-from pipeline.data.concluded import lines
-from pipeline.launch.plan import show_reading, warn_on
-from pipeline.run.folder import own_data
-from pipeline.stages.start import prepare
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data.concluded import lines
+from rayssl.pipeline.launch.plan import show_reading, warn_on
+from rayssl.pipeline.run.folder import own_data
+from rayssl.pipeline.stages.start import prepare
 
 if TYPE_CHECKING:
-    from pipeline.data import Dataset
+    from rayssl.pipeline.data import Dataset
 
 
 def embed_run(run: Path, other: str | None, display: Display, said: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -25,9 +25,9 @@ def embed_run(run: Path, other: str | None, display: Display, said: Mapping[str,
     Where the run's own are not what they were where it has them, and those at `other` are, they have moved there.
     What is `said` of how images are read (options of `Reading`) is of others than the run's own.
     """
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.data.concluded import facts
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.data.concluded import facts
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     dataset = None if other is None else others_at(run, other, said or {}, display)
     if dataset is None:
@@ -39,9 +39,9 @@ def embed_run(run: Path, other: str | None, display: Display, said: Mapping[str,
 
 def others_at(run: Path, place: str, said: Mapping[str, Any], display: Display) -> "Dataset | None":
     """The images at a place; None where these are the run's own, which may have moved there."""
-    from pipeline.run.data_paths import is_gone
-    from pipeline.run.images import open_other
-    from pipeline.run.own_images import is_intact
+    from rayssl.pipeline.run.data_paths import is_gone
+    from rayssl.pipeline.run.images import open_other
+    from rayssl.pipeline.run.own_images import is_intact
 
     data, own = configuration.load(run / "config.json").data, own_data(run)
     if not said and is_gone(data.path) and have_moved(run, place, display):
@@ -60,9 +60,9 @@ def others_at(run: Path, place: str, said: Mapping[str, Any], display: Display) 
 
 def embed_others(run: Path, dataset: "Dataset", said: Mapping[str, Any], display: Display) -> None:
     """Embeddings of images that are not the run's own, under a name that no others have there."""
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.search.embeddings import name_in
-    from pipeline.stages.embed import embed_other_data
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.search.embeddings import name_in
+    from rayssl.pipeline.stages.embed import embed_other_data
 
     reporter = LocalReporter(display)
     if (name := name_in(run, dataset.name, dataset.path)) != dataset.name:
@@ -76,7 +76,7 @@ def embed_others(run: Path, dataset: "Dataset", said: Mapping[str, Any], display
 
 def move_shown(run: Path, place: str, display: Display) -> None:
     """Note that the run's images are at this place now, and show it; UserError where they are not."""
-    from pipeline.run.own_images import move_images
+    from rayssl.pipeline.run.own_images import move_images
 
     move_images(run, place, lambda text: display({"message": text}), show_reading(display))
 
@@ -92,11 +92,11 @@ def have_moved(run: Path, place: str, display: Display) -> bool:
 
 def search_anew(run: Path, display: Display, *, asked: bool) -> None:
     """Choose what a run is searched by where that is asked for, or where what was chosen is not there any more."""
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.search.described import check_search
-    from pipeline.search.store import has_search
-    from pipeline.stages.done import changed_since, is_whole
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.search.described import check_search
+    from rayssl.pipeline.search.store import has_search
+    from rayssl.pipeline.stages.done import changed_since, is_whole
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     gone = changed_since(run, "search") or (has_search(run) and not is_whole(lambda: check_search(run)))
     if asked or gone:
@@ -105,11 +105,11 @@ def search_anew(run: Path, display: Display, *, asked: bool) -> None:
 
 def embed_without_training(config: Config, run: Path, command: str, display: Display) -> None:
     """A run folder for an encoder with weights from elsewhere: its embeddings and an index over them."""
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.models.export import export_encoder
-    from pipeline.run.build import new_encoder
-    from pipeline.stages.index import run_index
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.models.export import export_encoder
+    from rayssl.pipeline.run.build import new_encoder
+    from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
     for line in lines(prepared.dataset):

@@ -5,26 +5,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config as configuration
-from pipeline.base.progress import Display
-from pipeline.config import Config
-from pipeline.launch.plan import show_reading, warn_on
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.launch.plan import show_reading, warn_on
 
 if TYPE_CHECKING:
     import torch
 
-    from pipeline.data import Images
-    from pipeline.generate.decoder import Trained
-    from pipeline.models.encoder import Encoder
-    from pipeline.run.context import Work
+    from rayssl.pipeline.data import Images
+    from rayssl.pipeline.generate.decoder import Trained
+    from rayssl.pipeline.models.encoder import Encoder
+    from rayssl.pipeline.run.context import Work
 
 
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
-    from pipeline.base.reporter import LocalReporter
-    from pipeline.run.auto import choose_backend, compiling_pays
-    from pipeline.run.context import Work
-    from pipeline.run.resolve import open_and_resolve
+    from rayssl.pipeline.base.reporter import LocalReporter
+    from rayssl.pipeline.run.auto import choose_backend, compiling_pays
+    from rayssl.pipeline.run.context import Work
+    from rayssl.pipeline.run.resolve import open_and_resolve
 
     config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
     work = Work.begin(Path(), LocalReporter(display), config, dataset)
@@ -62,12 +62,12 @@ def open_for_anomalies(
     run: Path, other: str | None, display: Display, said: Mapping[str, Any] | None = None
 ) -> Watched:
     """A trained run and its held-out images, or all images at `other`."""
-    from pipeline.base.device import choose_device, plain_precision, resolve_precision
-    from pipeline.generate.decoder import open_trained
-    from pipeline.methods import load_method
-    from pipeline.models.export import load_encoder
-    from pipeline.run.images import open_other
-    from pipeline.run.own_images import open_own
+    from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
+    from rayssl.pipeline.generate.decoder import open_trained
+    from rayssl.pipeline.methods import load_method
+    from rayssl.pipeline.models.export import load_encoder
+    from rayssl.pipeline.run.images import open_other
+    from rayssl.pipeline.run.own_images import open_own
 
     config = configuration.load(run / "config.json")
     encoder, device = load_encoder(run), choose_device()

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.progress import Display
-from pipeline.config import Config
-from pipeline.stages.start import Prepared, announce, prepare
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.stages.start import Prepared, announce, prepare
 
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
 HERE = ("index", "evaluate")
@@ -29,9 +29,9 @@ class Plan:
 
 def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
     """The stages that need no worker."""
-    from pipeline.stages.evaluate import run_evaluate
-    from pipeline.stages.index import run_index
-    from pipeline.stages.report import run_report
+    from rayssl.pipeline.stages.evaluate import run_evaluate
+    from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.report import run_report
 
     for p in prepared:
         if "index" in plan.stages:

@@ -5,15 +5,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.launch.plan import new_folder
-from pipeline.launch.resources import check_resources, resources_of
-from pipeline.launch.torchrun import under_torchrun
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.launch.plan import new_folder
+from rayssl.pipeline.launch.resources import check_resources, resources_of
+from rayssl.pipeline.launch.torchrun import under_torchrun
 
 if TYPE_CHECKING:
-    from pipeline.race.live_table import Board as RaceBoard
-    from pipeline.race.parts import Race, Track
+    from rayssl.pipeline.race.live_table import Board as RaceBoard
+    from rayssl.pipeline.race.parts import Race, Track
 
 
 def race(
@@ -27,9 +27,9 @@ def race(
     began: float,
 ) -> "Race":
     """Let candidates race on the images of `data.path` in `changes`, or go on with the race in `out`."""
-    from pipeline.race.begin import plan_race
-    from pipeline.race.networks import found_networks
-    from pipeline.race.story import run_race
+    from rayssl.pipeline.race.begin import plan_race
+    from rayssl.pipeline.race.networks import found_networks
+    from rayssl.pipeline.race.story import run_race
 
     if under_torchrun():
         raise UserError("torchrun starts `run RECIPE` and `pretrain`: a race starts its trials itself")
@@ -49,7 +49,7 @@ def race(
     check_resources(config)
 
     def open_track() -> "AbstractContextManager[Track]":
-        from pipeline.cluster.race import open_track as connect
+        from rayssl.pipeline.cluster.race import open_track as connect
 
         return connect(planned.out, resources_of(config), board)
 

@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from pipeline.config import Config
+from rayssl.pipeline.config import Config
 
 if TYPE_CHECKING:
-    from pipeline.cluster.train import Resources
+    from rayssl.pipeline.cluster.train import Resources
 
 
 def resources_of(config: Config) -> "Resources":
     """What the config asks of a cluster."""
-    from pipeline.cluster.train import Resources
+    from rayssl.pipeline.cluster.train import Resources
 
     asked = config.cluster
     return Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, asked.address, asked.max_failures)
@@ -18,7 +18,7 @@ def resources_of(config: Config) -> "Resources":
 
 def check_resources(config: Config) -> None:
     """Refuse more than this machine has, and a cluster that is not there, before anything is written."""
-    from pipeline.cluster.train import check_local, check_reachable, choose_ray_folder, cluster_address
+    from rayssl.pipeline.cluster.train import check_local, check_reachable, choose_ray_folder, cluster_address
 
     if cluster_address(config.cluster.address) is None:
         choose_ray_folder()

@@ -4,17 +4,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pipeline import config as configuration
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.progress import Display, format_duration
-from pipeline.config import Config
-from pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
-from pipeline.launch.resources import check_resources, resources_of
-from pipeline.launch.torchrun import start_under_torchrun, under_torchrun
-from pipeline.run.estimate import A_GUESS
-from pipeline.run.plan import START_SECONDS
-from pipeline.stages.start import Prepared
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.progress import Display, format_duration
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
+from rayssl.pipeline.launch.resources import check_resources, resources_of
+from rayssl.pipeline.launch.torchrun import start_under_torchrun, under_torchrun
+from rayssl.pipeline.run.estimate import A_GUESS
+from rayssl.pipeline.run.plan import START_SECONDS
+from rayssl.pipeline.stages.start import Prepared
 
 
 def start(plan: Plan, display: Display) -> None:
@@ -72,8 +72,8 @@ def run(config: Config, out: Path | str) -> Path:
 
 def continue_runs(plan: Plan, display: Display) -> None:
     """Stages on run folders that exist; their configs may differ only in what these stages read."""
-    from pipeline.run.own_images import open_own
-    from pipeline.stages.labels import require_labels
+    from rayssl.pipeline.run.own_images import open_own
+    from rayssl.pipeline.stages.labels import require_labels
 
     if under_torchrun():
         raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
@@ -110,8 +110,8 @@ def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
 
 def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
     """What there is to do in workers, of all runs in one worker group."""
-    from pipeline.cluster.train import Job, run_jobs
-    from pipeline.stages.story import pending
+    from rayssl.pipeline.cluster.train import Job, run_jobs
+    from rayssl.pipeline.stages.story import pending
 
     jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
     if any(job.stages for job in jobs):

@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from datetime import timedelta
 
-from pipeline.base.progress import Display
-from pipeline.launch.plan import WORKER, Plan, finish, prepare_shown
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.launch.plan import WORKER, Plan, finish, prepare_shown
 
 
 def under_torchrun() -> bool:
@@ -18,10 +18,10 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     import torch
     import torch.distributed as dist
 
-    from pipeline.base import collectives
-    from pipeline.base.reporter import LocalReporter, Silent
-    from pipeline.run.context import Stopped
-    from pipeline.stages.story import pending, run_worker_stages
+    from rayssl.pipeline.base import collectives
+    from rayssl.pipeline.base.reporter import LocalReporter, Silent
+    from rayssl.pipeline.run.context import Stopped
+    from rayssl.pipeline.stages.story import pending, run_worker_stages
 
     cuda = torch.cuda.is_available()
     if cuda:

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline import config as configuration
-from pipeline.base.lease import writer_lock
-from pipeline.config import Config
-from pipeline.data.concluded import lines
-from pipeline.launch.plan import new_folder
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data.concluded import lines
+from rayssl.pipeline.launch.plan import new_folder
 
 if TYPE_CHECKING:
-    from pipeline.tune.live_table import Board
-    from pipeline.tune.search import Search, TuneSettings
-    from pipeline.tune.space import Space
-    from pipeline.tune.trials import Trial
+    from rayssl.pipeline.tune.live_table import Board
+    from rayssl.pipeline.tune.search import Search, TuneSettings
+    from rayssl.pipeline.tune.space import Space
+    from rayssl.pipeline.tune.trials import Trial
 
 
 def tune(
@@ -22,10 +22,10 @@ def tune(
 ) -> "Trial | None":
     """Search for an augmentation from Python, as `rayssl tune` does: start or continue it in `out`; the best trial.
 
-    `space` (see pipeline.tune.space.build_space) takes the place of the settings' own. Raises UserError.
+    `space` (see rayssl.pipeline.tune.space.build_space) takes the place of the settings' own. Raises UserError.
     """
-    from pipeline.tune.live_table import Board
-    from pipeline.tune.search import TuneSettings
+    from rayssl.pipeline.tune.live_table import Board
+    from rayssl.pipeline.tune.search import TuneSettings
 
     with Board() as board:
         command = f"rayssl.tune(config, {str(out)!r})"
@@ -44,10 +44,10 @@ def run_tuning(
     changes: "dict[str, str] | None" = None,
 ) -> "tuple[Search, Trial | None]":
     """Search for an augmentation; what was found is written down also where the search is stopped or fails."""
-    from pipeline.cluster.tune import run_search
-    from pipeline.tune.results import write_results
-    from pipeline.tune.search import plan_search, write_search
-    from pipeline.tune.trials import load_trials
+    from rayssl.pipeline.cluster.tune import run_search
+    from rayssl.pipeline.tune.results import write_results
+    from rayssl.pipeline.tune.search import plan_search, write_search
+    from rayssl.pipeline.tune.trials import load_trials
 
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
@@ -71,9 +71,9 @@ def run_tuning(
 
 def track_search(search: "Search", before: set[int], best: "Trial | None", warn: Callable[[str], None]) -> None:
     """A row a trial to Weights & Biases, where it is wanted, of those that were not there `before`."""
-    from pipeline.base.wandb_tracker import start_tracker
-    from pipeline.run.folder import stage_key
-    from pipeline.tune.trials import load_trials
+    from rayssl.pipeline.base.wandb_tracker import start_tracker
+    from rayssl.pipeline.run.folder import stage_key
+    from rayssl.pipeline.tune.trials import load_trials
 
     new = [trial for trial in load_trials(search.out) if trial.number not in before]
     if not new:

@@ -4,16 +4,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.methods.base import Method
+    from rayssl.pipeline.methods.base import Method
 
 # Names only, so that a list of recipes or a misspelt name does not cost an import of torch.
 METHODS = {
-    "simclr": "pipeline.methods.simclr:SimCLR",
-    "rotnet": "pipeline.methods.rotnet:RotNet",
-    "essl": "pipeline.methods.essl:ESSL",
-    "distill": "pipeline.methods.distill:Distill",
-    "autoencoder": "pipeline.methods.autoencoder:Autoencoder",
-    "pixelcnn": "pipeline.methods.pixelcnn:PixelCNN",
+    "simclr": "rayssl.pipeline.methods.simclr:SimCLR",
+    "rotnet": "rayssl.pipeline.methods.rotnet:RotNet",
+    "essl": "rayssl.pipeline.methods.essl:ESSL",
+    "distill": "rayssl.pipeline.methods.distill:Distill",
+    "autoencoder": "rayssl.pipeline.methods.autoencoder:Autoencoder",
+    "pixelcnn": "rayssl.pipeline.methods.pixelcnn:PixelCNN",
 }
 
 

@@ -14,17 +14,17 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pipeline.augment.defaults import autoencoder_views
-from pipeline.augment.spec import Spec
-from pipeline.base import randomness_torch
-from pipeline.base.errors import UserError
-from pipeline.methods.autoencoders.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
-from pipeline.methods.autoencoders.corruptions import build_corruption
-from pipeline.methods.autoencoders.decoders import build_decoder
-from pipeline.methods.autoencoders.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.losses import at_least_float32
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import autoencoder_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base import randomness_torch
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.autoencoders.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
+from rayssl.pipeline.methods.autoencoders.corruptions import build_corruption
+from rayssl.pipeline.methods.autoencoders.decoders import build_decoder
+from rayssl.pipeline.methods.autoencoders.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.models.encoder import Encoder
 
 Key = list[int | str | Tensor]
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.augment.spec import Spec
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Before:
     """What a method may look at before its first step: N training images, seen by something that is not trained."""
 
     ids: NDArray[np.int64]  # (N,)
-    # A frozen encoder, or the name of a descriptor (pipeline.models.descriptors), to (N, D) features in the order of
+    # A frozen encoder, or the name of a descriptor (models.descriptors), to (N, D) features in the order of
     # `ids`: of the centre square at the encoder's own image size. Kept by content, so the second call is quick.
     features: Callable[[Encoder | str], NDArray[np.float32]]
 

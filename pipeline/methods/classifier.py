@@ -8,13 +8,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.augment.defaults import finetune_view
-from pipeline.augment.spec import Spec
-from pipeline.base.errors import UserError
-from pipeline.base.randomness import permutation
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.losses import at_least_float32
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import finetune_view
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,18 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.augment.defaults import distill_views
-from pipeline.augment.spec import Spec
-from pipeline.base import collectives
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import covariance
-from pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
-from pipeline.methods.heads import build_projector
-from pipeline.methods.losses import at_least_float32
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.models.encoder import Encoder
-from pipeline.models.pretrained import taught_by
-from pipeline.models.teachers import build_teacher, choose_teacher
+from rayssl.pipeline.augment.defaults import distill_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import covariance
+from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.heads import build_projector
+from rayssl.pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.pretrained import taught_by
+from rayssl.pipeline.models.teachers import build_teacher, choose_teacher
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Distill(Method[DistillConfig]):
 def targets_of(features: NDArray[np.float32], dim: int, shrinkage: float) -> NDArray[np.float32]:
     """(N, D) float32 of unit length: features in their principal directions, every one of which varies about alike.
 
-    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `pipeline.features.whitening`. Features of
+    The variance λ of a direction becomes λ / (λ + shrinkage · mean λ), as in `features.whitening`. Features of
     fewer than `dim` numbers leave the last ones at zero.
     """
     mean = features.mean(axis=0, dtype=np.float64)

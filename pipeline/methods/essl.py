@@ -12,13 +12,13 @@ from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 from torch.nn import functional as F
 
-from pipeline.augment.defaults import rotation_view, simclr_views
-from pipeline.augment.spec import Spec
-from pipeline.base.errors import UserError
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.heads import TURNS, all_turns, build_projector, positive_similarity
-from pipeline.methods.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import rotation_view, simclr_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.heads import TURNS, all_turns, build_projector, positive_similarity
+from rayssl.pipeline.methods.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
+from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

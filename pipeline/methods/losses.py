@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.base.collectives import gather_with_grad, rank
+from rayssl.pipeline.base.collectives import gather_with_grad, rank
 
 ROWS = 1024  # of the similarity matrix at a time: memory grows with N and not with N²
 

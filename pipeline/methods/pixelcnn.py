@@ -15,15 +15,15 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.augment.defaults import autoencoder_views
-from pipeline.augment.spec import Spec
-from pipeline.base import randomness_torch
-from pipeline.base.errors import UserError
-from pipeline.methods.autoencoders.reconstruction import binarise
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.losses import at_least_float32
-from pipeline.models.backbones import MaskedConv2d, PixelCnn
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import autoencoder_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base import randomness_torch
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.autoencoders.reconstruction import binarise
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.models.backbones import MaskedConv2d, PixelCnn
+from rayssl.pipeline.models.encoder import Encoder
 
 Key = list[int | str | Tensor]
 

@@ -7,12 +7,12 @@ from pydantic import ConfigDict
 from torch import nn
 from torch.nn import functional as F
 
-from pipeline.augment.defaults import rotnet_views
-from pipeline.augment.spec import Spec
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.heads import TURNS, all_turns
-from pipeline.methods.losses import at_least_float32
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import rotnet_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.heads import TURNS, all_turns
+from rayssl.pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

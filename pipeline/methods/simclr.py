@@ -7,12 +7,12 @@ import torch
 from annotated_types import Ge, Gt, Le
 from pydantic import ConfigDict
 
-from pipeline.augment.defaults import simclr_views
-from pipeline.augment.spec import Spec
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.methods.heads import build_projector, positive_similarity
-from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment.defaults import simclr_views
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.heads import build_projector, positive_similarity
+from rayssl.pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
+from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.models.backbones import (
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.models.backbones import (
     RESNETS,
     Coded,
     FullyConnected,
@@ -26,8 +26,8 @@ from pipeline.models.backbones import (
     pooled,
     smallest_image,
 )
-from pipeline.models.timm_networks import TIMM, build_timm, config_of, find_stages, is_timm, spread, timm_stages
-from pipeline.models.weights import OWN, Weights, load_weights, read_weights
+from rayssl.pipeline.models.timm_networks import TIMM, build_timm, config_of, find_stages, is_timm, spread, timm_stages
+from rayssl.pipeline.models.weights import OWN, Weights, load_weights, read_weights
 
 # The project's own; every torchvision classifier's name works too, and timm/NAME.
 ENCODERS = (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn")
@@ -221,7 +221,7 @@ def describe(encoder: Encoder) -> dict[str, Any]:
     `depthwise`: numbers that depthwise convolutions give of an image, each times the side of its kernel. They have few
     operations, but wait for memory.
     """
-    from pipeline.models.flops import count_operations
+    from rayssl.pipeline.models.flops import count_operations
 
     depthwise = 0
 

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256, write_json, write_text
-from pipeline.base.seals import forget, note
-from pipeline.models import backbones
-from pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
-from pipeline.models.identity import hash_of_encoder
-from pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
-from pipeline.models.weights import SCHEMA, read_export, read_manifest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, sha256, write_json, write_text
+from rayssl.pipeline.base.seals import forget, note
+from rayssl.pipeline.models import backbones
+from rayssl.pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
+from rayssl.pipeline.models.identity import hash_of_encoder
+from rayssl.pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
+from rayssl.pipeline.models.weights import SCHEMA, read_export, read_manifest
 
 _FOOTER = '''
 

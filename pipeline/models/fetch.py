@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.models.local_weights import torch_cache
-from pipeline.models.pretrained import torchvision_member
-from pipeline.models.timm_networks import config_of, is_timm, tags_of
-from pipeline.models.weights import cached_file, hub_name, timm_licence, torchvision_licence
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.models.local_weights import torch_cache
+from rayssl.pipeline.models.pretrained import torchvision_member
+from rayssl.pipeline.models.timm_networks import config_of, is_timm, tags_of
+from rayssl.pipeline.models.weights import cached_file, hub_name, timm_licence, torchvision_licence
 
 HUB_FILE = "model.safetensors"
 BYTES_OF_MB = 1024 * 1024  # torchvision's unit

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.base.errors import UserError
-from pipeline.models.local_weights import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.local_weights import (
     downloaded,
     hub_snapshots,
     is_installed,
@@ -20,7 +20,7 @@ from pipeline.models.local_weights import (
 )
 
 if TYPE_CHECKING:
-    from pipeline.models.encoder import Encoder
+    from rayssl.pipeline.models.encoder import Encoder
 
 FROZEN_MOST = 2  # that a run compares itself with, frozen
 TIMM = "timm/"  # before a name, as in timm_networks, which imports torch
@@ -63,7 +63,7 @@ def own_size(name: str, weights: str | None = None) -> int | None:
     UserError for a timm name that timm lacks.
     """
     if name.startswith(TIMM):
-        from pipeline.models.timm_networks import config_of, tags_of
+        from rayssl.pipeline.models.timm_networks import config_of, tags_of
 
         tag = weights if weights is not None and weights in tags_of(name) else ""
         return int(config_of(name, tag)["input_size"][-1])
@@ -82,7 +82,7 @@ def pretrained_encoder(given: Named, *, channels: int, image_side: int) -> "Enco
     It sees them at its own size, or at the size it can take that is nearest to four times theirs where that is smaller:
     larger is slower and shows nothing more. UserError where it cannot be built.
     """
-    from pipeline.models.encoder import build_encoder
+    from rayssl.pipeline.models.encoder import build_encoder
 
     own = own_size(given.name, given.weights) or max(SMALLEST, image_side)
     wanted = min(own, max(SMALLEST, ENLARGED * image_side))
@@ -101,8 +101,8 @@ def licence_of(name: str, weights: str | None) -> str:
 
     weights: as --encoder.weights; None: none, so nobody's. UserError where there are no such weights.
     """
-    from pipeline.models.local_weights import package_file
-    from pipeline.models.weights import OWN, packaged_licence, timm_licence, torchvision_licence
+    from rayssl.pipeline.models.local_weights import package_file
+    from rayssl.pipeline.models.weights import OWN, packaged_licence, timm_licence, torchvision_licence
 
     if weights is None or os.path.isdir(weights):
         return OWN
@@ -111,7 +111,7 @@ def licence_of(name: str, weights: str | None) -> str:
     if (packaged := package_file(weights)) is not None:
         return packaged_licence(packaged)
     if name.startswith(TIMM):
-        from pipeline.models.timm_networks import config_of
+        from rayssl.pipeline.models.timm_networks import config_of
 
         return timm_licence(config_of(name, "" if weights == "DEFAULT" else weights))
     member = torchvision_member(name, weights)
@@ -139,7 +139,7 @@ def _torchvisions() -> Iterator[Available]:
         return
     from torchvision import models
 
-    from pipeline.models.weights import torchvision_licence
+    from rayssl.pipeline.models.weights import torchvision_licence
 
     for name in models.list_models(module=models):
         for member in models.get_model_weights(name):

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from pipeline.base.errors import UserError
-from pipeline.base.memory import free_memory
-from pipeline.base.progress import format_bytes
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.models.pretrained import available, pretrained_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.memory import free_memory
+from rayssl.pipeline.base.progress import format_bytes
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.models.pretrained import available, pretrained_encoder
 
 if TYPE_CHECKING:
-    from pipeline.models.encoder import Encoder
+    from rayssl.pipeline.models.encoder import Encoder
 
 HELPFUL = "timm/vit_small_patch14_dinov2.lvd142m"  # what is named where there is nothing
 LARGEST_ON_CPU = 110_000_000  # bytes of weights that are chosen without being asked for: a ResNet-50's
@@ -69,7 +69,7 @@ def build_teacher(name: str | None, weights: str | None, *, channels: int, image
 
 def _of_run(name: str | None, folder: Path, channels: int) -> "Encoder":
     """The encoder of a run folder."""
-    from pipeline.models.export import load_encoder
+    from rayssl.pipeline.models.export import load_encoder
 
     encoder = load_encoder(folder)
     if name is not None and name != encoder.name:

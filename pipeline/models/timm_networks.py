@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.errors import UserError, nearest
 
 TIMM = "timm/"  # before a name
 COLUMN_STAGES = 4  # of a network whose maps all have one size: so many, evenly spread, the last one among them

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.encoder import Encoder
 
 
 def stage_paths(encoder: Encoder) -> tuple[str, ...]:

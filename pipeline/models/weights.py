@@ -13,16 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.documents import load
-from pipeline.base.errors import MissingError, UserError
-from pipeline.base.lease import settled
-from pipeline.base.memory import free_memory
-from pipeline.base.schemas import EncoderFile
-from pipeline.base.seals import check, digest
-from pipeline.base.settings_files import cut
-from pipeline.models.backbones import RESNETS
-from pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
-from pipeline.models.timm_networks import (
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.lease import settled
+from rayssl.pipeline.base.memory import free_memory
+from rayssl.pipeline.base.schemas import EncoderFile
+from rayssl.pipeline.base.seals import check, digest
+from rayssl.pipeline.base.settings_files import cut
+from rayssl.pipeline.models.backbones import RESNETS
+from rayssl.pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
+from rayssl.pipeline.models.timm_networks import (
     config_of,
     first_convolutions,
     fit_state,

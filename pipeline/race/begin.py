@@ -4,17 +4,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset
-from pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
-from pipeline.race.networks import sized
-from pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
-from pipeline.race.race_file import NAME, About, Ledger, load_ledger
-from pipeline.run.estimate import check_disk
-from pipeline.run.folder import stage_key
-from pipeline.run.identity import FREE, flatten
-from pipeline.run.resolve import open_and_resolve
-from pipeline.run.software import describe_software
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
+from rayssl.pipeline.race.networks import sized
+from rayssl.pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
+from rayssl.pipeline.race.race_file import NAME, About, Ledger, load_ledger
+from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.folder import stage_key
+from rayssl.pipeline.run.identity import FREE, flatten
+from rayssl.pipeline.run.resolve import open_and_resolve
+from rayssl.pipeline.run.software import describe_software
 
 UNLIKE = ("cluster.", "wandb", "data.path")  # options that make no other race
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError, nearest
-from pipeline.config import Config
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.recipes import HELD_OUT, build_recipe, has_gpu
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.recipes import HELD_OUT, build_recipe, has_gpu
 
 MOST_NETWORKS = 2  # with weights on this machine, beside those that were named
 ADAPTED_SIZE = 128  # pixels a side, on a CPU

@@ -5,20 +5,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.reporter import LocalReporter
-from pipeline.race.candidates import FROZEN
-from pipeline.race.finals import Final, compare, descriptors
-from pipeline.race.networks import weights_line
-from pipeline.race.outcome import Circumstances, recommendation
-from pipeline.race.parts import Race, Shown, warning_by
-from pipeline.race.race_file import FAILED, load_ledger
-from pipeline.run.own_images import open_own
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.index import run_index
-from pipeline.stages.report import run_report
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.reporter import LocalReporter
+from rayssl.pipeline.race.candidates import FROZEN
+from rayssl.pipeline.race.finals import Final, compare, descriptors
+from rayssl.pipeline.race.networks import weights_line
+from rayssl.pipeline.race.outcome import Circumstances, recommendation
+from rayssl.pipeline.race.parts import Race, Shown, warning_by
+from rayssl.pipeline.race.race_file import FAILED, load_ledger
+from rayssl.pipeline.run.own_images import open_own
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.report import run_report
+from rayssl.pipeline.stages.story import run_worker_stages
 
 BASELINES = ("color-histogram", "hog", "pixels")
 

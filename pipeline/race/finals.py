@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import UserError
-from pipeline.evaluation.metrics import interval_of_proportion
-from pipeline.race.candidates import ADAPT, DISTILL, FROZEN
-from pipeline.race.race_file import About
-from pipeline.search.choice import Candidate, choose, paired_error
-from pipeline.search.parts import JOIN
-from pipeline.search.store import read_candidates, read_search
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.evaluation.metrics import interval_of_proportion
+from rayssl.pipeline.race.candidates import ADAPT, DISTILL, FROZEN
+from rayssl.pipeline.race.race_file import About
+from rayssl.pipeline.search.choice import Candidate, choose, paired_error
+from rayssl.pipeline.search.parts import JOIN
+from rayssl.pipeline.search.store import read_candidates, read_search
 
 # Without labels: what has learned from pretrained weights before these, these before what was trained from scratch.
 GUESSED = {DISTILL: 0, FROZEN: 1, ADAPT: 2}

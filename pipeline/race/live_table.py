@@ -7,13 +7,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.base.progress import PLAIN_SECONDS, LiveConsole, format_duration
-from pipeline.base.terminal import plain
-from pipeline.race.race_file import FAILED, Ledger
+from rayssl.pipeline.base.progress import PLAIN_SECONDS, LiveConsole, format_duration
+from rayssl.pipeline.base.terminal import plain
+from rayssl.pipeline.race.race_file import FAILED, Ledger
 
 
 class Board(LiveConsole):
-    """Shows a race; takes the rows that stages report, too (see pipeline.base.reporter)."""
+    """Shows a race; takes the rows that stages report, too (see rayssl.pipeline.base.reporter)."""
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from pipeline.base.errors import UserError
-from pipeline.models.pretrained import available, pretrained_encoder
-from pipeline.models.teachers import HELPFUL, as_teacher
-from pipeline.race.candidates import MOST_NETWORKS, Network
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.pretrained import available, pretrained_encoder
+from rayssl.pipeline.models.teachers import HELPFUL, as_teacher
+from rayssl.pipeline.race.candidates import MOST_NETWORKS, Network
 
 
 def found_networks() -> list[Network]:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.base.progress import format_duration
-from pipeline.race.candidates import UNTRAINED
-from pipeline.race.finals import Final
-from pipeline.race.plan import Part
+from rayssl.pipeline.base.progress import format_duration
+from rayssl.pipeline.race.candidates import UNTRAINED
+from rayssl.pipeline.race.finals import Final
+from rayssl.pipeline.race.plan import Part
 
 FEW_LABELS = 500  # validation images below which more labels are worth it
 WORTH_A_WORD = 2.0  # times less work

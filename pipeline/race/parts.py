@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from pipeline.data import Dataset
-from pipeline.race.candidates import Entry
-from pipeline.race.finals import chosen, own_best
-from pipeline.race.live_table import line_of
-from pipeline.race.plan import PLANNED_SHARE, reserve
-from pipeline.race.race_file import FINISHED, Ledger, Result, save_ledger
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.race.candidates import Entry
+from rayssl.pipeline.race.finals import chosen, own_best
+from rayssl.pipeline.race.live_table import line_of
+from rayssl.pipeline.race.plan import PLANNED_SHARE, reserve
+from rayssl.pipeline.race.race_file import FINISHED, Ledger, Result, save_ledger
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Track(Protocol):
 
 
 class Shown(Protocol):
-    """What shows a race (see pipeline.race.live_table)."""
+    """What shows a race (see rayssl.pipeline.race.live_table)."""
 
     def __call__(self, row: dict[str, Any]) -> None:
         """A row of a stage, or a message."""

@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.documents import made_of
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.base.seals import started
-from pipeline.race.plan import Overhead, Round, ranked
-from pipeline.run.folder import read_race
+from rayssl.pipeline.base.documents import made_of
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.seals import started
+from rayssl.pipeline.race.plan import Overhead, Round, ranked
+from rayssl.pipeline.run.folder import read_race
 
 SCHEMA = 1
 NAME = "race.json"

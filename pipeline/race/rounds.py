@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from pipeline.base.errors import UserError
-from pipeline.base.seals import forget_folder
-from pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
-from pipeline.race.plan import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.seals import forget_folder
+from rayssl.pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
+from rayssl.pipeline.race.plan import (
     LAST,
     LEAST_STEPS,
     Overhead,
@@ -21,9 +21,9 @@ from pipeline.race.plan import (
     steps_for,
     threads_of,
 )
-from pipeline.race.race_file import FAILED, Ledger, Result
-from pipeline.race.trial import make_folder, set_steps
-from pipeline.race.turns import TOLD_FROM, told_turns
+from rayssl.pipeline.race.race_file import FAILED, Ledger, Result
+from rayssl.pipeline.race.trial import make_folder, set_steps
+from rayssl.pipeline.race.turns import TOLD_FROM, told_turns
 
 
 def train(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> None:

@@ -1,23 +1,23 @@
 """A race from its start to its last line: what needs no training, rounds of training, the winner.
 
-Where trials run is told by a `Track`; the only one in the product is Ray's (pipeline.cluster.race).
+Where trials run is told by a `Track`; the only one in the product is Ray's (rayssl.pipeline.cluster.race).
 """
 
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Interrupted
-from pipeline.data.concluded import lines
-from pipeline.race.candidates import FROZEN, UNTRAINED
-from pipeline.race.end import finish
-from pipeline.race.outcome import budget_lines
-from pipeline.race.parts import Race, Track, ended, result_of, say_nothing
-from pipeline.race.plan import budget_table
-from pipeline.race.race_file import FAILED, Result
-from pipeline.race.rounds import train
-from pipeline.race.trial import Clock, make_folder, search_untrained
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Interrupted
+from rayssl.pipeline.data.concluded import lines
+from rayssl.pipeline.race.candidates import FROZEN, UNTRAINED
+from rayssl.pipeline.race.end import finish
+from rayssl.pipeline.race.outcome import budget_lines
+from rayssl.pipeline.race.parts import Race, Track, ended, result_of, say_nothing
+from rayssl.pipeline.race.plan import budget_table
+from rayssl.pipeline.race.race_file import FAILED, Result
+from rayssl.pipeline.race.rounds import train
+from rayssl.pipeline.race.trial import Clock, make_folder, search_untrained
 
 
 def run_race(race: Race, open_track: Callable[[], AbstractContextManager[Track]]) -> list[str]:

@@ -6,19 +6,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.reporter import LocalReporter, Reporter
-from pipeline.config import Config
-from pipeline.models.export import export_encoder, load_encoder
-from pipeline.race.plan import Overhead
-from pipeline.run.auto import fix_backend, fix_compile, fix_precision, seconds_a_step
-from pipeline.run.build import count_steps, new_encoder
-from pipeline.run.context import Work
-from pipeline.run.folder import own_data
-from pipeline.stages.start import prepare
-from pipeline.stages.story import main_writes, run_worker_stages
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.reporter import LocalReporter, Reporter
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.race.plan import Overhead
+from rayssl.pipeline.run.auto import fix_backend, fix_compile, fix_precision, seconds_a_step
+from rayssl.pipeline.run.build import count_steps, new_encoder
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.folder import own_data
+from rayssl.pipeline.stages.start import prepare
+from rayssl.pipeline.stages.story import main_writes, run_worker_stages
 
 FIRST_STEPS, TIMED_STEPS = 3, 9  # from which a trial's speed is told, the first third as warm-up
 LONG_SECONDS = 10.0  # that the timing may take beyond the first look

@@ -6,9 +6,9 @@ Shapes: N images of S × S pixels and C channels, D numbers of a descriptor.
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import permutation
-from pipeline.data import Images
-from pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
 
 DESCRIPTOR = "hog"
 SEEN, ASKED = 500, 250  # images that the classifier learns from, and that it is asked about

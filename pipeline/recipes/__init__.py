@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from pipeline.base.errors import UserError, nearest
-from pipeline.config import (
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.config import (
     AugmentConfig,
     Config,
     DataConfig,
@@ -20,7 +20,7 @@ from pipeline.config import (
     TrainConfig,
     method_config,
 )
-from pipeline.recipes import autoencoder
+from rayssl.pipeline.recipes import autoencoder
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.config import (
+from rayssl.pipeline.config import (
     AugmentConfig,
     Config,
     DataConfig,
@@ -115,7 +115,7 @@ def build(system: System, key: str, data: str, gpu: bool) -> Config:
 
 
 def recipes(has_gpu: Callable[[], bool]) -> dict[str, Callable[[], Config]]:
-    """Name → function with a docstring, as in pipeline.recipes; `has_gpu` is asked when a recipe is built."""
+    """Name → function with a docstring, as in rayssl.pipeline.recipes; `has_gpu` is asked when a recipe is built."""
 
     def recipe(system: System, key: str, data: str) -> Callable[[], Config]:
         def built() -> Config:

@@ -1,6 +1,6 @@
 """From run folders to a self-contained report.html, a table on the terminal and comparison.json."""
 
-from pipeline.report.page import write_report
-from pipeline.report.table import print_comparison, write_comparison
+from rayssl.pipeline.report.page import write_report
+from rayssl.pipeline.report.table import print_comparison, write_comparison
 
 __all__ = ["print_comparison", "write_comparison", "write_report"]

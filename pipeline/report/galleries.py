@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.files import replacing
-from pipeline.base.randomness import permutation
-from pipeline.data.formats import marks
+from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.data.formats import marks
 
 if TYPE_CHECKING:
-    from pipeline.data import Dataset
+    from rayssl.pipeline.data import Dataset
 
 QUERIES = 8
 NEIGHBOURS = 8
@@ -108,7 +108,7 @@ def tiles_by_id(dataset: "Dataset", ids: Iterable[int]) -> dict[int, str]:
 
 def augmentation_sheet(dataset: "Dataset", views: Sequence[dict[str, Any]], seed: int) -> NDArray[np.uint8]:
     """Contact sheet (H, W, C) of what the views do: one row an image, the clean image first."""
-    from pipeline.augment import gallery, view_from_dict
+    from rayssl.pipeline.augment import gallery, view_from_dict
 
     rows = permutation(len(dataset.train), seed, "report-augmentation")[:4]
     images = [dataset.train[int(row)] for row in rows]

@@ -6,15 +6,15 @@ from pathlib import Path
 from string import Template
 from typing import TypeVar
 
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_text
-from pipeline.base.seals import damaged_of, fits
-from pipeline.report import sections, summary
-from pipeline.report.figures import colours
-from pipeline.report.html import bullets, escape
-from pipeline.report.results import Run, load_runs
-from pipeline.report.run_data import Material, NothingToShowError, load_material
-from pipeline.report.search import search_section
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_text
+from rayssl.pipeline.base.seals import damaged_of, fits
+from rayssl.pipeline.report import sections, summary
+from rayssl.pipeline.report.figures import colours
+from rayssl.pipeline.report.html import bullets, escape
+from rayssl.pipeline.report.results import Run, load_runs
+from rayssl.pipeline.report.run_data import Material, NothingToShowError, load_material
+from rayssl.pipeline.report.search import search_section
 
 SHOWN = ("train", "test", "search/")  # of the embeddings
 T = TypeVar("T")
@@ -104,7 +104,7 @@ def render_page(title: str, subtitle: str, parts: Parts, left_out: Sequence[str]
 
 
 def _asset(name: str) -> str:
-    return (resources.files("pipeline.report") / name).read_text(encoding="utf-8")
+    return (resources.files("rayssl.pipeline.report") / name).read_text(encoding="utf-8")
 
 
 def _anchor(title: str) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.schemas import ReportedConfig
-from pipeline.base.seals import check, fits
-from pipeline.evaluation.records import read_evaluation, told_of
-from pipeline.run.folder import read_manifest
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.schemas import ReportedConfig
+from rayssl.pipeline.base.seals import check, fits
+from rayssl.pipeline.evaluation.records import read_evaluation, told_of
+from rayssl.pipeline.run.folder import read_manifest
 
 SCHEMA = 1
 METHOD_LABELS = {

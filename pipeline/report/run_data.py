@@ -8,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.errors import UserError
-from pipeline.report.html import escape, grid, paragraph
-from pipeline.report.results import Run
-from pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.report.html import escape, grid, paragraph
+from rayssl.pipeline.report.results import Run
+from rayssl.pipeline.run.metrics_log import MetricsLog
 
 if TYPE_CHECKING:
-    from pipeline.data import Dataset
-    from pipeline.search.embeddings import Embeddings
+    from rayssl.pipeline.data import Dataset
+    from rayssl.pipeline.search.embeddings import Embeddings
 
 
 Curve = tuple["array[float]", "array[float]"]  # 8 bytes a number, where a list of a long run's takes 32
@@ -57,7 +57,7 @@ class Material:
 
         Raises NothingToShowError where there are none, UserError where a file is damaged.
         """
-        from pipeline.search.embeddings import files_of, load_embeddings
+        from rayssl.pipeline.search.embeddings import files_of, load_embeddings
 
         folder = self._embeddings_folder()
         return {path.stem: load_embeddings(path) for path in files_of(folder)}
@@ -126,8 +126,8 @@ def _data_key(run: Run) -> str:
 
 
 def _open(run: Run) -> "Dataset | UserError":
-    from pipeline.data import Reading, of_classes, open_dataset
-    from pipeline.run.folder import as_recorded
+    from rayssl.pipeline.data import Reading, of_classes, open_dataset
+    from rayssl.pipeline.run.folder import as_recorded
 
     data = run.config["data"]
     names = ("image_size", "channels", "limit", "val_fraction", "loader", *(one.name for one in fields(Reading)))

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pipeline.base.errors import UserError
-from pipeline.report import galleries
-from pipeline.report.html import bar, bullets, escape, paragraph
-from pipeline.report.run_data import Material, NothingToShowError, each_run
-from pipeline.search.store import has_search, read_search
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.report import galleries
+from rayssl.pipeline.report.html import bar, bullets, escape, paragraph
+from rayssl.pipeline.report.run_data import Material, NothingToShowError, each_run
+from rayssl.pipeline.search.store import has_search, read_search
 
 SHOWN = 12  # candidates with a bar
 

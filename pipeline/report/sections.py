@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import permutation
-from pipeline.report import figures, galleries, table
-from pipeline.report.html import bar, bullets, escape, grid, paragraph
-from pipeline.report.run_data import Material, NothingToShowError, each_run, title_of
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.report import figures, galleries, table
+from rayssl.pipeline.report.html import bar, bullets, escape, grid, paragraph
+from rayssl.pipeline.report.run_data import Material, NothingToShowError, each_run, title_of
 
 if TYPE_CHECKING:
-    from pipeline.search.embeddings import Embeddings
+    from rayssl.pipeline.search.embeddings import Embeddings
 
 MAP_POINTS = 1_000  # t-SNE of so many takes seconds
 MAP_LEAST = 10
@@ -140,7 +140,7 @@ def _groups(
 ) -> tuple[NDArray[np.int64], list[str]]:
     """A group for every point and the groups' names: classes and what has none, or clusters without any label."""
     if labels is None:
-        from pipeline.base.vectors import kmeans
+        from rayssl.pipeline.base.vectors import kmeans
 
         k = min(MAP_CLUSTERS, len(vectors) // 2)
         return np.asarray(kmeans(vectors, k, seed), dtype=np.int64), [f"cluster {i + 1}" for i in range(k)]

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.schemas import EncoderFile
-from pipeline.evaluation.doubts import warnings_of
-from pipeline.report import table
-from pipeline.report.html import bar, bullets, data_table, escape, paragraph
-from pipeline.report.results import Estimate, Run
-from pipeline.report.run_data import Material, NothingToShowError
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.schemas import EncoderFile
+from rayssl.pipeline.evaluation.doubts import warnings_of
+from rayssl.pipeline.report import table
+from rayssl.pipeline.report.html import bar, bullets, data_table, escape, paragraph
+from rayssl.pipeline.report.results import Estimate, Run
+from rayssl.pipeline.report.run_data import Material, NothingToShowError
 
 # Spread below which codes count as collapsed (1 is healthy, 0 is all codes alike), unless those of a random encoder,
 # which ReLU keeps in one corner of the sphere, are as close together.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.files import write_json
-from pipeline.report.results import SCHEMA, Estimate, Run, load_runs
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.report.results import SCHEMA, Estimate, Run, load_runs
 
 if TYPE_CHECKING:
     from rich.console import Console

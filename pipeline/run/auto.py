@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from pipeline import config as configuration
-from pipeline.augment import Spec, view_from_dict
-from pipeline.base import collectives
-from pipeline.config import Config
-from pipeline.methods import load_method
-from pipeline.methods.base import Method
-from pipeline.run.build import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.augment import Spec, view_from_dict
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.run.build import (
     batches_of,
     compile_or_capture,
     count_steps,
@@ -23,10 +23,10 @@ from pipeline.run.build import (
     step_of,
     views_of,
 )
-from pipeline.run.context import Stopped, Work
-from pipeline.training.cuda_graph import can_be_recorded, has_compiler
-from pipeline.training.loop import Hooks, Loop
-from pipeline.training.step import to_batch
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.training.cuda_graph import can_be_recorded, has_compiler
+from rayssl.pipeline.training.loop import Hooks, Loop
+from rayssl.pipeline.training.step import to_batch
 
 CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the first third as warm-up
 CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up

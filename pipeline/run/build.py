@@ -4,37 +4,37 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.data.named import HANDED
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.data.named import HANDED
 
 if TYPE_CHECKING:
-    from pipeline.methods.base import Traits
+    from rayssl.pipeline.methods.base import Traits
 from collections.abc import Iterator
 
 import torch
 
-from pipeline.augment import view_from_dict
-from pipeline.base import collectives
-from pipeline.config import TrainConfig
-from pipeline.data import Images
-from pipeline.methods import load_method
-from pipeline.methods.base import Before, Method
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.trainable import add_adapters, freeze_stages, rate_scales
-from pipeline.run.context import Work
-from pipeline.training.batch_norm import use_global_batch_norm
-from pipeline.training.batches import Order, Views, load_batches
-from pipeline.training.cuda_graph import can_be_recorded
-from pipeline.training.optimizers import build_optimizer, learning_rate_at, scaled_learning_rate
-from pipeline.training.step import Step
+from rayssl.pipeline.augment import view_from_dict
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.config import TrainConfig
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.methods.base import Before, Method
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.trainable import add_adapters, freeze_stages, rate_scales
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.training.batch_norm import use_global_batch_norm
+from rayssl.pipeline.training.batches import Order, Views, load_batches
+from rayssl.pipeline.training.cuda_graph import can_be_recorded
+from rayssl.pipeline.training.optimizers import build_optimizer, learning_rate_at, scaled_learning_rate
+from rayssl.pipeline.training.step import Step
 
 
 def traits_of(config: Config, dataset: Dataset) -> "Traits":
     """What a method may know of the data; where nothing is said of mirror images, the data set's name tells."""
-    from pipeline.methods.base import Traits
+    from rayssl.pipeline.methods.base import Traits
 
     mirror = config.augment.mirror
     mirror = dataset.path not in HANDED if mirror is None else mirror
@@ -55,7 +55,7 @@ def count_steps(config: Config, images: int) -> tuple[int, int]:
 
 
 def is_guarded(config: Config) -> bool:
-    """Whether training is watched, its best state kept and its end brought about: see `pipeline.training.guard`."""
+    """Whether training is watched, its best state kept and its end brought about: see `training.guard`."""
     return config.train.guard == "yes" or (config.train.guard == "auto" and config.encoder.weights is not None)
 
 

@@ -6,9 +6,9 @@ What tells images apart must not be what views hide: a network that is trained t
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.dataset import Images
-from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.training.guard import draw_sample, knn_hits, paired_error
+from rayssl.pipeline.data.dataset import Images
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.training.guard import draw_sample, knn_hits, paired_error
 
 COLORS, SHAPES = "color-histogram", "hog"
 LOOKED_AT = 4096  # images at most, at most a quarter of them validation images

@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import config as configuration
-from pipeline.base import collectives
-from pipeline.base.device import choose_device, plain_precision, resolve_precision
-from pipeline.base.memory import keep_freed_memory
-from pipeline.base.reporter import Reporter
-from pipeline.config import Config
-from pipeline.data import Dataset, Images
-from pipeline.features.frozen import frozen_features
-from pipeline.models.encoder import Encoder
-from pipeline.run.images import open_data
-from pipeline.run.own_images import open_own
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
+from rayssl.pipeline.base.memory import keep_freed_memory
+from rayssl.pipeline.base.reporter import Reporter
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.features.frozen import frozen_features
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.own_images import open_own
 
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
@@ -72,7 +72,7 @@ class Work:
     def frozen(self, source: Encoder | str, split: str, names: Sequence[str] = ()) -> NDArray[np.float32]:
         """(N, D) features of train, val or test by an encoder that is not trained, or by a descriptor of that name.
 
-        `names` of its stages (see pipeline.features.pooled) are seen in the same pass and kept for whoever asks next.
+        `names` of its stages (see features.pooled) are seen in the same pass and kept for whoever asks next.
         """
 
         def images_at(size: int) -> tuple[Images, str]:

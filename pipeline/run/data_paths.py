@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config
-from pipeline.data import WORDS, is_named, storage
-from pipeline.run.folder import read_manifest
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import WORDS, is_named, storage
+from rayssl.pipeline.run.folder import read_manifest
 
 PLACES = ("data.path", "data.labels", "data.splits")  # of the images and of what is told of them
 

@@ -5,19 +5,19 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.progress import format_bytes, format_duration
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.run.build import is_guarded, traits_of
-from pipeline.run.plan import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.progress import format_bytes, format_duration
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.run.build import is_guarded, traits_of
+from rayssl.pipeline.run.plan import (
     START_SECONDS,
     Sizes,
     stages_seconds,
     step_seconds,
 )
-from pipeline.run.resolve import machine_of
+from rayssl.pipeline.run.resolve import machine_of
 
 A_GUESS = "(a guess for an idle machine: the live line knows better)"
 
@@ -27,9 +27,9 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
 
     Builds the encoder and the method once, so that what does not go together ends here and not in a worker.
     """
-    from pipeline.methods import load_method
-    from pipeline.models.encoder import describe
-    from pipeline.run.build import new_encoder, restrict
+    from rayssl.pipeline.methods import load_method
+    from rayssl.pipeline.models.encoder import describe
+    from rayssl.pipeline.run.build import new_encoder, restrict
 
     encoder = new_encoder(config)
     facts = describe(encoder)
@@ -46,7 +46,7 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
 
 def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
     """What an image costs the method and its encoder."""
-    from pipeline.methods import load_method
+    from rayssl.pipeline.methods import load_method
 
     method = configuration.method_name(config)
     passes = load_method(method).passes if method else 0
@@ -54,7 +54,7 @@ def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
 
 
 def training_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
-    """A rough guess from the operations that a step needs; see `pipeline.run.plan.step_seconds`."""
+    """A rough guess from the operations that a step needs; see `rayssl.pipeline.run.plan.step_seconds`."""
     if config.train.minutes:
         return 60 * config.train.minutes
     sizes = sizes_of(config, flops, depthwise)
@@ -65,7 +65,7 @@ def expected_seconds(
     config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
 ) -> tuple[float, float]:
     """What the training steps take, and what the stages that follow."""
-    from pipeline.models.pretrained import FROZEN_MOST, available
+    from rayssl.pipeline.models.pretrained import FROZEN_MOST, available
 
     training = training_seconds(config, facts["flops"], steps, facts["depthwise"])
     sizes, machine = sizes_of(config, facts["flops"], facts["depthwise"]), machine_of(config)

@@ -9,14 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.base.atomic import UNFINISHED
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.schemas import Manifest, RaceFile
-from pipeline.base.seals import check, note, seal_of, update
+from rayssl.pipeline.base.atomic import UNFINISHED
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.schemas import Manifest, RaceFile
+from rayssl.pipeline.base.seals import check, note, seal_of, update
 
 if TYPE_CHECKING:
-    from pipeline.data import Dataset
+    from rayssl.pipeline.data import Dataset
 
 
 SCHEMA = 1

@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config
-from pipeline.data import AUTO, Dataset
-from pipeline.run.build import count_steps
-from pipeline.run.folder import as_recorded, stage_key
-from pipeline.training.checkpoint import list_checkpoints
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import AUTO, Dataset
+from rayssl.pipeline.run.build import count_steps
+from rayssl.pipeline.run.folder import as_recorded, stage_key
+from rayssl.pipeline.training.checkpoint import list_checkpoints
 
 # Fields of the config that came later, with the value that changes nothing.
 ADDED: dict[str, Any] = {

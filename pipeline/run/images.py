@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from pipeline.config import Config, DataConfig
-from pipeline.data import Dataset, Reading, of_classes, open_dataset
+from rayssl.pipeline.config import Config, DataConfig
+from rayssl.pipeline.data import Dataset, Reading, of_classes, open_dataset
 
 
 def reading_of(data: DataConfig) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
 
 def image_size_of(config: Config) -> int | None:
     """The side in pixels that is given, else the one that the encoder's weights are for; None: the images' own."""
-    from pipeline.models.pretrained import own_size
+    from rayssl.pipeline.models.pretrained import own_size
 
     if config.data.image_size is not None:
         return config.data.image_size

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.atomic import writing
-from pipeline.base.documents import LONGEST_LINE, DamagedError, fit, open_regular, parse
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing
-from pipeline.base.lease import open_own
-from pipeline.base.schemas import Row
-from pipeline.base.seals import check, fits, forget
+from rayssl.pipeline.base.atomic import writing
+from rayssl.pipeline.base.documents import LONGEST_LINE, DamagedError, fit, open_regular, parse
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.base.lease import open_own
+from rayssl.pipeline.base.schemas import Row
+from rayssl.pipeline.base.seals import check, fits, forget
 
 
 class MetricsLog:

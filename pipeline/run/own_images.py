@@ -4,14 +4,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.run.data_paths import at_place, check_there, moved, started_at
-from pipeline.run.folder import as_recorded, own_data, recorded, update_manifest
-from pipeline.run.images import open_data
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.run.data_paths import at_place, check_there, moved, started_at
+from rayssl.pipeline.run.folder import as_recorded, own_data, recorded, update_manifest
+from rayssl.pipeline.run.images import open_data
 
 Progress = Callable[[int, int], None]
 

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 Optimizer = Literal["sgd", "adamw", "lars", "muon"]
 
@@ -39,7 +39,7 @@ class Machine:
 @dataclass(frozen=True)
 class Sizes:
     """What an image costs: side in pixels, operations of the encoder forward, views of it in a step, passes of the
-    method over a view, and what depthwise convolutions give (see `pipeline.models.encoder.describe`)."""
+    method over a view, and what depthwise convolutions give (see `rayssl.pipeline.models.encoder.describe`)."""
 
     image_size: int
     flops: float
@@ -105,7 +105,7 @@ def plan_for(
     """The plan for `count` training images, a method's name `kind` and a machine.
 
     Where a batch (of all workers) or a share of small views is given, the steps are planned for those. `weights`: the
-    network does not start from scratch. `colors_tell`: see `pipeline.run.colors.colors_tell`.
+    network does not start from scratch. `colors_tell`: see `rayssl.pipeline.run.colors.colors_tell`.
     """
     settings = settings_for(kind, machine.device, sizes.image_size)
     if weights:

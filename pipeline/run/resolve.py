@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config
-from pipeline.data import WORDS, Dataset
-from pipeline.run.build import traits_of
-from pipeline.run.images import open_data
-from pipeline.run.plan import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import WORDS, Dataset
+from rayssl.pipeline.run.build import traits_of
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.plan import (
     Machine,
     Plan,
     Sizes,
@@ -50,8 +50,8 @@ def with_validation(config: Config, dataset: Dataset) -> Config:
 
 def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
     """Every choice that depends on the data, made once and written down."""
-    from pipeline.augment import View, load_views, view_to_dict
-    from pipeline.methods import load_method
+    from rayssl.pipeline.augment import View, load_views, view_to_dict
+    from rayssl.pipeline.methods import load_method
 
     config = settled(fill_plan(config, dataset))
     traits = traits_of(config, dataset)
@@ -97,9 +97,9 @@ def fill_plan(config: Config, dataset: Dataset) -> Config:
 
 def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
     """The plan for a config whose paths `opened` are open: what is given of the others is planned around."""
-    from pipeline.methods import load_method
-    from pipeline.models.encoder import describe
-    from pipeline.run.build import new_encoder, required_method
+    from rayssl.pipeline.methods import load_method
+    from rayssl.pipeline.models.encoder import describe
+    from rayssl.pipeline.run.build import new_encoder, required_method
 
     if len(dataset.train) < 2 * config.cluster.workers:
         raise too_few(dataset)
@@ -126,7 +126,7 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
 
 def ask_colors(config: Config, dataset: Dataset) -> bool | None:
     """Whether colours tell the images apart; None where there is no telling."""
-    from pipeline.run.colors import colors_tell
+    from rayssl.pipeline.run.colors import colors_tell
 
     classes = 0 if dataset.some_classes else len(dataset.class_names or ())
     return colors_tell(dataset.train, dataset.val, classes, config.train.seed)
@@ -134,7 +134,7 @@ def ask_colors(config: Config, dataset: Dataset) -> bool | None:
 
 def machine_of(config: Config) -> Machine:
     """What a run is planned for."""
-    from pipeline.recipes import has_gpu
+    from rayssl.pipeline.recipes import has_gpu
 
     return Machine("cuda" if has_gpu() else "cpu", os.cpu_count() or 1, config.cluster.workers)
 
@@ -151,7 +151,7 @@ def planned_value(plan: Plan, path: str) -> Any:
 
 def settled(config: Config, before: Config | None = None) -> Config:
     """A config whose method has looked up what only this machine can tell, or has it from the run `before`."""
-    from pipeline.methods import load_method
+    from rayssl.pipeline.methods import load_method
 
     name = configuration.method_name(config)
     if name is None:
@@ -170,7 +170,7 @@ def refuse_strengths(config: Config) -> None:
 
 def check_backend(backend: str, views: Sequence[Mapping[str, Any]]) -> None:
     """Raises UserError where the batched backend is asked to apply somebody's own pipeline."""
-    from pipeline.augment import Spec, view_from_dict
+    from rayssl.pipeline.augment import Spec, view_from_dict
 
     own = [number for number, view in enumerate(views) if not isinstance(view_from_dict(view), Spec)]
     if backend == "batched" and own:
@@ -184,8 +184,8 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
     """Raises UserError where the method or the encoder takes one image size only."""
     import torch
 
-    from pipeline.methods import load_method
-    from pipeline.models.encoder import build_encoder
+    from rayssl.pipeline.methods import load_method
+    from rayssl.pipeline.models.encoder import build_encoder
 
     name, side = config.encoder.name, dataset.image_size // 2
     told = f"--train.small-views {config.train.small_views:g}"
@@ -228,7 +228,7 @@ def absolute(place: str | None) -> str | None:
 
 def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> int:
     """The global batch: shrunk to the number of images, refused where workers cannot share it evenly."""
-    from pipeline.methods import load_method
+    from rayssl.pipeline.methods import load_method
 
     batch, images, workers = config.train.batch_size, len(dataset.train), config.cluster.workers
     method = configuration.method_name(config)

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data import Images
-from pipeline.features.frozen import digest_of
-from pipeline.features.pooled import pooled_stages
-from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.search.parts import Seen
-from pipeline.search.store import OWN, Origin, Search, read_search
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.features.frozen import digest_of
+from rayssl.pipeline.features.pooled import pooled_stages
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.search.parts import Seen
+from rayssl.pipeline.search.store import OWN, Origin, Search, read_search
 
 BLOCK = 512  # images that are seen at a time by what is no network
 PIXEL_VALUES = 1024  # of an image at most: 32 × 32 grey, 18 × 18 in colour

@@ -10,9 +10,9 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.vectors import knn_classify
-from pipeline.search.parts import JOIN, Part, Seen, Vectors
-from pipeline.search.projection import Directions, Projection, find_directions, fit_projection
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.search.parts import JOIN, Part, Seen, Vectors
+from rayssl.pipeline.search.projection import Directions, Projection, find_directions, fit_projection
 
 MOST = 60  # candidates
 PAIRED = 4  # sources whose best candidates are paired

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.data import Images
-from pipeline.models.export import encoder_hash
-from pipeline.run.context import Work
-from pipeline.run.folder import data_name
-from pipeline.search.apply import check_own_encoder
-from pipeline.search.embeddings import Embeddings, load_embeddings
-from pipeline.search.store import FOLDER, has_search, read_search, search_hash
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.folder import data_name
+from rayssl.pipeline.search.apply import check_own_encoder
+from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings
+from rayssl.pipeline.search.store import FOLDER, has_search, read_search, search_hash
 
 
 def embeddings_folder(run: Path, name: str, prefix: str) -> Path:

@@ -20,12 +20,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.base.documents import DamagedError, OtherSchemaError, fit, open_regular, parse
-from pipeline.base.errors import MissingError, UserError
-from pipeline.base.files import replacing
-from pipeline.base.schemas import EmbeddingsFacts
-from pipeline.base.seals import check
-from pipeline.run.folder import data_name
+from rayssl.pipeline.base.documents import DamagedError, OtherSchemaError, fit, open_regular, parse
+from rayssl.pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.base.schemas import EmbeddingsFacts
+from rayssl.pipeline.base.seals import check
+from rayssl.pipeline.run.folder import data_name
 
 SCHEMA = 1
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D

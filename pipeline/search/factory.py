@@ -5,7 +5,7 @@ import re
 
 import faiss
 
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
 

@@ -16,15 +16,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.documents import load
-from pipeline.base.errors import MissingError, UserError
-from pipeline.base.files import replacing, sha256, write_json
-from pipeline.base.lease import settled
-from pipeline.base.schemas import IndexFile
-from pipeline.base.seals import check, digest, forget
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import Whitening
-from pipeline.search.factory import auto_factory, built_as, cannot_build
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.files import replacing, sha256, write_json
+from rayssl.pipeline.base.lease import settled
+from rayssl.pipeline.base.schemas import IndexFile
+from rayssl.pipeline.base.seals import check, digest, forget
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import Whitening
+from rayssl.pipeline.search.factory import auto_factory, built_as, cannot_build
 
 SCHEMA = 1
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.search.projection import Projection
+from rayssl.pipeline.search.projection import Projection
 
 PIXELS = "pixels"
 JOIN = "+"  # between the names of two parts

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import SHRINKAGE, covariance
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import SHRINKAGE, covariance
 
 EXACT = 512  # so many numbers at most have their whole covariance decomposed
 SAMPLE = 6_000  # vectors that a wider map is fitted to, drawn evenly
@@ -56,7 +56,7 @@ class Directions:
 
     def whitened(self, shrinkage: float = SHRINKAGE) -> Projection:
         """Every direction varies about alike: variance λ becomes λ / (λ + shrinkage · mean λ), as in
-        `pipeline.features.whitening`, of which this is a rotation where no direction is left out."""
+        `rayssl.pipeline.features.whitening`, of which this is a rotation where no direction is left out."""
         scales = 1 / np.sqrt(self.variances + shrinkage * self.average + np.finfo(np.float32).tiny)
         return Projection(self.mean, (self.directions * scales).astype(np.float32))
 

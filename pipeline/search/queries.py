@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from pipeline.base.errors import UserError
-from pipeline.data import decode, to_square
-from pipeline.data.decode import load_size_of, read_header
-from pipeline.data.formats import SUFFIXES
-from pipeline.data.shown import BY_TYPE, Shown
-from pipeline.data.storage import find, is_url
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import decode, to_square
+from rayssl.pipeline.data.decode import load_size_of, read_header
+from rayssl.pipeline.data.formats import SUFFIXES
+from rayssl.pipeline.data.shown import BY_TYPE, Shown
+from rayssl.pipeline.data.storage import find, is_url
 
 MOST_BYTES = 256 * 1024**2  # of one encoded image from elsewhere
 PATIENCE = 30.0  # seconds that a server may stay silent

@@ -9,22 +9,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.base.documents import parse, read_bytes
-from pipeline.base.errors import MissingError, UserError, nearest
-from pipeline.base.lease import settled
-from pipeline.data import sample_id, storage
-from pipeline.data.formats import marks
-from pipeline.data.regular import check_target
-from pipeline.data.shown import BY_TYPE, Shown
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.models.weights import read_manifest as read_export
-from pipeline.run.folder import data_name, own_data, read_manifest, winner_of
-from pipeline.search.apply import load_searcher
-from pipeline.search.embeddings import Embeddings, files_of, load_embeddings
-from pipeline.search.index import check_embeddings, check_matches, load_index, search
-from pipeline.search.queries import Asked, images_of, squares_of
-from pipeline.search.store import FOLDER, search_hash
+from rayssl.pipeline.base.documents import parse, read_bytes
+from rayssl.pipeline.base.errors import MissingError, UserError, nearest
+from rayssl.pipeline.base.lease import settled
+from rayssl.pipeline.data import sample_id, storage
+from rayssl.pipeline.data.formats import marks
+from rayssl.pipeline.data.regular import check_target
+from rayssl.pipeline.data.shown import BY_TYPE, Shown
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.models.weights import read_manifest as read_export
+from rayssl.pipeline.run.folder import data_name, own_data, read_manifest, winner_of
+from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.embeddings import Embeddings, files_of, load_embeddings
+from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index, search
+from rayssl.pipeline.search.queries import Asked, images_of, squares_of
+from rayssl.pipeline.search.store import FOLDER, search_hash
 
 BATCH = 64
 PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")  # formats of a gallery, by suffix
@@ -38,7 +38,7 @@ def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) ->
 
         [{"query": name, "neighbors": [{"rank": 1, "id": …, "id_str": …, "path": …, "label": …, "score": …}]}]
 
-    `images` may be one image or many, in any form (see pipeline.search.queries): a path, a folder, a URL, bytes, a PIL
+    `images` may be one image or many, in any form (see search.queries): a path, a folder, a URL, bytes, a PIL
     image, a numpy array, a torch tensor. One that is missing or broken has `"error": why` and no neighbours; the
     others are answered. `id_str` is the id as text, for readers to whom numbers above 2^53 are not exact.
 
@@ -148,7 +148,7 @@ def save_gallery(
     """
     from matplotlib.figure import Figure
 
-    from pipeline.base.files import replacing
+    from rayssl.pipeline.base.files import replacing
 
     kind = picture_format(path, len(results))
     asked = asked if asked is not None else images_of([result["query"] for result in results])
@@ -174,8 +174,8 @@ def save_run_gallery(
     run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None, asked: list[Asked] | None = None
 ) -> None:
     """`save_gallery` with the pictures of the images that the index `data` is of."""
-    from pipeline import config as configuration
-    from pipeline.run.images import open_data, open_other
+    from rayssl.pipeline import config as configuration
+    from rayssl.pipeline.run.images import open_data, open_other
 
     config = configuration.load(run / "config.json")
     own = data_name(run)
@@ -213,7 +213,7 @@ def _load_splits(folder: Path, run: Path) -> list[Embeddings]:
 
 def _shown(run: Path) -> Shown:
     """How the run reads values and transparency; as ever where its config was not copied along."""
-    from pipeline import config as configuration
+    from rayssl.pipeline import config as configuration
 
     if not (run / "config.json").exists():
         return BY_TYPE

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.documents import load, made_of
-from pipeline.base.errors import UserError
-from pipeline.base.files import replacing, sha256, write_json
-from pipeline.base.lease import settled
-from pipeline.base.schemas import SearchFile
-from pipeline.base.seals import check, digest, forget
-from pipeline.search.choice import Candidate
-from pipeline.search.parts import Part, Seen, Vectors
-from pipeline.search.projection import Projection
+from rayssl.pipeline.base.documents import load, made_of
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import replacing, sha256, write_json
+from rayssl.pipeline.base.lease import settled
+from rayssl.pipeline.base.schemas import SearchFile
+from rayssl.pipeline.base.seals import check, digest, forget
+from rayssl.pipeline.search.choice import Candidate
+from rayssl.pipeline.search.parts import Part, Seen, Vectors
+from rayssl.pipeline.search.projection import Projection
 
 FILE, TENSORS, FOLDER = "search.json", "search.safetensors", "search"
 SCHEMA = 1

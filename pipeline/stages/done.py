@@ -7,26 +7,26 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base import collectives
-from pipeline.base.errors import UserError
-from pipeline.base.seals import damaged_of, digest, fits
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.evaluation.baselines import VERSIONS
-from pipeline.evaluation.records import lost_of, read_evaluation, verb_of
-from pipeline.generate.decoder import read_decoder
-from pipeline.methods import load_method
-from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.run.build import count_steps
-from pipeline.run.context import Work
-from pipeline.run.data_paths import as_started
-from pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
-from pipeline.run.identity import identity
-from pipeline.search.described import check_search, load_splits
-from pipeline.search.embeddings import files_of
-from pipeline.search.store import FOLDER
-from pipeline.training.checkpoint import list_checkpoints
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.seals import damaged_of, digest, fits
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.evaluation.baselines import VERSIONS
+from rayssl.pipeline.evaluation.records import lost_of, read_evaluation, verb_of
+from rayssl.pipeline.generate.decoder import read_decoder
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.run.build import count_steps
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.data_paths import as_started
+from rayssl.pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
+from rayssl.pipeline.run.identity import identity
+from rayssl.pipeline.search.described import check_search, load_splits
+from rayssl.pipeline.search.embeddings import files_of
+from rayssl.pipeline.search.store import FOLDER
+from rayssl.pipeline.training.checkpoint import list_checkpoints
 
 
 def digests(run: Path, name: str, part: str) -> dict[str, str]:

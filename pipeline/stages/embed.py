@@ -8,24 +8,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import config as configuration
-from pipeline.base.device import choose_device, plain_precision, resolve_precision
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.reporter import Reporter
-from pipeline.data import Dataset, Images
-from pipeline.data.concluded import facts
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import load_encoder
-from pipeline.run.context import Work
-from pipeline.run.folder import read_manifest, update_manifest
-from pipeline.search.apply import load_searcher
-from pipeline.search.described import describe_vectors, embeddings_folder, test_images
-from pipeline.search.embeddings import save_embeddings
-from pipeline.search.store import FOLDER, has_search
-from pipeline.stages.done import already_done, at_work, key_of, stage
-from pipeline.stages.features import counting, embeddings_of, encoders_to_compare
-from pipeline.stages.search import frozen_names, frozen_networks
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.reporter import Reporter
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.data.concluded import facts
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.folder import read_manifest, update_manifest
+from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.described import describe_vectors, embeddings_folder, test_images
+from rayssl.pipeline.search.embeddings import save_embeddings
+from rayssl.pipeline.search.store import FOLDER, has_search
+from rayssl.pipeline.stages.done import already_done, at_work, key_of, stage
+from rayssl.pipeline.stages.features import counting, embeddings_of, encoders_to_compare
+from rayssl.pipeline.stages.search import frozen_names, frozen_networks
 
 SPLITS = ("train", "val", "test")
 
@@ -93,7 +93,7 @@ def embed_other_data(run: Path, dataset: Dataset, reporter: Reporter, said: Mapp
 
 def search_other_data(work: Work, encoder: Encoder, said: Mapping[str, Any] | None) -> None:
     """The searched vectors of another data set, by the function that was chosen for the run's own."""
-    from pipeline.run.images import open_other
+    from rayssl.pipeline.run.images import open_other
 
     dataset = work.dataset
     opened = {encoder.image_size: dataset}

@@ -6,20 +6,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.lease import writer_lock
-from pipeline.data import Dataset
-from pipeline.evaluation.baselines import VERSIONS, Pictures, evaluate_baseline
-from pipeline.evaluation.doubts import doubts_of_figures
-from pipeline.evaluation.measure import Record, evaluate_embeddings, is_evaluated, write_evaluation
-from pipeline.evaluation.metrics import interval_of_proportion
-from pipeline.evaluation.records import read_evaluation
-from pipeline.run.context import read_at
-from pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
-from pipeline.run.own_images import open_own
-from pipeline.search.described import embeddings_folder, load_splits, load_splits_in, searched_splits
-from pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
-from pipeline.stages.done import at_work, digests, has_records
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.evaluation.baselines import VERSIONS, Pictures, evaluate_baseline
+from rayssl.pipeline.evaluation.doubts import doubts_of_figures
+from rayssl.pipeline.evaluation.measure import Record, evaluate_embeddings, is_evaluated, write_evaluation
+from rayssl.pipeline.evaluation.metrics import interval_of_proportion
+from rayssl.pipeline.evaluation.records import read_evaluation
+from rayssl.pipeline.run.context import read_at
+from rayssl.pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
+from rayssl.pipeline.run.own_images import open_own
+from rayssl.pipeline.search.described import embeddings_folder, load_splits, load_splits_in, searched_splits
+from rayssl.pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
+from rayssl.pipeline.stages.done import at_work, digests, has_records
 
 
 def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:

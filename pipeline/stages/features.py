@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.device import plain_precision
-from pipeline.data import Images
-from pipeline.features.extract import embed_images, stage_features
-from pipeline.models.encoder import Encoder
-from pipeline.models.export import load_encoder
-from pipeline.run.build import new_encoder
-from pipeline.run.context import Work
-from pipeline.search.described import test_images
-from pipeline.stages.search import frozen_names
+from rayssl.pipeline.base.device import plain_precision
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.features.extract import embed_images, stage_features
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.run.build import new_encoder
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.described import test_images
+from rayssl.pipeline.stages.search import frozen_names
 
 BASELINE = "random-init"
 

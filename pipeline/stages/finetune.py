@@ -8,29 +8,29 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.base import collectives
-from pipeline.base.device import to_float
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.base.schemas import Draws
-from pipeline.base.seals import damaged_of, fits
-from pipeline.config import TrainConfig
-from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.models.weights import read_manifest as read_export_manifest
-from pipeline.run.build import loader_processes, new_encoder, new_optimizer, schedule_of, to_device, traits_of
-from pipeline.run.context import Stopped, Work
-from pipeline.run.folder import stage_key
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.search.described import test_images
-from pipeline.stages.done import already_done, is_whole, key_of, stage
-from pipeline.stages.features import BASELINE
-from pipeline.stages.labels import require_labels
-from pipeline.stages.records import new_record, record
-from pipeline.training.batches import Order, Views, load_batches
-from pipeline.training.loop import Hooks, Loop
-from pipeline.training.step import Step
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import to_float
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.schemas import Draws
+from rayssl.pipeline.base.seals import damaged_of, fits
+from rayssl.pipeline.config import TrainConfig
+from rayssl.pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.weights import read_manifest as read_export_manifest
+from rayssl.pipeline.run.build import loader_processes, new_encoder, new_optimizer, schedule_of, to_device, traits_of
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.run.folder import stage_key
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.search.described import test_images
+from rayssl.pipeline.stages.done import already_done, is_whole, key_of, stage
+from rayssl.pipeline.stages.features import BASELINE
+from rayssl.pipeline.stages.labels import require_labels
+from rayssl.pipeline.stages.records import new_record, record
+from rayssl.pipeline.training.batches import Order, Views, load_batches
+from rayssl.pipeline.training.loop import Hooks, Loop
+from rayssl.pipeline.training.step import Step
 
 
 def run_finetune(work: Work) -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import Whitening, fit_whitening
-from pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
-from pipeline.search.described import load_splits, searched_splits
-from pipeline.search.store import FOLDER, has_search
-from pipeline.stages.done import at_work, digests, is_whole
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import Whitening, fit_whitening
+from rayssl.pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
+from rayssl.pipeline.search.described import load_splits, searched_splits
+from rayssl.pipeline.search.store import FOLDER, has_search
+from rayssl.pipeline.stages.done import at_work, digests, is_whole
 
 
 def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -36,7 +36,7 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
 
 def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     """The index of one data set."""
-    from pipeline.search.index import build_index, load_index, measure_recall, recall_warning, save_index
+    from rayssl.pipeline.search.index import build_index, load_index, measure_recall, recall_warning, save_index
 
     config = configuration.load(run / "config.json")
     splits = searched_splits(run, name)

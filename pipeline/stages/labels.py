@@ -1,7 +1,7 @@
 """Whether a run's images have the labels that a stage needs."""
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset
 
 # Probe and fine-tuning
 

@@ -10,19 +10,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import config as configuration
-from pipeline.base import collectives
-from pipeline.base.device import plain_precision
-from pipeline.base.wandb_tracker import Tracker, start_tracker
-from pipeline.evaluation.doubts import doubts_of_training
-from pipeline.evaluation.measure import drop_stale_records
-from pipeline.generate.decoder import Trained, save_decoder
-from pipeline.generate.reconstruct import measure, reconstructs, save_pictures, summarise
-from pipeline.methods.base import Method
-from pipeline.models.export import encoder_hash, export_encoder
-from pipeline.models.trainable import without_adapters
-from pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
-from pipeline.run.build import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import plain_precision
+from rayssl.pipeline.base.wandb_tracker import Tracker, start_tracker
+from rayssl.pipeline.evaluation.doubts import doubts_of_training
+from rayssl.pipeline.evaluation.measure import drop_stale_records
+from rayssl.pipeline.generate.decoder import Trained, save_decoder
+from rayssl.pipeline.generate.reconstruct import measure, reconstructs, save_pictures, summarise
+from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.models.export import encoder_hash, export_encoder
+from rayssl.pipeline.models.trainable import without_adapters
+from rayssl.pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
+from rayssl.pipeline.run.build import (
     batches_of,
     compile_or_capture,
     count_steps,
@@ -34,17 +34,17 @@ from pipeline.run.build import (
     schedule_of,
     step_of,
 )
-from pipeline.run.context import Stopped, Work
-from pipeline.run.data_paths import as_started
-from pipeline.run.folder import stage_key
-from pipeline.run.identity import check_steps, identity
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.stages.done import already_done, key_of, stage
-from pipeline.stages.records import record
-from pipeline.training.checkpoint import load_checkpoint, load_extra, save_checkpoint
-from pipeline.training.guard import Guard, draw_sample, look_size, validation_knn
-from pipeline.training.loop import Hooks, Loop, NotFinite
-from pipeline.training.watch import Watch
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.run.data_paths import as_started
+from rayssl.pipeline.run.folder import stage_key
+from rayssl.pipeline.run.identity import check_steps, identity
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.stages.done import already_done, key_of, stage
+from rayssl.pipeline.stages.records import record
+from rayssl.pipeline.training.checkpoint import load_checkpoint, load_extra, save_checkpoint
+from rayssl.pipeline.training.guard import Guard, draw_sample, look_size, validation_knn
+from rayssl.pipeline.training.loop import Hooks, Loop, NotFinite
+from rayssl.pipeline.training.watch import Watch
 
 RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
 

@@ -5,16 +5,16 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluation.baselines import VERSIONS, Pictures, probe_baseline
-from pipeline.evaluation.measure import Record, write_evaluation
-from pipeline.evaluation.metrics import interval_of_proportion
-from pipeline.evaluation.probe import ProbeResult, probe
-from pipeline.run.context import Work
-from pipeline.search.described import test_images
-from pipeline.stages.done import already_done, key_of, stage
-from pipeline.stages.features import counting, encoders_to_compare, features_of, split_of
-from pipeline.stages.labels import require_labels
-from pipeline.stages.records import new_record, record
+from rayssl.pipeline.evaluation.baselines import VERSIONS, Pictures, probe_baseline
+from rayssl.pipeline.evaluation.measure import Record, write_evaluation
+from rayssl.pipeline.evaluation.metrics import interval_of_proportion
+from rayssl.pipeline.evaluation.probe import ProbeResult, probe
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.described import test_images
+from rayssl.pipeline.stages.done import already_done, key_of, stage
+from rayssl.pipeline.stages.features import counting, encoders_to_compare, features_of, split_of
+from rayssl.pipeline.stages.labels import require_labels
+from rayssl.pipeline.stages.records import new_record, record
 
 
 def run_probe(work: Work) -> None:

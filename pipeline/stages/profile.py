@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.device import autocast
-from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.models.flops import count_operations
-from pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, step_of, views_of
-from pipeline.run.context import Work
-from pipeline.training.batches import RawBatch
-from pipeline.training.cuda_graph import WARM_STEPS
-from pipeline.training.step import Step, set_training
+from rayssl.pipeline.base.device import autocast
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
+from rayssl.pipeline.models.flops import count_operations
+from rayssl.pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, step_of, views_of
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.training.batches import RawBatch
+from rayssl.pipeline.training.cuda_graph import WARM_STEPS
+from rayssl.pipeline.training.step import Step, set_training
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace

@@ -1,8 +1,8 @@
 """Figures of a run as records."""
 
-from pipeline.evaluation.measure import Record, write_evaluation
-from pipeline.models.export import encoder_hash
-from pipeline.run.context import Work
+from rayssl.pipeline.evaluation.measure import Record, write_evaluation
+from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.run.context import Work
 
 # Records and embeddings
 

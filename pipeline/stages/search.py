@@ -16,23 +16,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import config as configuration
-from pipeline.base import collectives, seals
-from pipeline.base.device import plain_precision
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.randomness import permutation
-from pipeline.config import Config
-from pipeline.data import Images
-from pipeline.features.frozen import descriptor_features, digest_of, frozen_stages
-from pipeline.features.pooled import LAST, names_of, pooled_stages
-from pipeline.models.descriptors import DESCRIPTORS
-from pipeline.models.encoder import Encoder, describe
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
-from pipeline.run.build import new_encoder
-from pipeline.run.context import Work
-from pipeline.search.apply import described, flat_pixels, pixel_side
-from pipeline.search.choice import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import collectives, seals
+from rayssl.pipeline.base.device import plain_precision
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.features.frozen import descriptor_features, digest_of, frozen_stages
+from rayssl.pipeline.features.pooled import LAST, names_of, pooled_stages
+from rayssl.pipeline.models.descriptors import DESCRIPTORS
+from rayssl.pipeline.models.encoder import Encoder, describe
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
+from rayssl.pipeline.run.build import new_encoder
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.apply import described, flat_pixels, pixel_side
+from rayssl.pipeline.search.choice import (
     AUTO_DIM,
     MOST,
     PAIRED,
@@ -48,8 +48,8 @@ from pipeline.search.choice import (
     refit,
     singles,
 )
-from pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
-from pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
+from rayssl.pipeline.search.parts import JOIN, PIXELS, Seen, Vectors
+from rayssl.pipeline.search.store import FOLDER, OWN, Origin, Search, write_search
 
 UNTRAINED = "untrained"
 LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on
@@ -368,8 +368,8 @@ def drop_unused(run: Path, places: Sequence[str | None]) -> None:
 
 def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> None:
     """embeddings/<data>/search/."""
-    from pipeline.search.described import describe_vectors, embeddings_folder, test_images
-    from pipeline.search.embeddings import save_embeddings
+    from rayssl.pipeline.search.described import describe_vectors, embeddings_folder, test_images
+    from rayssl.pipeline.search.embeddings import save_embeddings
 
     folder = embeddings_folder(work.run, work.dataset.name, FOLDER)
     parts = {"train": ([work.dataset.train, work.dataset.val], train), "test": ([test_images(work)], test)}
@@ -380,7 +380,7 @@ def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> Non
 
 def forget(run: Path) -> None:
     """Remove what a run was searched by: its last stage is searched again."""
-    from pipeline.search.store import FILE, TENSORS
+    from rayssl.pipeline.search.store import FILE, TENSORS
 
     files = (run / FILE, run / TENSORS)
     seals.forget(*files)

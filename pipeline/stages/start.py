@@ -6,24 +6,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.progress import format_bytes
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.data.concluded import facts, lines
-from pipeline.run.build import count_steps
-from pipeline.run.data_paths import at_places_of, check_there, moved, started_at
-from pipeline.run.estimate import check_disk, expected_length, expected_seconds
-from pipeline.run.folder import is_unstarted, recorded, update_manifest
-from pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
-from pipeline.run.plan import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.progress import format_bytes
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.data.concluded import facts, lines
+from rayssl.pipeline.run.build import count_steps
+from rayssl.pipeline.run.data_paths import at_places_of, check_there, moved, started_at
+from rayssl.pipeline.run.estimate import check_disk, expected_length, expected_seconds
+from rayssl.pipeline.run.folder import is_unstarted, recorded, update_manifest
+from rayssl.pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
+from rayssl.pipeline.run.plan import (
     MINUTES,
     STRENGTHS,
 )
-from pipeline.run.resolve import open_and_resolve, settled
-from pipeline.run.software import describe_software
+from rayssl.pipeline.run.resolve import open_and_resolve, settled
+from rayssl.pipeline.run.software import describe_software
 
 COLOR_REASONS = {
     True: "colours tell validation images apart better than shapes do",
@@ -146,7 +146,7 @@ def check_index(config: Config, dataset: Dataset, dim: int) -> None:
     """Raises UserError for an index that could not be built after the training."""
     if config.index.factory == "auto":
         return
-    from pipeline.search.factory import check_factory
+    from rayssl.pipeline.search.factory import check_factory
 
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     check_factory(config.index.factory, dim, images)

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.base import collectives
-from pipeline.base.lease import writer_lock
-from pipeline.base.reporter import Reporter
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.run.context import Work
-from pipeline.stages.done import already_done, is_done, key_of, stage
-from pipeline.stages.embed import run_embed
-from pipeline.stages.finetune import run_finetune
-from pipeline.stages.labels import has_labels
-from pipeline.stages.pretrain import run_pretrain
-from pipeline.stages.probe import run_probe
-from pipeline.stages.search import choose_vectors
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.reporter import Reporter
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.stages.done import already_done, is_done, key_of, stage
+from rayssl.pipeline.stages.embed import run_embed
+from rayssl.pipeline.stages.finetune import run_finetune
+from rayssl.pipeline.stages.labels import has_labels
+from rayssl.pipeline.stages.pretrain import run_pretrain
+from rayssl.pipeline.stages.probe import run_probe
+from rayssl.pipeline.stages.search import choose_vectors
 
 
 def run_search(work: Work) -> None:

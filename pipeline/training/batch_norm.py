@@ -7,8 +7,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.base.collectives import gather, world_size
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.collectives import gather, world_size
+from rayssl.pipeline.base.errors import UserError
 
 _TINY = 1e-12  # added to a variance where a kernel demands something
 

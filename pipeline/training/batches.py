@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.augment import Spec, View, apply_batch
-from pipeline.augment.spec import Table
-from pipeline.base.randomness import permutation
-from pipeline.data.dataset import Images
+from rayssl.pipeline.augment import Spec, View, apply_batch
+from rayssl.pipeline.augment.spec import Table
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.data.dataset import Images
 
 PREFETCH = 3  # batches ready ahead of the step
 LAST_BATCH_S = 30  # that a thread may take to end with the batch it is at

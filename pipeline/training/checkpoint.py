@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.base.atomic import writing
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError
-from pipeline.base.files import sha256
-from pipeline.base.schemas import CheckpointFile, CheckpointState
-from pipeline.base.seals import check, digest, forget, forget_folder, note
+from rayssl.pipeline.base.atomic import writing
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import sha256
+from rayssl.pipeline.base.schemas import CheckpointFile, CheckpointState
+from rayssl.pipeline.base.seals import check, digest, forget, forget_folder, note
 
 SCHEMA = 1
 EXTRA = "extra.safetensors"

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pipeline.augment.batched_backend import pack, unpack
-from pipeline.augment.fixed_backend import apply_arrays, arrays_of
-from pipeline.base import collectives
-from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.training.batches import Drawn, RawBatch
-from pipeline.training.optimizers import set_learning_rate
+from rayssl.pipeline.augment.batched_backend import pack, unpack
+from rayssl.pipeline.augment.fixed_backend import apply_arrays, arrays_of
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
+from rayssl.pipeline.training.batches import Drawn, RawBatch
+from rayssl.pipeline.training.optimizers import set_learning_rate
 
 RECORDED_OPTIMIZERS = ("sgd", "muon")
 WARM_STEPS = 3  # without a graph first: libraries choose and compile their kernels, buffers are made

@@ -27,13 +27,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base import collectives
-from pipeline.base.randomness import permutation
-from pipeline.base.vectors import kmeans, knn_classify
-from pipeline.data.dataset import Images
-from pipeline.features.extract import embed_images
-from pipeline.models.encoder import Encoder
-from pipeline.models.trainable import without_adapters
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.base.vectors import kmeans, knn_classify
+from rayssl.pipeline.data.dataset import Images
+from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.trainable import without_adapters
 
 LOOKS = 20  # in a run, the start not counted: one every 5 % of the steps
 QUERIES, REFERENCES = 1024, 4096  # validation and training images that are looked at, at most

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.base import collectives
-from pipeline.base.errors import UserError
-from pipeline.methods.base import MethodOutput
-from pipeline.training.batches import RawBatch
-from pipeline.training.optimizers import set_learning_rate
-from pipeline.training.step import Step, set_training
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.base import MethodOutput
+from rayssl.pipeline.training.batches import RawBatch
+from rayssl.pipeline.training.optimizers import set_learning_rate
+from rayssl.pipeline.training.step import Step, set_training
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody

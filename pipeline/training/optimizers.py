@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.errors import UserError, nearest
 
 OPTIMIZERS = ("sgd", "adamw", "lars", "muon")
 NEWTON_SCHULZ, NEWTON_SCHULZ_STEPS = (3.4445, -4.7750, 2.0315), 5  # of Muon, as published

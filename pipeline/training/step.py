@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from pipeline.base import collectives
-from pipeline.base.device import autocast, to_float
-from pipeline.methods.base import Batch, Method, MethodOutput
-from pipeline.models.trainable import keep_statistics
-from pipeline.training.batches import Drawn, RawBatch
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import autocast, to_float
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
+from rayssl.pipeline.models.trainable import keep_statistics
+from rayssl.pipeline.training.batches import Drawn, RawBatch
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Step:
     planned: int  # steps of the whole plan, whatever part of it a loop runs
     clip_grad: float | None = None  # the largest norm of the gradient
     resident: Tensor | None = None  # (N, H, W, C) all images, where the device holds them
-    captured: bool = False  # as a CUDA graph, see `pipeline.training.cuda_graph.can_be_recorded`
+    captured: bool = False  # as a CUDA graph, see `rayssl.pipeline.training.cuda_graph.can_be_recorded`
 
     def begin(self) -> Callable[[RawBatch, float], MethodOutput]:
         """What does such a step with a batch, at a learning rate."""
@@ -47,7 +47,7 @@ class Step:
 
         if not self.captured:
             return lambda raw, rate: compute(self.batch(raw))
-        from pipeline.training.cuda_graph import RecordedStep
+        from rayssl.pipeline.training.cuda_graph import RecordedStep
 
         assert self.resident is not None
         return RecordedStep(compute, self.optimizer, self.resident, self.seed, self.planned)
@@ -88,7 +88,7 @@ def to_batch(
 @torch.no_grad()
 def make_views(drawn: Drawn, device: torch.device, precision: str, resident: Tensor | None) -> list[Tensor]:
     """The views (B, C, S, S) of a batch in [0, 1], by the batched backend."""
-    from pipeline.augment.batched_backend import apply_table
+    from rayssl.pipeline.augment.batched_backend import apply_table
 
     indices = drawn.indices.to(device, non_blocking=True)
     if drawn.images is not None:

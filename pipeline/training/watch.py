@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.training.guard import paired_error
+from rayssl.pipeline.training.guard import paired_error
 
 SETTLED, LOOKED = 0.1, 0.05  # shares of the steps: after which a loss is looked at, and for how long
 HAIR = 0.005  # of the loss at chance: nearer to it nothing was learned

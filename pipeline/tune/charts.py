@@ -1,6 +1,6 @@
 """Sections of a search's report that draw or count over all of its trials, and the figures that they show.
 
-As in pipeline.report.figures an SVG holds nothing but numbers: names are HTML beside it.
+As in rayssl.pipeline.report.figures an SVG holds nothing but numbers: names are HTML beside it.
 """
 
 import itertools
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import permutation
-from pipeline.evaluation.metrics import interval_of_mean
-from pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
-from pipeline.report.html import bar, bullets, data_table, escape, grid, paragraph
-from pipeline.report.run_data import NothingToShowError
-from pipeline.tune.objectives import NEED_LABELS, WITHOUT_LABELS
-from pipeline.tune.space import FAMILIES, Parameter, Space, applies
-from pipeline.tune.trials import FINISHED, STOPPED, Trial
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.evaluation.metrics import interval_of_mean
+from rayssl.pipeline.report.figures import INK, PALETTE, line_chart, plain_chart, svg_of
+from rayssl.pipeline.report.html import bar, bullets, data_table, escape, grid, paragraph
+from rayssl.pipeline.report.run_data import NothingToShowError
+from rayssl.pipeline.tune.objectives import NEED_LABELS, WITHOUT_LABELS
+from rayssl.pipeline.tune.space import FAMILIES, Parameter, Space, applies
+from rayssl.pipeline.tune.trials import FINISHED, STOPPED, Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,15 +7,15 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.base.progress import LiveConsole, format_duration
-from pipeline.tune.space import Space, short
-from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial
+from rayssl.pipeline.base.progress import LiveConsole, format_duration
+from rayssl.pipeline.tune.space import Space, short
+from rayssl.pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial
 
 SHOWN = 5  # of the best trials
 
 
 class Standing(Protocol):
-    """What the table is made of (see pipeline.cluster.tune)."""
+    """What the table is made of (see rayssl.pipeline.cluster.tune)."""
 
     total: int
     space: Space

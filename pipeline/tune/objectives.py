@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline.augment import apply_batch
-from pipeline.augment.defaults import finetune_view
-from pipeline.base.device import autocast, to_float
-from pipeline.base.errors import UserError
-from pipeline.base.randomness import permutation
-from pipeline.base.vectors import knn_classify
-from pipeline.data import Images
-from pipeline.evaluation import metrics
-from pipeline.evaluation.probe import probe
-from pipeline.features.extract import embed_images, extract
-from pipeline.methods.heads import TURNS, all_turns
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.augment import apply_batch
+from rayssl.pipeline.augment.defaults import finetune_view
+from rayssl.pipeline.base.device import autocast, to_float
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.data import Images
+from rayssl.pipeline.evaluation import metrics
+from rayssl.pipeline.evaluation.probe import probe
+from rayssl.pipeline.features.extract import embed_images, extract
+from rayssl.pipeline.methods.heads import TURNS, all_turns
+from rayssl.pipeline.models.encoder import Encoder
 
 NEED_LABELS = ("knn", "probe")
 WITHOUT_LABELS = ("rotation", "rankme", "alignment-uniformity")

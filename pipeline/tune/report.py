@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.augment import gallery, view_from_dict
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_text
-from pipeline.base.progress import format_duration
-from pipeline.report.galleries import SHEET, image_address
-from pipeline.report.html import bullets, data_table, escape, grid, paragraph
-from pipeline.report.page import draw_sections, render_page
-from pipeline.report.run_data import NothingToShowError
-from pipeline.tune import charts
-from pipeline.tune.charts import rank_correlations
-from pipeline.tune.search import command_to_use, load_search
-from pipeline.tune.space import FAMILIES, Space, short
-from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
+from rayssl.pipeline.augment import gallery, view_from_dict
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_text
+from rayssl.pipeline.base.progress import format_duration
+from rayssl.pipeline.report.galleries import SHEET, image_address
+from rayssl.pipeline.report.html import bullets, data_table, escape, grid, paragraph
+from rayssl.pipeline.report.page import draw_sections, render_page
+from rayssl.pipeline.report.run_data import NothingToShowError
+from rayssl.pipeline.tune import charts
+from rayssl.pipeline.tune.charts import rank_correlations
+from rayssl.pipeline.tune.search import command_to_use, load_search
+from rayssl.pipeline.tune.space import FAMILIES, Space, short
+from rayssl.pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, best_trial, load_trials
 
 __all__ = ["rank_correlations", "write_tune_report"]
 

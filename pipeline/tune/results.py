@@ -1,14 +1,14 @@
 """What a search leaves when it ends: the best trial's files, and the report."""
 
-from pipeline.base.files import write_json
-from pipeline.data import Dataset
-from pipeline.tune.search import Search
-from pipeline.tune.trials import Trial, best_trial, load_trials, save_table
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.tune.search import Search
+from rayssl.pipeline.tune.trials import Trial, best_trial, load_trials, save_table
 
 
 def write_results(search: Search, dataset: Dataset) -> Trial | None:
     """trials.parquet, best.json and tune-report.html from the trials that have ended; returns the best of them."""
-    from pipeline.tune.report import write_tune_report
+    from rayssl.pipeline.tune.report import write_tune_report
 
     trials = load_trials(search.out)
     best = best_trial(trials)

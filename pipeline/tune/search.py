@@ -11,25 +11,25 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt, Le
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from pipeline import config as configuration
-from pipeline.augment import view_to_dict
-from pipeline.base.documents import load
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.files import write_json
-from pipeline.base.schemas import TuneFile
-from pipeline.base.seals import check, started
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.data.concluded import facts
-from pipeline.methods import load_method
-from pipeline.run.build import count_steps, traits_of
-from pipeline.run.estimate import check_disk
-from pipeline.run.identity import as_planned, flatten
-from pipeline.run.resolve import fit_batch, open_and_resolve
-from pipeline.run.software import describe_software
-from pipeline.tune.objectives import check_objective, measurable
-from pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
-from pipeline.tune.trials import Trial
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.augment import view_to_dict
+from rayssl.pipeline.base.documents import load
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.schemas import TuneFile
+from rayssl.pipeline.base.seals import check, started
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.data.concluded import facts
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.run.build import count_steps, traits_of
+from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.identity import as_planned, flatten
+from rayssl.pipeline.run.resolve import fit_batch, open_and_resolve
+from rayssl.pipeline.run.software import describe_software
+from rayssl.pipeline.tune.objectives import check_objective, measurable
+from rayssl.pipeline.tune.space import DEFAULT, Candidate, Parameter, Space, build_space, parameter_from, read_space
+from rayssl.pipeline.tune.trials import Trial
 
 SCHEMA = 1
 REPORTS = 4  # how often a trial is measured where a scheduler decides by it
@@ -314,7 +314,7 @@ def check_population(search: Search, dataset: Dataset) -> None:
     """Raises UserError where a member of a population could not go on with the network of another."""
     if "train.optimizer" in search.space.parameters:
         raise UserError("--tune.scheduler pbt: a member goes on with another's optimiser: leave train.optimizer out")
-    from pipeline.run.build import new_encoder, required_method
+    from rayssl.pipeline.run.build import new_encoder, required_method
 
     encoder, traits = new_encoder(search.config, weights=False), traits_of(search.config, dataset)
     shapes = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.augment.spec import (
+from rayssl.pipeline.augment.spec import (
     ColorJitter,
     Cutout,
     Gamma,
@@ -29,9 +29,9 @@ from pipeline.augment.spec import (
     Translation,
     VerticalFlip,
 )
-from pipeline.base.errors import UserError, nearest
-from pipeline.base.randomness import uniform
-from pipeline.base.settings_files import cut, read_given, shown
+from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.randomness import uniform
+from rayssl.pipeline.base.settings_files import cut, read_given, shown
 
 Value = float | str
 Candidate = dict[str, Value]

@@ -8,22 +8,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pipeline import config as configuration
-from pipeline.base import collectives
-from pipeline.base.device import plain_precision
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import Config
-from pipeline.data import Dataset
-from pipeline.methods.base import Method
-from pipeline.run.auto import choose_backend
-from pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of, step_of
-from pipeline.run.context import Work
-from pipeline.run.images import open_data
-from pipeline.stages.pretrain import check_finite
-from pipeline.training.checkpoint import load_checkpoint, save_checkpoint
-from pipeline.training.loop import Hooks, Loop
-from pipeline.tune.objectives import Material, at_most, measurable, measure
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.device import plain_precision
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.run.auto import choose_backend
+from rayssl.pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of, step_of
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.stages.pretrain import check_finite
+from rayssl.pipeline.training.checkpoint import load_checkpoint, save_checkpoint
+from rayssl.pipeline.training.loop import Hooks, Loop
+from rayssl.pipeline.tune.objectives import Material, at_most, measurable, measure
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.base.documents import DamagedError, load, made_of, parse, read_bytes
-from pipeline.base.files import replacing, write_json
-from pipeline.base.schemas import TrialFile
-from pipeline.base.seals import check
+from rayssl.pipeline.base.documents import DamagedError, load, made_of, parse, read_bytes
+from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.base.schemas import TrialFile
+from rayssl.pipeline.base.seals import check
 
 FINISHED, STOPPED, FAILED = "finished", "stopped early", "failed"
 
@@ -22,7 +22,7 @@ class Trial:
 
     number: int
     state: str  # FINISHED, STOPPED or FAILED
-    parameters: dict[str, Any]  # by name, see pipeline.tune.space
+    parameters: dict[str, Any]  # by name, see rayssl.pipeline.tune.space
     views: list[dict[str, Any]]  # specs, one a view
     changes: dict[str, Any]  # of the config, by path
     score: float | None  # of the objective, higher is better; None where it never got one

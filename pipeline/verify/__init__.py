@@ -5,23 +5,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import config as configuration
-from pipeline.base.atomic import UNFINISHED, is_locked
-from pipeline.base.errors import UserError
-from pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
-from pipeline.evaluation.records import read_evaluation, told_of
-from pipeline.generate.decoder import read_decoder
-from pipeline.models.export import encoder_hash, load_encoder
-from pipeline.run.folder import is_unstarted, read_manifest, read_race
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.search.apply import check_own_encoder
-from pipeline.search.embeddings import files_of, load_embeddings, read_facts
-from pipeline.search.index import check_embeddings, check_matches, load_index
-from pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
-from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
-from pipeline.tune.search import load_search
-from pipeline.tune.trials import load_trials
-from pipeline.verify.repair import told_repair
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.atomic import UNFINISHED, is_locked
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
+from rayssl.pipeline.evaluation.records import read_evaluation, told_of
+from rayssl.pipeline.generate.decoder import read_decoder
+from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.run.folder import is_unstarted, read_manifest, read_race
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.search.apply import check_own_encoder
+from rayssl.pipeline.search.embeddings import files_of, load_embeddings, read_facts
+from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index
+from rayssl.pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
+from rayssl.pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
+from rayssl.pipeline.tune.search import load_search
+from rayssl.pipeline.tune.trials import load_trials
+from rayssl.pipeline.verify.repair import told_repair
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.base.errors import UserError
-from pipeline.base.seals import OTHERS, forget_folder, note
-from pipeline.evaluation.records import VERBS, read_evaluation
-from pipeline.run.folder import data_name, read_manifest
-from pipeline.search.embeddings import files_of, read_facts
-from pipeline.search.store import FILE, TENSORS
-from pipeline.tune.search import load_search
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.seals import OTHERS, forget_folder, note
+from rayssl.pipeline.evaluation.records import VERBS, read_evaluation
+from rayssl.pipeline.run.folder import data_name, read_manifest
+from rayssl.pipeline.search.embeddings import files_of, read_facts
+from rayssl.pipeline.search.store import FILE, TENSORS
+from rayssl.pipeline.tune.search import load_search
 
 ORDER = ("finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report")
 IRREPLACEABLE = ("config.json", "manifest.json", "race.json", "search.json")
@@ -169,6 +169,6 @@ def _started(folder: Path) -> list[Repair]:
 
 def _has_checkpoint(run: Path) -> bool:
     """Else what made the files again would be training from the first step."""
-    from pipeline.training.checkpoint import list_checkpoints
+    from rayssl.pipeline.training.checkpoint import list_checkpoints
 
     return bool(list_checkpoints(run / "checkpoints"))

@@ -12,18 +12,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.base import collectives
-from pipeline.config import method_config
-from pipeline.data import open_dataset
-from pipeline.methods import load_method
-from pipeline.methods.base import Batch, Before, Method, Traits
-from pipeline.methods.losses import nt_xent_of_views
-from pipeline.models.encoder import build_encoder
-from pipeline.training import guard as guards
-from pipeline.training.batch_norm import use_global_batch_norm
-from pipeline.training.guard import Guard, draw_sample
-from pipeline.training.optimizers import build_optimizer
-from pipeline.training.step import wrap_for_workers
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.config import method_config
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.methods.base import Batch, Before, Method, Traits
+from rayssl.pipeline.methods.losses import nt_xent_of_views
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.training import guard as guards
+from rayssl.pipeline.training.batch_norm import use_global_batch_norm
+from rayssl.pipeline.training.guard import Guard, draw_sample
+from rayssl.pipeline.training.optimizers import build_optimizer
+from rayssl.pipeline.training.step import wrap_for_workers
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8

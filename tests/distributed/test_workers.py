@@ -16,7 +16,7 @@ def torchrun(run: Path) -> subprocess.CompletedProcess[str]:
     """Two processes on this machine; rank 0 writes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*launcher, "-m", "jobs.pretrain", *arguments(run, **CHANGES)[1:]],
+        [*launcher, "-m", "rayssl.jobs.pretrain", *arguments(run, **CHANGES)[1:]],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -52,7 +52,7 @@ def test_a_process_of_torchruns_is_gone_before_the_interpreter_ends(end):
 import atexit
 import sys
 from types import SimpleNamespace
-from jobs import main
+from rayssl.jobs import main
 class Late:
     def __del__(self): print("late")
 late = Late()

@@ -21,21 +21,21 @@ from typing import Any
 
 import torch
 
-import jobs.main
-import pipeline.launch.runs
-import pipeline.stages.search
-from pipeline.base.progress import Display
-from pipeline.base.reporter import LocalReporter
-from pipeline.stages.start import Prepared
-from pipeline.stages.story import pending, run_worker_stages
+import rayssl.jobs.main
+import rayssl.pipeline.launch.runs
+import rayssl.pipeline.stages.search
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.base.reporter import LocalReporter
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.stages.story import pending, run_worker_stages
 
 
 def main() -> None:
     """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
-    pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
-    pipeline.launch.runs.check_resources = lambda config: None
-    pipeline.launch.runs.run_on_ray = in_this_process
+    rayssl.pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
+    rayssl.pipeline.launch.runs.check_resources = lambda config: None
+    rayssl.pipeline.launch.runs.run_on_ray = in_this_process
     for line in sys.stdin:
         asked = json.loads(line)
         code = warmed(asked) if asked.get("warm") else answer(asked)
@@ -53,7 +53,7 @@ def in_this_process(prepared: list[Prepared], names: list[str], folder: object, 
 def warmed(asked: dict[str, Any]) -> int:
     """The exit code of a command that is run here; what it leaves in memory is every fork's, and never collected."""
     with open(asked["told"], "w") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        code = jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
+        code = rayssl.jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
     if threading.active_count() > 1:  # pyarrow's own, which Python does not know of, start anew in a fork
         raise RuntimeError(f"{asked['argv'][0]} left threads behind: a fork of this process may hang")
     gc.collect()
@@ -88,7 +88,7 @@ def run(asked: dict[str, Any]) -> None:
             folder, op, part, nth, number = asked["fault"]
             arm = ctypes.CDLL(None).fault_arm
             arm(folder.encode(), ctypes.c_char(op.encode()), part.encode(), nth, number, log)
-        code = jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
+        code = rayssl.jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from job_server import Server, job_server
 
-from pipeline.cluster.ray_private import few_processes
+from rayssl.pipeline.cluster.ray_private import few_processes
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.submit import CODE, package_code
+from rayssl.pipeline.cluster.submit import CODE, package_code
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Server:
 
     def command(self, *argv: str) -> list[str]:
         """The command that submits."""
-        return [sys.executable, "-m", "jobs.submit", self.address, *argv]
+        return [sys.executable, "-m", "rayssl.jobs.submit", self.address, *argv]
 
     def submit(self, *argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Submit, and wait for the end of what is followed."""

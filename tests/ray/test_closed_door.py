@@ -18,11 +18,11 @@ HERE, THERE = "10.203.77.1", "10.203.77.2"
 # Two workers that are joined by torch, as for a run; it ends when its stdin does.
 PROGRAM = """
 import json, os, sys
-from pipeline.cluster import train
-from pipeline.cluster.closed import lets_anybody_in
-from pipeline.cluster.rendezvous import FileRendezvous
-from pipeline.cluster.train import Resources, connected, quiet_ray, scaling
-from pipeline.cluster.ray_private import lean_trainer
+from rayssl.pipeline.cluster import train
+from rayssl.pipeline.cluster.closed import lets_anybody_in
+from rayssl.pipeline.cluster.rendezvous import FileRendezvous
+from rayssl.pipeline.cluster.train import Resources, connected, quiet_ray, scaling
+from rayssl.pipeline.cluster.ray_private import lean_trainer
 
 def work(settings):
     import time, torch, torch.distributed as dist

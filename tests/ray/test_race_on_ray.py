@@ -17,11 +17,11 @@ from PIL import Image
 from rich.console import Console
 from small_run import wait_for
 
-from pipeline.race import begin
-from pipeline.race.live_table import Board
-from pipeline.race.plan import Round
-from pipeline.race.race_file import Ledger, load_ledger, save_ledger
-from pipeline.verify import verify
+from rayssl.pipeline.race import begin
+from rayssl.pipeline.race.live_table import Board
+from rayssl.pipeline.race.plan import Round
+from rayssl.pipeline.race.race_file import Ledger, load_ledger, save_ledger
+from rayssl.pipeline.verify import verify
 
 pytestmark = pytest.mark.ray
 
@@ -62,7 +62,18 @@ def plan(images: Path, out: Path) -> None:
 def command(images: Path, out: Path, **options: str) -> list[str]:
     """`rayssl race DIR …`"""
     flags = [word for name, value in {**OPTIONS, **options}.items() for word in (f"--{name}", value)]
-    start = [sys.executable, "-m", "jobs.main", "race", str(images), "--minutes", "1", "--candidates", NAMES, "--json"]
+    start = [
+        sys.executable,
+        "-m",
+        "rayssl.jobs.main",
+        "race",
+        str(images),
+        "--minutes",
+        "1",
+        "--candidates",
+        NAMES,
+        "--json",
+    ]
     return [*start, "--out", str(out), *flags]
 
 

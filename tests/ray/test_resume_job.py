@@ -10,7 +10,7 @@ import pytest
 from job_server import Server
 from small_run import arguments, encoder_digest, epochs_for, losses, pretrain_here, wait_for
 
-from pipeline.training.checkpoint import list_checkpoints
+from rayssl.pipeline.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.ray
 

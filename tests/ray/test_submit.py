@@ -39,15 +39,22 @@ print("arguments:", sys.argv[1:])
 print("cluster:", bool(os.environ.get("RAY_ADDRESS")))
 sys.exit("no such data")
 """
-OLD_BYTECODE = "jobs/__pycache__/old.cpython-39.pyc"
+OLD_BYTECODE = "rayssl/jobs/__pycache__/old.cpython-39.pyc"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def small_verbs(server: Server) -> None:
     """Two small verbs in the project, and files that are nobody's business."""
     for name, text in {"count": COUNT, "files": FILES}.items():
-        (server.project / f"jobs/{name}.py").write_text(text)
-    for name in ("cat.png", ".git/config", "runs/x/metrics.jsonl", ".ray/auth_token", "pipeline/cat.jpg", OLD_BYTECODE):
+        (server.project / f"rayssl/jobs/{name}.py").write_text(text)
+    for name in (
+        "cat.png",
+        ".git/config",
+        "runs/x/metrics.jsonl",
+        ".ray/auth_token",
+        "rayssl/pipeline/cat.jpg",
+        OLD_BYTECODE,
+    ):
         (server.project / name).parent.mkdir(parents=True, exist_ok=True)
         (server.project / name).write_text("private")
 
@@ -59,7 +66,7 @@ def test_job_gets_the_code_and_its_arguments_and_its_failure_is_told(server: Ser
     assert "cluster: True" in done.stderr
     packed = next(line for line in done.stderr.splitlines() if line.startswith("packed:")).split()
     packed = [name for name in packed if not name.endswith(f".{sys.implementation.cache_tag}.pyc")]  # the job's imports
-    assert {"jobs/files.py", "pipeline/cluster/submit.py", "pyproject.toml"} <= set(packed)
+    assert {"rayssl/jobs/files.py", "rayssl/pipeline/cluster/submit.py", "pyproject.toml"} <= set(packed)
     assert {Path(name).suffix for name in packed[1:]} <= {".py", ".typed", ".html", ".css", ".toml"}
     assert done.stderr.endswith("no such data\nrayssl-files-1: failed with exit code 1\n")
     assert json.loads(done.stdout) == {"address": server.address, "job": "rayssl-files-1", "status": "FAILED"}

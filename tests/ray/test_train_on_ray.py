@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from small_run import command, encoder_digest, epochs_for, losses, prepare_run, pretrain_here, read_rows, wait_for
 
-from pipeline.base.errors import UserError
-from pipeline.cluster.train import CONTROL, Job, Resources, run_jobs
-from pipeline.training.checkpoint import list_checkpoints
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.cluster.train import CONTROL, Job, Resources, run_jobs
+from rayssl.pipeline.training.checkpoint import list_checkpoints
 
 pytestmark = pytest.mark.ray
 

@@ -13,7 +13,7 @@ import pytest
 from job_server import Server
 from small_run import wait_for
 
-from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, load_trials
+from rayssl.pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, load_trials
 
 pytestmark = pytest.mark.ray
 
@@ -24,7 +24,7 @@ def command(out: Path, **settings: Any) -> list[str]:
     """`rayssl tune simclr-digits …`; `train__steps` stands for --train.steps, others for --tune.…"""
     named = {name.replace("__", ".") if "__" in name else f"tune.{name}": value for name, value in settings.items()}
     flags = [word for name, value in {**SMALL, **named}.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-m", "jobs.main", "tune", "simclr-digits", "--out", str(out), *flags]
+    return [sys.executable, "-m", "rayssl.jobs.main", "tune", "simclr-digits", "--out", str(out), *flags]
 
 
 def tune(out: Path, server: Server | None = None, **settings: Any) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from pipeline.models.descriptors import color_histogram, hog
+from rayssl.pipeline.models.descriptors import color_histogram, hog
 
 Bytes = NDArray[np.uint8]
 

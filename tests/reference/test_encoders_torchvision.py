@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from pipeline.base.errors import UserError
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
 
 
 def peer(name: str) -> nn.Module:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.base.vectors import kmeans, knn_classify, normalise
-from pipeline.evaluation import metrics
+from rayssl.pipeline.base.vectors import kmeans, knn_classify, normalise
+from rayssl.pipeline.evaluation import metrics
 
 
 @pytest.fixture(scope="module")

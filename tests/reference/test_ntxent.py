@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.methods import losses
-from pipeline.methods.losses import nt_xent, nt_xent_of_views
+from rayssl.pipeline.methods import losses
+from rayssl.pipeline.methods.losses import nt_xent, nt_xent_of_views
 
 
 def projections(n: int = 6, d: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:

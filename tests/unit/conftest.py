@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from small_run import quiet
 
-from pipeline.base.reporter import Silent
-from pipeline.config import Config, override
-from pipeline.launch.plan import prepare_shown
-from pipeline.recipes import build_recipe
-from pipeline.stages.start import Prepared
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.stages.start import Prepared
 
 CLASSES = ("blue", "green", "red")
 A_CLASS = 20
@@ -41,7 +41,7 @@ def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int =
 @pytest.fixture(autouse=True)
 def no_pretrained_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run is compared with does not depend on what lies on the machine of whoever runs the tests."""
-    monkeypatch.setattr("pipeline.stages.search.available", list)
+    monkeypatch.setattr("rayssl.pipeline.stages.search.available", list)
 
 
 @pytest.fixture
@@ -83,14 +83,14 @@ def prepared(tiny_config: Callable[..., Config], tmp_path: Path) -> Callable[...
 @pytest.fixture(scope="session")
 def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that all stages but the report have ended; not to be changed: see `finished_copy`."""
-    from pipeline.stages.evaluate import run_evaluate
-    from pipeline.stages.index import run_index
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.stages.evaluate import run_evaluate
+    from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     run = tmp_path_factory.mktemp("finished") / "simclr-folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("pipeline.stages.search.available", list)
+        patch.setattr("rayssl.pipeline.stages.search.available", list)
         prepare_shown(tiny_config(), run, "rayssl run", quiet())
         run_worker_stages(run, ["pretrain", "probe", "finetune", "embed", "search"], Silent())
         run_index(run)

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config, from_dict, load, method_config, method_name, override, save, to_dict
-from pipeline.methods import METHODS
-from pipeline.recipes import RECIPES, build_recipe
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config, from_dict, load, method_config, method_name, override, save, to_dict
+from rayssl.pipeline.methods import METHODS
+from rayssl.pipeline.recipes import RECIPES, build_recipe
 
 
 @pytest.fixture

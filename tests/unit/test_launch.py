@@ -11,23 +11,29 @@ from typing import Any
 import pytest
 from small_run import encoder_digest, losses, prepare_run, pretrain_here
 
-from pipeline import config as configuration
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import override
-from pipeline.launch import runs
-from pipeline.launch.plan import Plan
-from pipeline.launch.runs import start
-from pipeline.launch.torchrun import under_torchrun
-from pipeline.recipes import build_recipe
-from pipeline.run.images import open_data
-from pipeline.stages.story import pending, run_worker_stages
-from pipeline.training import checkpoint, loop
-from pipeline.training.checkpoint import list_checkpoints
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import override
+from rayssl.pipeline.launch import runs
+from rayssl.pipeline.launch.plan import Plan
+from rayssl.pipeline.launch.runs import start
+from rayssl.pipeline.launch.torchrun import under_torchrun
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.stages.story import pending, run_worker_stages
+from rayssl.pipeline.training import checkpoint, loop
+from rayssl.pipeline.training.checkpoint import list_checkpoints
 
 STEPS = 35  # five epochs of seven steps
 CHANGES = {"train__epochs": 5}
-PRELOAD = ["pipeline.stages.story", "pipeline.methods.simclr", "sklearn.datasets", "albumentations", "small_run"]
+PRELOAD = [
+    "rayssl.pipeline.stages.story",
+    "rayssl.pipeline.methods.simclr",
+    "sklearn.datasets",
+    "albumentations",
+    "small_run",
+]
 
 
 class KilledAt(Silent):
@@ -65,7 +71,7 @@ def die_while_writing(run: str, step: int) -> None:
 
 def die_before_the_mark(run: str, _: int) -> None:
     """Continue the run and die when everything is written but the note that it is done."""
-    from pipeline.stages import done
+    from rayssl.pipeline.stages import done
 
     done.mark_stage = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
     run_worker_stages(Path(run), ["pretrain"], Silent())
@@ -116,7 +122,7 @@ def test_epochs_get_their_checkpoints_although_the_loop_looks_only_now_and_then(
     written = []
     save = checkpoint.save_checkpoint
     monkeypatch.setattr(
-        "pipeline.stages.pretrain.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k)
+        "rayssl.pipeline.stages.pretrain.save_checkpoint", lambda *a, **k: written.append(k["step"]) or save(*a, **k)
     )
     monkeypatch.setattr(loop.Meter, "time_to_poll", lambda self, step: (step + 1) % 4 == 0 or step + 1 == self.stop)
     pretrain_here(tmp_path / "run", **CHANGES)
@@ -132,7 +138,7 @@ def test_finished_run_does_nothing_again(undisturbed: Path):
 def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undisturbed: Path):
     asked = []
     monkeypatch.setattr(
-        "pipeline.cluster.train.run_jobs",
+        "rayssl.pipeline.cluster.train.run_jobs",
         lambda jobs, folder, resources, show: asked.append((jobs, folder, resources)),
     )
     new = prepare_run(tmp_path / "new", **CHANGES)
@@ -140,8 +146,8 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     configs = [configuration.load(run / "config.json") for run in folders]
     rows: list[dict[str, Any]] = []
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
-    monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
-    monkeypatch.setattr("pipeline.launch.runs.START_SECONDS", 60.0)
+    monkeypatch.setattr("rayssl.pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
+    monkeypatch.setattr("rayssl.pipeline.launch.runs.START_SECONDS", 60.0)
     start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]

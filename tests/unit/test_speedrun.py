@@ -23,7 +23,7 @@ def accelerator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "accelerator", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr("pipeline.training.loop.POLL_SECONDS", 0.0)  # it looks at the time after every step
+    monkeypatch.setattr("rayssl.pipeline.training.loop.POLL_SECONDS", 0.0)  # it looks at the time after every step
     monkeypatch.setattr(module, "rate_encoder", lambda *given: {})
     monkeypatch.setattr(module, "calibrate", lambda *given: 1.0)
     monkeypatch.setattr(module, "set_speed", lambda *given: None)  # torch's settings are those of all tests

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.main import VERBS
-from pipeline.methods import METHODS, load_method
-from pipeline.methods.base import Method
+from rayssl.jobs.main import VERBS
+from rayssl.pipeline.methods import METHODS, load_method
+from rayssl.pipeline.methods.base import Method
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")])
@@ -23,13 +23,17 @@ FLOORS = (
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Names of the modules that a file imports anywhere in it, with the names taken from them."""
+    """Names of the modules that a file imports anywhere in it, with the names taken from them.
+
+    `rayssl.` in front of the project's own is left out: the names are those of the folders.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from (alias.name.removeprefix("rayssl.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            module = f"{node.module}.".removeprefix("rayssl.")
+            yield from (f"{module}{alias.name}" for alias in node.names)
 
 
 def is_in(name: str, package: str) -> bool:
@@ -137,13 +141,13 @@ def loaded_after(code: str) -> set[str]:
 
 
 def test_the_stages_leave_ray_alone() -> None:
-    assert "ray" not in loaded_after("import pipeline.stages.story, pipeline.launch.runs")
+    assert "ray" not in loaded_after("import rayssl.pipeline.stages.story, rayssl.pipeline.launch.runs")
 
 
 def test_help_costs_neither_torch_nor_ray() -> None:
     code = "\n".join(
         [
-            "from jobs.main import VERBS, main",
+            "from rayssl.jobs.main import VERBS, main",
             "assert main(['--help']) == 0",
             "assert main([]) == 0",
             "assert main(['--version']) == 0",
@@ -158,10 +162,10 @@ def test_help_costs_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_is_a_module_with_a_main(verb: str) -> None:
-    module = importlib.import_module(f"jobs.{verb}")
+    module = importlib.import_module(f"rayssl.jobs.{verb}")
     assert callable(module.main)
     assert (ROOT / "jobs" / f"{verb}.py").is_file()
-    assert '__name__ == "__main__"' in (ROOT / "jobs" / f"{verb}.py").read_text()  # python -m jobs.VERB
+    assert '__name__ == "__main__"' in (ROOT / "jobs" / f"{verb}.py").read_text()  # python -m rayssl.jobs.VERB
 
 
 def test_every_entry_point_is_a_verb() -> None:
@@ -173,6 +177,10 @@ def test_every_entry_point_is_a_verb() -> None:
 def test_a_method_is_one_file_and_one_line(name: str) -> None:
     method = load_method(name)
     assert issubclass(method, Method)
-    assert method.__module__ == f"pipeline.methods.{name}"
+    assert method.__module__ == f"rayssl.pipeline.methods.{name}"
     others = [path for path in SOURCES if path.stem != name and relative(path) != "pipeline/methods/__init__.py"]
-    assert [relative(path) for path in others if any(is_in(i, method.__module__) for i in imports(path))] == []
+    assert [
+        relative(path)
+        for path in others
+        if any(is_in(i, method.__module__.removeprefix("rayssl.")) for i in imports(path))
+    ] == []

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from jobs.main import check_surroundings, write_anything
-from pipeline.base.errors import UserError
+from rayssl.jobs.main import check_surroundings, write_anything
+from rayssl.pipeline.base.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 def rayssl(*words: str, cwd: Path, **environment: str) -> "subprocess.CompletedProcess[bytes]":
     place = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.run([sys.executable, "-m", "jobs.main", *words], cwd=cwd, env=place, capture_output=True)
+    return subprocess.run([sys.executable, "-m", "rayssl.jobs.main", *words], cwd=cwd, env=place, capture_output=True)
 
 
 @pytest.mark.parametrize("errors", ["strict", "surrogateescape"])

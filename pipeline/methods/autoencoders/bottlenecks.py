@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.base import randomness_torch
-from pipeline.base.collectives import gather_with_grad
-from pipeline.methods.losses import at_least_float32
+from rayssl.pipeline.base import randomness_torch
+from rayssl.pipeline.base.collectives import gather_with_grad
+from rayssl.pipeline.methods.losses import at_least_float32
 
 EXACT_CODES = 4  # up to so many, the Jacobian is made whole: a backward pass a code
 LOG_VARIANCE = (-12.0, 8.0)  # bounds of log σ²: outside, exp leaves what bf16 and fp32 sums can use

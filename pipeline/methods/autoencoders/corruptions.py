@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pipeline.base import randomness_torch
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base import randomness_torch
+from rayssl.pipeline.base.errors import UserError
 
 Key = list[int | str | Tensor]  # parts of a random key
 

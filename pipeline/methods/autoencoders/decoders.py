@@ -8,8 +8,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.backbones import Coded, FullyConnected, StridedCnn, strided_sides
-from pipeline.models.encoder import Encoder
+from rayssl.pipeline.models.backbones import Coded, FullyConnected, StridedCnn, strided_sides
+from rayssl.pipeline.models.encoder import Encoder
 
 MIN_WIDTH = 16  # channels of the up-sampling decoder's last and narrowest stage
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.base import randomness_torch
+from rayssl.pipeline.base import randomness_torch
 
 Output = Callable[[Tensor], Tensor]  # the decoder's last non-linearity
 Reconstruction = Callable[[Tensor, Tensor], Tensor]

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from pipeline.augment import Spec, albumentations_backend, apply_batch
-from pipeline.augment import albumentations_backend as backend
-from pipeline.augment.defaults import simclr_views
-from pipeline.augment.spec import (
+from rayssl.pipeline.augment import Spec, albumentations_backend, apply_batch
+from rayssl.pipeline.augment import albumentations_backend as backend
+from rayssl.pipeline.augment.defaults import simclr_views
+from rayssl.pipeline.augment.spec import (
     OPERATIONS,
     ColorJitter,
     Cutout,
@@ -27,7 +27,7 @@ from pipeline.augment.spec import (
     Translation,
     VerticalFlip,
 )
-from pipeline.data.decode import to_square
+from rayssl.pipeline.data.decode import to_square
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 

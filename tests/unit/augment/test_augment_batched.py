@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from torchvision.transforms.v2 import functional as reference
 
-from pipeline.augment import albumentations_backend, batched_backend
-from pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
-from pipeline.augment.spec import (
+from rayssl.pipeline.augment import albumentations_backend, batched_backend
+from rayssl.pipeline.augment.defaults import finetune_view, rotnet_views, simclr_views
+from rayssl.pipeline.augment.spec import (
     OPERATIONS,
     ColorJitter,
     Cutout,

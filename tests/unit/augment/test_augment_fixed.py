@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pipeline.augment.batched_backend import apply_table, pack, unpack
-from pipeline.augment.defaults import simclr_views
-from pipeline.augment.fixed_backend import apply_arrays, arrays_of
-from pipeline.augment.spec import OPERATIONS, Spec
+from rayssl.pipeline.augment.batched_backend import apply_table, pack, unpack
+from rayssl.pipeline.augment.defaults import simclr_views
+from rayssl.pipeline.augment.fixed_backend import apply_arrays, arrays_of
+from rayssl.pipeline.augment.spec import OPERATIONS, Spec
 
 EVERY = Spec(tuple(kind(p=0.6) for kind in OPERATIONS.values() if kind.name != "solarize"))  # which jumps
 SPECS = {

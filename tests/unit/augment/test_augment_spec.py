@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from pipeline.augment.defaults import autoencoder_views, finetune_view, plain_view, rotnet_views, simclr_views
-from pipeline.augment.spec import (
+from rayssl.pipeline.augment.defaults import autoencoder_views, finetune_view, plain_view, rotnet_views, simclr_views
+from rayssl.pipeline.augment.spec import (
     OPERATIONS,
     ColorJitter,
     Cutout,
@@ -24,7 +24,7 @@ from pipeline.augment.spec import (
     VerticalFlip,
     standard_normal,
 )
-from pipeline.base.errors import UserError
+from rayssl.pipeline.base.errors import UserError
 
 N = 4000
 IDS = np.arange(1, N + 1, dtype=np.int64) * 7919

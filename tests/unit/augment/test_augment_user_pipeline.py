@@ -9,8 +9,8 @@ import albumentations as A
 import numpy as np
 import pytest
 
-from pipeline.augment import Spec, UserPipeline, apply_batch, view_from_dict, view_to_dict
-from pipeline.base.errors import UserError
+from rayssl.pipeline.augment import Spec, UserPipeline, apply_batch, view_from_dict, view_to_dict
+from rayssl.pipeline.base.errors import UserError
 
 N = 1500
 # Left black, right white, with a red corner: a flip and a grey image can be told from the pixels.

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
-from pipeline.augment import Spec, UserPipeline, View, gallery, load_views, view_from_dict, view_to_dict
-from pipeline.augment.defaults import simclr_views
-from pipeline.augment.spec import GaussianBlur, HorizontalFlip, RandomResizedCrop
-from pipeline.base.errors import UserError
-from pipeline.config import AugmentConfig
-from pipeline.data.decode import to_square
+from rayssl.pipeline.augment import Spec, UserPipeline, View, gallery, load_views, view_from_dict, view_to_dict
+from rayssl.pipeline.augment.defaults import simclr_views
+from rayssl.pipeline.augment.spec import GaussianBlur, HorizontalFlip, RandomResizedCrop
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import AugmentConfig
+from rayssl.pipeline.data.decode import to_square
 
 FLIP = Spec((RandomResizedCrop(), HorizontalFlip(p=0.25)))
 BLUR = Spec((GaussianBlur(p=1.0),))
@@ -96,7 +96,7 @@ def test_files_that_are_no_text(tmp_path: Path) -> None:
 
 def test_importing_and_drawing_need_numpy_alone() -> None:
     code = (
-        "import sys, numpy as np, pipeline.augment, pipeline.augment.defaults as d\n"
+        "import sys, numpy as np, rayssl.pipeline.augment, rayssl.pipeline.augment.defaults as d\n"
         "d.simclr_views(image_size=32, channels=3, mirror=True)[0].draw(seed=0, epoch=0, ids=np.arange(3), view=0)\n"
         "print([m for m in ('torch', 'albumentations', 'cv2', 'ray', 'pandas') if m in sys.modules])"
     )

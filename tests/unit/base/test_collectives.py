@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.base import collectives
-from pipeline.base.errors import UserError
-from pipeline.training.batch_norm import GlobalBatchNorm, use_global_batch_norm
+from rayssl.pipeline.base import collectives
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.training.batch_norm import GlobalBatchNorm, use_global_batch_norm
 
 
 def network() -> nn.Module:

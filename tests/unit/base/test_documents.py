@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.cli import FLAGS, take_config_paths
-from jobs.main import VERBS
-from pipeline.augment import load_views, view_to_dict
-from pipeline.augment.spec import OPERATIONS, _parameters
-from pipeline.config import Config, method_config, override
-from pipeline.data import open_dataset, sources
-from pipeline.methods.base import Batch, Traits
-from pipeline.models.encoder import build_encoder
-from pipeline.recipes import RECIPES, build_recipe
-from pipeline.tune.search import parse_settings
-from pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
+from rayssl.jobs.cli import FLAGS, take_config_paths
+from rayssl.jobs.main import VERBS
+from rayssl.pipeline.augment import load_views, view_to_dict
+from rayssl.pipeline.augment.spec import OPERATIONS, _parameters
+from rayssl.pipeline.config import Config, method_config, override
+from rayssl.pipeline.data import open_dataset, sources
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.recipes import RECIPES, build_recipe
+from rayssl.pipeline.tune.search import parse_settings
+from rayssl.pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

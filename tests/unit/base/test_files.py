@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.atomic import UNFINISHED
-from pipeline.base.errors import UserError, outside_fault
-from pipeline.base.files import replacing, sha256, write_json, write_text
+from rayssl.pipeline.base.atomic import UNFINISHED
+from rayssl.pipeline.base.errors import UserError, outside_fault
+from rayssl.pipeline.base.files import replacing, sha256, write_json, write_text
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 PROGRAM = """
-from pipeline.base.memory import give_back_memory, keep_freed_memory
+from rayssl.pipeline.base.memory import give_back_memory, keep_freed_memory
 
 def megabytes():
     [line] = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.base import progress
-from pipeline.base.progress import Display, format_bytes, format_duration
+from rayssl.pipeline.base import progress
+from rayssl.pipeline.base.progress import Display, format_bytes, format_duration
 
 TRAINING = {
     "run": "simclr-digits", "stage": "pretrain", "step": 4, "epoch": 0, "train/loss": 2.5, "train/lr": 0.1,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.base import randomness, randomness_torch
+from rayssl.pipeline.base import randomness, randomness_torch
 
 IDS = np.array([1, 2, 3, 2**40 + 7, 2**62 + 12345, 2**63 - 1], dtype=np.int64)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.base.reporter import LocalReporter, Silent, handle_signals
+from rayssl.pipeline.base.reporter import LocalReporter, Silent, handle_signals
 
 
 def test_rows_and_messages_are_shown() -> None:

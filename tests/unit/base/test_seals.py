@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base import seals
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json, write_text
-from pipeline.run.folder import mark_stage, read_manifest, update_manifest
-from pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.base import seals
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json, write_text
+from rayssl.pipeline.run.folder import mark_stage, read_manifest, update_manifest
+from rayssl.pipeline.run.metrics_log import MetricsLog
 
 
 @pytest.fixture

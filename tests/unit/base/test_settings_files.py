@@ -13,10 +13,10 @@ from data_files import SPECIAL
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.augment import load_views, view_to_dict
-from pipeline.base import settings_files as files
-from pipeline.base.errors import UserError
-from pipeline.tune.space import build_space, read_space
+from rayssl.pipeline.augment import load_views, view_to_dict
+from rayssl.pipeline.base import settings_files as files
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.tune.space import build_space, read_space
 
 OPERATIONS = {
     "operations": [{"name": "random_resized_crop", "scale": [0.2, 1.0]}, {"name": "horizontal_flip", "p": 0.5}]

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.table import Table
 
-from jobs.main import run_verb
-from jobs.query import show
-from pipeline.base.progress import Display, PlainConsole
-from pipeline.base.terminal import plain, plain_lines
+from rayssl.jobs.main import run_verb
+from rayssl.jobs.query import show
+from rayssl.pipeline.base.progress import Display, PlainConsole
+from rayssl.pipeline.base.terminal import plain, plain_lines
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = "\x1b]0;PWN\x07\x1b[2J\rforged\n\x9b31m\u202egnp.\u2028\x7f[red][/]:smile:"

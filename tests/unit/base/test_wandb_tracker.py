@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.base import wandb_tracker
-from pipeline.base.wandb_tracker import Tracker, has_key, start_tracker
+from rayssl.pipeline.base import wandb_tracker
+from rayssl.pipeline.base.wandb_tracker import Tracker, has_key, start_tracker
 
 ROWS = [{"stage": "pretrain", "step": step, "train/loss": 1.0 / (step + 1)} for step in range(2)]
 
@@ -212,7 +212,7 @@ def test_a_key_for_ones_own_server(host: str, found: bool, monkeypatch: pytest.M
 
 def test_the_package_itself_takes_what_it_is_given(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from pipeline.base.wandb_tracker import start_tracker;"
+        "from pathlib import Path; from rayssl.pipeline.base.wandb_tracker import start_tracker;"
         "t = start_tracker('offline', folder=Path('.'), name='n', run_id='abc', config={}, warn=print);"
         "t.log([{'stage': 'pretrain', 'step': 0, 'train/loss': 1.0}]); t.finish({'knn/top1': 0.5})"
     )

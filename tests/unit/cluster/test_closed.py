@@ -8,7 +8,7 @@ from concurrent import futures
 import grpc
 import pytest
 
-from pipeline.cluster import closed
+from rayssl.pipeline.cluster import closed
 
 NAMES = (closed.LOOPBACK_ONLY, closed.MODE, closed.TOKEN, closed.TOKEN_PATH, closed.GLOO, closed.NCCL)
 
@@ -58,7 +58,7 @@ def test_a_ray_that_is_imported_already_obeys():
     program = """
 import ray
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
-from pipeline.cluster.closed import closed_to_others
+from rayssl.pipeline.cluster.closed import closed_to_others
 from ray.util import get_node_ip_address
 outside = get_authentication_mode(), get_node_ip_address()
 tokens = []

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule
 
-from pipeline.cluster import ray_private
+from rayssl.pipeline.cluster import ray_private
 
 REMEDY = "Ray has changed: find what took its place and mend pipeline/cluster/ray_private.py"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 
-import jobs.submit
-from pipeline.base.errors import UserError
-from pipeline.cluster import submit
+import rayssl.jobs.submit
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.cluster import submit
 
 ADDRESS = "http://127.0.0.1:8265"
 
@@ -85,8 +85,8 @@ def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeClient:
     monkeypatch.setattr(submit, "RECONNECT_SECONDS", 0)
     monkeypatch.setattr(submit, "POLL_SECONDS", 0)
     for name in ("main", "submit", "run", "probe", "recipes", "__init__"):
-        (tmp_path / "code/jobs").mkdir(parents=True, exist_ok=True)
-        (tmp_path / f"code/jobs/{name}.py").write_text("")
+        (tmp_path / "code/rayssl/jobs").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"code/rayssl/jobs/{name}.py").write_text("")
     return fake
 
 
@@ -97,20 +97,40 @@ def send(
     return submit.submit_job(ADDRESS, argv, follow=follow, confirm_stop=confirm, echo=lines.append), lines
 
 
-def test_package_holds_the_code_and_nothing_else(tmp_path: Path) -> None:
-    wanted = {"pipeline/__init__.py", "pipeline/data/x.py", "pipeline/py.typed", "pipeline/report/page.html"}
-    wanted |= {"jobs/run.py", "pyproject.toml", "rayssl/__init__.py"}
-    other = {"README.md", ".git/config", ".venv/a.py", "runs/x/config.json", "cat.png", "pipeline/data/cat.png"}
-    other |= {"pipeline/.ray/auth_token", "pipeline/auth_token", "pipeline/.secret.py", "jobs/__pycache__/run.py"}
-    other |= {"pipeline/runs/x/config.json", "pipeline/embeddings.parquet", "tests/test_x.py", "jobs/key.pem"}
+@pytest.mark.parametrize("linked", [False, True])
+def test_package_holds_the_code_and_nothing_else(tmp_path: Path, linked: bool) -> None:
+    wanted = {
+        "rayssl/pipeline/__init__.py",
+        "rayssl/pipeline/data/x.py",
+        "rayssl/pipeline/py.typed",
+        "rayssl/pipeline/report/page.html",
+    }
+    wanted |= {"rayssl/jobs/run.py", "pyproject.toml", "rayssl/__init__.py"}
+    other = {"README.md", ".git/config", ".venv/a.py", "runs/x/config.json", "cat.png", "rayssl/pipeline/data/cat.png"}
+    other |= {
+        "rayssl/pipeline/.ray/auth_token",
+        "rayssl/pipeline/auth_token",
+        "rayssl/pipeline/.secret.py",
+        "rayssl/jobs/__pycache__/run.py",
+    }
+    other |= {
+        "rayssl/pipeline/runs/x/config.json",
+        "rayssl/pipeline/embeddings.parquet",
+        "tests/test_x.py",
+        "rayssl/jobs/key.pem",
+    }
     folder = tmp_path / "project"
     for name in wanted | other:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+    if linked:  # as in a clone
+        for name in ("pipeline", "jobs"):
+            (folder / "rayssl" / name).rename(folder / name)
+            (folder / "rayssl" / name).symlink_to(f"../{name}")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere/private.py").write_text("")
-    (folder / "pipeline/linked").symlink_to(tmp_path / "elsewhere")
-    (folder / "pipeline/linked.py").symlink_to(tmp_path / "elsewhere/private.py")
+    (folder / "rayssl/pipeline/linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "rayssl/pipeline/linked.py").symlink_to(tmp_path / "elsewhere/private.py")
 
     staging = submit.package_code(folder)
 
@@ -121,24 +141,26 @@ def test_package_holds_the_code_and_nothing_else(tmp_path: Path) -> None:
 
 def test_every_kind_of_package_data_is_packed() -> None:
     project = tomllib.loads((submit.CODE / "pyproject.toml").read_text())
-    patterns = project["tool"]["setuptools"]["package-data"]["pipeline"]
+    patterns = project["tool"]["setuptools"]["package-data"]["rayssl.pipeline"]
     assert {Path(f"x{Path(pattern).name}").suffix for pattern in patterns} <= submit.CODE_SUFFIXES
 
 
 def test_the_packed_code_runs_on_its_own() -> None:
     staging = submit.package_code(submit.CODE)
-    program = "import jobs.submit, pipeline.config; print(pipeline.config.__file__)"
+    program = "import rayssl.jobs.submit, rayssl.pipeline.config; print(rayssl.pipeline.config.__file__)"
     done = subprocess.run([sys.executable, "-c", program], cwd=staging, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(staging / "pipeline/config.py")
+    assert done.stdout.strip() == str(staging / "rayssl/pipeline/config.py")
 
 
 def test_job_is_the_module_with_quoted_arguments(client: FakeClient) -> None:
     done, lines = send(["run", "simclr", "--out", "/shared/my cats", "--data.path", "/d/$HOME;ls"])
     assert client.submitted["entrypoint"] == (
-        "python -m jobs.run simclr --out '/shared/my cats' --data.path '/d/$HOME;ls'"
+        "python -m rayssl.jobs.run simclr --out '/shared/my cats' --data.path '/d/$HOME;ls'"
     )
     assert done == submit.Submission(ADDRESS, "rayssl-my-cats-1", "SUCCEEDED", 0)
-    assert client.packed == [f"jobs/{name}.py" for name in ("__init__", "main", "probe", "recipes", "run", "submit")]
+    assert client.packed == [
+        f"rayssl/jobs/{name}.py" for name in ("__init__", "main", "probe", "recipes", "run", "submit")
+    ]
     assert not Path(client.submitted["runtime_env"]["working_dir"]).exists()
     assert "done" in lines
     assert lines[-1] == "rayssl-my-cats-1: succeeded"
@@ -168,9 +190,9 @@ def test_ids_count_up(client: FakeClient, taken: list[str], expected: str) -> No
 @pytest.mark.parametrize(
     "entrypoint",
     [
-        "python -m jobs.run simclr --out /shared/cats",
-        "python -m jobs.run simclr --out=/shared//cats/ --train.epochs 3",
-        "python3 -u -m jobs.probe /shared/cats",
+        "python -m rayssl.jobs.run simclr --out /shared/cats",
+        "python -m rayssl.jobs.run simclr --out=/shared//cats/ --train.epochs 3",
+        "python3 -u -m rayssl.jobs.probe /shared/cats",
     ],
 )
 def test_second_job_of_a_run_is_refused_however_the_first_came(client: FakeClient, entrypoint: str) -> None:
@@ -186,9 +208,9 @@ def test_second_job_of_a_run_is_refused_however_the_first_came(client: FakeClien
 @pytest.mark.parametrize(
     ("entrypoint", "status"),
     [
-        ("python -m jobs.run simclr --out /shared/cats", "STOPPED"),
-        ("python -m jobs.run simclr --out /shared/cats", "FAILED"),
-        ("python -m jobs.run simclr --out /other/cats", "RUNNING"),
+        ("python -m rayssl.jobs.run simclr --out /shared/cats", "STOPPED"),
+        ("python -m rayssl.jobs.run simclr --out /shared/cats", "FAILED"),
+        ("python -m rayssl.jobs.run simclr --out /other/cats", "RUNNING"),
         ("python train.py --out /shared/cats", "RUNNING"),
         ("echo 'unbalanced", "RUNNING"),
     ],
@@ -234,11 +256,11 @@ def test_unreachable_address_is_one_line() -> None:
 def test_a_cluster_without_a_token_is_refused(client: FakeClient, capsys: pytest.CaptureFixture[str]) -> None:
     client.asks_for_token = False
     with pytest.raises(UserError, match=r"asks for no token: .* RAY_AUTH_MODE=token .*or give --allow-no-token$"):
-        jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"])
+        rayssl.jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"])
     assert client.submitted == {}
-    assert jobs.submit.main([ADDRESS, "--allow-no-token", "--", "probe", "/shared/cats"]) == 0
+    assert rayssl.jobs.submit.main([ADDRESS, "--allow-no-token", "--", "probe", "/shared/cats"]) == 0
     assert f"warning: {ADDRESS} asks for no token" in capsys.readouterr().err
-    assert client.submitted["entrypoint"] == "python -m jobs.probe /shared/cats"
+    assert client.submitted["entrypoint"] == "python -m rayssl.jobs.probe /shared/cats"
 
 
 class Dashboard(http.server.BaseHTTPRequestHandler):
@@ -337,30 +359,30 @@ def test_a_jobs_log_steers_no_terminal_and_keeps_its_tabs(
     client: FakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     client.connections = [["\x1b[2Jloss\t0.5\u202e\rforged\n"]]
-    assert jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"]) == 0
+    assert rayssl.jobs.submit.main([ADDRESS, "--", "probe", "/shared/cats"]) == 0
     assert "\\x1b[2Jloss\t0.5\\u202e\\rforged\n" in capsys.readouterr().err
 
 
 def test_command_prints_people_to_stderr_and_json_to_stdout(
     client: FakeClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert jobs.submit.main([ADDRESS, "--json", "--", "probe", "/shared/cats", "--json"]) == 0
+    assert rayssl.jobs.submit.main([ADDRESS, "--json", "--", "probe", "/shared/cats", "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == {"address": ADDRESS, "job": "rayssl-cats-1", "status": "SUCCEEDED"}
     assert "done\n" in err
-    assert client.submitted["entrypoint"] == "python -m jobs.probe /shared/cats --json"
+    assert client.submitted["entrypoint"] == "python -m rayssl.jobs.probe /shared/cats --json"
 
 
 @pytest.mark.parametrize("argv", [[ADDRESS, "recipes"], ["--", "recipes"], [ADDRESS, "--wait", "--", "recipes"], []])
 def test_misused_command_is_one_line(argv: list[str]) -> None:
     with pytest.raises(UserError, match=r"rayssl submit ADDRESS") as error:
-        jobs.submit.main(argv)
+        rayssl.jobs.submit.main(argv)
     assert "\n" not in str(error.value)
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
     program = (
-        "import sys, jobs.submit\ntry: jobs.submit.main(['--help'])\nexcept SystemExit: pass\n"
+        "import sys, rayssl.jobs.submit\ntry: rayssl.jobs.submit.main(['--help'])\nexcept SystemExit: pass\n"
         "sys.exit(' '.join({'torch', 'ray', 'aiohttp'} & set(sys.modules)) or 0)"
     )
     subprocess.run([sys.executable, "-c", program], cwd=submit.CODE, check=True, capture_output=True)

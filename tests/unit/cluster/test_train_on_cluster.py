@@ -7,10 +7,10 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from pipeline.base.errors import UserError
-from pipeline.cluster import closed, train
-from pipeline.cluster.ray_private import lean_trainer
-from pipeline.cluster.rendezvous import FileRendezvous
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.cluster import closed, train
+from rayssl.pipeline.cluster.ray_private import lean_trainer
+from rayssl.pipeline.cluster.rendezvous import FileRendezvous
 
 SLOW = Exception("The current node timed out during startup. This could happen because …")
 

@@ -12,10 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, open_dataset, open_set, to_square
-from pipeline.data.cache import open_pack
-from pipeline.data.folder import ImageFiles
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, open_dataset, open_set, to_square
+from rayssl.pipeline.data.cache import open_pack
+from rayssl.pipeline.data.folder import ImageFiles
 
 pytestmark = pytest.mark.usefixtures("cache")
 

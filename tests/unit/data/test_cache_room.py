@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.main import main
-from pipeline.base.errors import UserError
-from pipeline.data import open_dataset
-from pipeline.data.cache import Pack, open_pack, remembered
-from pipeline.data.cache_room import Kept, clean, hold, limit, list_kept, make_room
+from rayssl.jobs.main import main
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data.cache import Pack, open_pack, remembered
+from rayssl.pipeline.data.cache_room import Kept, clean, hold, limit, list_kept, make_room
 
 SIDE = 100  # of the one image of a pack, which has SIDE² bytes
 DAY = 86400
@@ -111,9 +111,8 @@ def test_a_pack_in_use_stays(root: Path, allow: Callable[[float], None]) -> None
 def test_a_pack_that_another_process_uses_stays(root: Path, allow: Callable[[float], None]) -> None:
     build("a")
     allow(0)
-    code = (
-        "import sys\nfrom pipeline.data.cache import Pack\nfrom pathlib import Path\np = Pack(Path(sys.argv[1]), 1)\n"
-    )
+    code = "import sys\nfrom rayssl.pipeline.data.cache import Pack\nfrom pathlib import Path\n"
+    code += "p = Pack(Path(sys.argv[1]), 1)\n"
     call = [sys.executable, "-c", code + "print('open', flush=True)\nsys.stdin.read()", str(root / "packs" / "a-2")]
     with subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import Dataset, content, open_dataset, storage
-from pipeline.data.content import Contents, blocks_of, file_digests
-from pipeline.data.storage import Files
+from rayssl.pipeline.data import Dataset, content, open_dataset, storage
+from rayssl.pipeline.data.content import Contents, blocks_of, file_digests
+from rayssl.pipeline.data.storage import Files
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from pipeline.base.errors import UserError
-from pipeline.data import decode, to_square
-from pipeline.data.decode import kept_size, read_header
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import decode, to_square
+from rayssl.pipeline.data.decode import kept_size, read_header
 
-decoding = importlib.import_module("pipeline.data.decode")  # the package's name `decode` is the function
+decoding = importlib.import_module("rayssl.pipeline.data.decode")  # the package's name `decode` is the function
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

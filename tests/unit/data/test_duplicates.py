@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import Dataset, of_classes, open_dataset, open_set
-from pipeline.data.duplicates import Duplicates, count_duplicates, pixel_hash
-from pipeline.evaluation.measure import Record, flattered, read_evaluation, write_evaluation
-from pipeline.report.results import load_runs
-from pipeline.report.table import remarks
-from pipeline.run.folder import update_manifest
+from rayssl.pipeline.data import Dataset, of_classes, open_dataset, open_set
+from rayssl.pipeline.data.duplicates import Duplicates, count_duplicates, pixel_hash
+from rayssl.pipeline.evaluation.measure import Record, flattered, read_evaluation, write_evaluation
+from rayssl.pipeline.report.results import load_runs
+from rayssl.pipeline.report.table import remarks
+from rayssl.pipeline.run.folder import update_manifest
 
 pytestmark = pytest.mark.usefixtures("cache")
 

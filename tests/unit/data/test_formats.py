@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from pipeline.base.errors import UserError
-from pipeline.data.decode import decode, held, read_header
-from pipeline.data.formats import FORMATS, HEIF, OWN, SUFFIXES, formats, looks_like_image, marks, missing_for
-from pipeline.data.shown import Shown
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data.decode import decode, held, read_header
+from rayssl.pipeline.data.formats import FORMATS, HEIF, OWN, SUFFIXES, formats, looks_like_image, marks, missing_for
+from rayssl.pipeline.data.shown import Shown
 
 UPRIGHT = np.zeros((16, 32, 3), np.uint8)  # red, blue over green, black
 UPRIGHT[:8, :16, 0] = UPRIGHT[:8, 16:, 2] = UPRIGHT[8:, :16, 1] = 255
@@ -210,7 +210,7 @@ def test_without_its_library_a_heic_says_what_is_missing(monkeypatch: pytest.Mon
     head = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic"
     assert looks_like_image(head)
     for module in ("formats", "decode"):
-        monkeypatch.setattr(importlib.import_module(f"pipeline.data.{module}"), "formats", lambda: FORMATS)
+        monkeypatch.setattr(importlib.import_module(f"rayssl.pipeline.data.{module}"), "formats", lambda: FORMATS)
     assert missing_for(head) is not None
     with pytest.raises(UserError, match="pip install pi-heif"):
         decode(head, None, None)

@@ -23,14 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import decode, open_dataset
-from pipeline.data.columns import read_columns
-from pipeline.data.dataset import Dataset
-from pipeline.data.shards import _scan
-from pipeline.data.tabular import read_table
-from pipeline.search.queries import images_of
-from pipeline.search.query import picture_format
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import decode, open_dataset
+from rayssl.pipeline.data.columns import read_columns
+from rayssl.pipeline.data.dataset import Dataset
+from rayssl.pipeline.data.shards import _scan
+from rayssl.pipeline.data.tabular import read_table
+from rayssl.pipeline.search.queries import images_of
+from rayssl.pipeline.search.query import picture_format
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]
@@ -466,7 +466,7 @@ def test_metadata_nested_deep_say_nothing(tmp_path: Path) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=4))
 def test_a_damaged_footer_is_read_or_refused(changes: list[tuple[float, int]]) -> None:
-    from pipeline.data.columns import open_part, read_columns
+    from rayssl.pipeline.data.columns import open_part, read_columns
 
     kept = io.BytesIO()
     pq.write_table(pa.table({"image": [png(i) for i in range(4)], "label": [0, 1, 0, 1]}), kept)

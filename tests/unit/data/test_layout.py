@@ -9,11 +9,11 @@ from data_files import write_images
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.errors import UserError
-from pipeline.data import open_dataset
-from pipeline.data.layout import alike, file_splits, read_layout, split_words
-from pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
-from pipeline.data.reading import Reading
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data.layout import alike, file_splits, read_layout, split_words
+from rayssl.pipeline.data.listing import NONE, OUTSIDE, TEST, TRAIN, VAL
+from rayssl.pipeline.data.reading import Reading
 
 
 def read(*folders: str, **reading: Any) -> dict[str, tuple[str, str | None]]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, Images, open_dataset
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, Images, open_dataset
 
 
 def save(path: Path, shape: tuple[int, ...] = (6, 6, 3), value: int = 9) -> None:

@@ -11,9 +11,9 @@ from data_files import labels_of, listed, png, refused, told, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data import open_dataset
-from pipeline.data.columns import open_part
-from pipeline.data.parquet import _Content
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data.columns import open_part
+from rayssl.pipeline.data.parquet import _Content
 
 Labelled = list[tuple[int, str | None]]  # number of the image, class
 

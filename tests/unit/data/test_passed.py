@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 from small_run import quiet
 
-from pipeline.base.errors import UserError
-from pipeline.config import Config
-from pipeline.data import Dataset, open_dataset
-from pipeline.data.concluded import facts, lines
-from pipeline.launch.plan import prepare_shown
-from pipeline.stages.start import announce
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import Dataset, open_dataset
+from rayssl.pipeline.data.concluded import facts, lines
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.stages.start import announce
 
 
 def png(seed: int, side: int = 8) -> bytes:

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.data import open_dataset
-from pipeline.data.formats import marks
-from pipeline.data.listing import Store
-from pipeline.data.scan import is_flat, look
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data.formats import marks
+from rayssl.pipeline.data.listing import Store
+from rayssl.pipeline.data.scan import is_flat, look
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.augment import Spec, apply_batch
-from pipeline.data import Dataset, open_dataset, to_square
-from pipeline.data.decode import LONGEST, decode, kept_size, load_size_of
+from rayssl.pipeline.augment import Spec, apply_batch
+from rayssl.pipeline.data import Dataset, open_dataset, to_square
+from rayssl.pipeline.data.decode import LONGEST, decode, kept_size, load_size_of
 
 SIZE = 64
 SHAPES = [

@@ -10,7 +10,7 @@ from data_files import labels_of, listed, png, refused, told, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.shards import split_name
+from rayssl.pipeline.data.shards import split_name
 
 STEMS = st.lists(st.text("ab.-7", min_size=1, max_size=6).filter(lambda s: s[0] != "." and s[-1] != "."), max_size=8)
 

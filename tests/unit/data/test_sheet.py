@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.data import open_dataset
-from pipeline.data.formats import written_here
-from pipeline.data.sheet import ACROSS, GAP, LINE, SIDE, of_class, write_sheet
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data.formats import written_here
+from rayssl.pipeline.data.sheet import ACROSS, GAP, LINE, SIDE, of_class, write_sheet
 
 GREYS = {"dark": 40, "light": 200}
 

@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, Images, cache_dir, open_dataset, sample_id
-from pipeline.data.named import HANDED, NAMED, Made
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, Images, cache_dir, open_dataset, sample_id
+from rayssl.pipeline.data.named import HANDED, NAMED, Made
 
 
 def pixels(number: int, height: int = 6, width: int = 6) -> NDArray[np.uint8]:

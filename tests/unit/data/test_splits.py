@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.splits import draw, hold_out, hold_out_labelled
+from rayssl.pipeline.data.splits import draw, hold_out, hold_out_labelled
 
 IDS = np.random.default_rng(0).integers(1, 1 << 62, 1000)
 LABELS = np.repeat(np.arange(4), [100, 200, 300, 400])

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.base.digests import digest
-from pipeline.base.errors import UserError
-from pipeline.data import open_dataset, open_set, sample_id, storage
-from pipeline.data.dataset import sample_ids
-from pipeline.data.storage import File, Files
+from rayssl.pipeline.base.digests import digest
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import open_dataset, open_set, sample_id, storage
+from rayssl.pipeline.data.dataset import sample_ids
+from rayssl.pipeline.data.storage import File, Files
 
 
 def write(folder: Path, *names: str) -> None:

@@ -14,13 +14,13 @@ from data_files import labels_of, png, told, write_images, write_parquet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, open_dataset
-from pipeline.data.file_names import offered_by_names
-from pipeline.data.listing import Listing
-from pipeline.data.reading import Reading
-from pipeline.data.sources import find_source
-from pipeline.data.tables import Tabled, apply_tables
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, open_dataset
+from rayssl.pipeline.data.file_names import offered_by_names
+from rayssl.pipeline.data.listing import Listing
+from rayssl.pipeline.data.reading import Reading
+from rayssl.pipeline.data.sources import find_source
+from rayssl.pipeline.data.tables import Tabled, apply_tables
 
 FLAT = [f"{i}.png" for i in range(8)]
 DEEP = [f"{name}/{i}.png" for name in ("a", "b") for i in range(4)]

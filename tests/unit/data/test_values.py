@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, open_dataset
-from pipeline.data.decode import decode
-from pipeline.data.shown import COLOURS, Held, Shown, colour_of, count_values, range_of, surveyed, to_bytes
-from pipeline.recipes import build_recipe
-from pipeline.run.identity import read_as_before
-from pipeline.run.images import open_data, open_other
-from pipeline.run.resolve import open_and_resolve
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, open_dataset
+from rayssl.pipeline.data.decode import decode
+from rayssl.pipeline.data.shown import COLOURS, Held, Shown, colour_of, count_values, range_of, surveyed, to_bytes
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.identity import read_as_before
+from rayssl.pipeline.run.images import open_data, open_other
+from rayssl.pipeline.run.resolve import open_and_resolve
 
 N = 20
 Save = Callable[[Path, NDArray[Any]], None]

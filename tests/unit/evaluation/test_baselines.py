@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.base.files import write_json
-from pipeline.base.reporter import Silent
-from pipeline.data import open_dataset
-from pipeline.evaluation.baselines import VERSIONS, Pictures, part_of
-from pipeline.evaluation.measure import read_evaluation, write_evaluation
-from pipeline.features.frozen import describe_here
-from pipeline.models.descriptors import DESCRIPTORS, describe
-from pipeline.run.folder import read_manifest, update_manifest
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.evaluation.baselines import VERSIONS, Pictures, part_of
+from rayssl.pipeline.evaluation.measure import read_evaluation, write_evaluation
+from rayssl.pipeline.features.frozen import describe_here
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
+from rayssl.pipeline.run.folder import read_manifest, update_manifest
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.story import run_worker_stages
 
 EVALUATED = ("knn/top1", "knn-whitened/top1", "cluster/nmi", "retrieval/map@r", "health/rankme")
 
@@ -61,8 +61,8 @@ def test_another_run_on_the_same_images_is_told_the_same_without_measuring_again
 ) -> None:
     before = beginning(finished_copy, "baseline/")
     (finished_copy / "evaluation.json").unlink()
-    monkeypatch.setattr("pipeline.evaluation.baselines.evaluate_embeddings", refuse)
-    monkeypatch.setattr("pipeline.evaluation.baselines.Pictures.vectors", refuse)
+    monkeypatch.setattr("rayssl.pipeline.evaluation.baselines.evaluate_embeddings", refuse)
+    monkeypatch.setattr("rayssl.pipeline.evaluation.baselines.Pictures.vectors", refuse)
     edit_stages(finished_copy, lambda stages: stages.pop("probe"))
     run_worker_stages(finished_copy, ["probe"], Silent())
     run_evaluate(finished_copy)
@@ -121,7 +121,7 @@ def test_images_are_described_at_the_descriptors_size_and_kept(images: Path, mon
         expected = describe(name, test.square(np.arange(len(test)), descriptor.size))
         np.testing.assert_array_equal(pictures.vectors(name, "test"), expected)
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.features.frozen.describe", refuse)
+            patch.setattr("rayssl.pipeline.features.frozen.describe", refuse)
             np.testing.assert_array_equal(describe_here(name, test, sized.fingerprint), expected)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.base.reporter import Silent
-from pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
-from pipeline.stages.start import Prepared
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.stages.story import run_worker_stages
 
 CHANCE = {"train/loss": math.log(511)}
 Prepare = Callable[..., Prepared]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.vectors import knn_classify
-from pipeline.evaluation.measure import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.evaluation.measure import (
     Record,
     evaluate_embeddings,
     is_evaluated,
@@ -18,7 +18,7 @@ from pipeline.evaluation.measure import (
     read_evaluation,
     write_evaluation,
 )
-from pipeline.search.embeddings import Embeddings
+from rayssl.pipeline.search.embeddings import Embeddings
 
 
 def make(split: str, n: int, labelled: bool = True, seed: int = 0) -> Embeddings:

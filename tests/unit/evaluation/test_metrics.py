@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.base import vectors as vectors_module
-from pipeline.base.errors import UserError
-from pipeline.base.vectors import kmeans, knn_classify, normalise
-from pipeline.evaluation import metrics
+from rayssl.pipeline.base import vectors as vectors_module
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import kmeans, knn_classify, normalise
+from rayssl.pipeline.evaluation import metrics
 
 
 def blobs(

@@ -7,8 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.base.randomness import permutation
-from pipeline.evaluation.probe import fit_heads, probe
+from rayssl.pipeline.base.randomness import permutation
+from rayssl.pipeline.evaluation.probe import fit_heads, probe
 
 Split = tuple[NDArray[np.float32], NDArray[np.int64]]
 CPU = torch.device("cpu")

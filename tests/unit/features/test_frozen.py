@@ -2,8 +2,8 @@
 
 import torch
 
-from pipeline.features.frozen import digest_of
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.features.frozen import digest_of
+from rayssl.pipeline.models.encoder import build_encoder
 
 
 def test_the_memory_layout_of_weights_changes_nothing() -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.features import whitening
-from pipeline.features.whitening import fit_whitening
+from rayssl.pipeline.features import whitening
+from rayssl.pipeline.features.whitening import fit_whitening
 
 
 def vectors(n: int = 500, seed: int = 0) -> np.ndarray:

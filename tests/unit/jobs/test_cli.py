@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jobs.cli import FLAGS, RUN_FLAGS, command_line, take_config_paths
-from jobs.main import VERBS, main, run_verb
-from pipeline.base.errors import OutsideError, UserError
-from pipeline.base.progress import Display
-from pipeline.config import Config
-from pipeline.launch.plan import prepare_shown
-from pipeline.recipes import RECIPES
-from pipeline.stages.start import Prepared
+from rayssl.jobs.cli import FLAGS, RUN_FLAGS, command_line, take_config_paths
+from rayssl.jobs.main import VERBS, main, run_verb
+from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.recipes import RECIPES
+from rayssl.pipeline.stages.start import Prepared
 
 Capture = pytest.CaptureFixture[str]
 PROGRESS = re.compile(r"reading images: |\S+ (index|evaluate): …$")
@@ -85,9 +85,9 @@ def test_the_flags_that_people_need_are_shown(capsys: Capture) -> None:
 
 
 def test_every_flag_is_a_path_of_the_config(tiny_config: Callable[..., Config]) -> None:
-    from pipeline.config import to_dict
-    from pipeline.run.identity import flatten
-    from pipeline.tune.search import TuneSettings
+    from rayssl.pipeline.config import to_dict
+    from rayssl.pipeline.run.identity import flatten
+    from rayssl.pipeline.tune.search import TuneSettings
 
     known = {*flatten(to_dict(tiny_config())), *(f"tune.{name}" for name in TuneSettings.__dataclass_fields__)}
     for flag in FLAGS:
@@ -305,8 +305,8 @@ def test_a_wrong_value_leaves_the_run_alone(
 @pytest.fixture
 def unlabelled(tiny_config: Callable[..., Config], images: Path, tmp_path: Path) -> Path:
     """A trained run on images without labels."""
-    from pipeline.base.reporter import Silent
-    from pipeline.stages.story import run_worker_stages
+    from rayssl.pipeline.base.reporter import Silent
+    from rayssl.pipeline.stages.story import run_worker_stages
 
     folder = tmp_path / "plain-images"
     folder.mkdir()
@@ -474,7 +474,7 @@ def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path
 def test_weights_on_this_machine(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("pipeline.models.pretrained.package_weights", list)
+    monkeypatch.setattr("rayssl.pipeline.models.pretrained.package_weights", list)
     assert main(["weights"]) == 0
     assert "no pretrained weights on this machine" in capsys.readouterr().out
     folder = tmp_path / "hub" / "checkpoints"
@@ -526,12 +526,12 @@ def test_a_command_is_written_down_as_one_would_type_it(monkeypatch: pytest.Monk
 def test_exit_codes(
     error: BaseException, code: int, says: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import jobs.recipes
+    import rayssl.jobs.recipes
 
     def fail(argv: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(jobs.recipes, "main", fail)
+    monkeypatch.setattr(rayssl.jobs.recipes, "main", fail)
     assert run_verb("recipes", []) == code
     told = capsys.readouterr().err
     assert says in told
@@ -540,12 +540,12 @@ def test_exit_codes(
 
 @pytest.mark.parametrize("number", [2, 15])
 def test_a_stopped_run_tells_how_to_go_on(number: int, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    import jobs.recipes
-    from pipeline.base.reporter import Interrupted
+    import rayssl.jobs.recipes
+    from rayssl.pipeline.base.reporter import Interrupted
 
     def fail(argv: list[str]) -> Any:
         raise Interrupted(number)
 
-    monkeypatch.setattr(jobs.recipes, "main", fail)
+    monkeypatch.setattr(rayssl.jobs.recipes, "main", fail)
     assert run_verb("recipes", []) == 128 + number
     assert "the same command continues" in capsys.readouterr().err

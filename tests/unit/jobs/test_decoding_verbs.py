@@ -12,18 +12,18 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from jobs.main import main
-from pipeline.base.progress import Display
-from pipeline.base.reporter import Silent
-from pipeline.config import Config
-from pipeline.evaluation.measure import read_evaluation
-from pipeline.generate.anomalies import auroc
-from pipeline.generate.decoder import open_trained
-from pipeline.generate.interpolate import lerp, slerp
-from pipeline.generate.sample import FittedCodes, fit_codes, nearest_distance
-from pipeline.launch.plan import prepare_shown
-from pipeline.stages.story import run_worker_stages
-from pipeline.verify import verify
+from rayssl.jobs.main import main
+from rayssl.pipeline.base.progress import Display
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.evaluation.measure import read_evaluation
+from rayssl.pipeline.generate.anomalies import auroc
+from rayssl.pipeline.generate.decoder import open_trained
+from rayssl.pipeline.generate.interpolate import lerp, slerp
+from rayssl.pipeline.generate.sample import FittedCodes, fit_codes, nearest_distance
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.verify import verify
 
 Make = Callable[..., Path]
 QUIET = Display(Console(quiet=True))
@@ -284,7 +284,7 @@ def test_runs_without_a_decoder_say_so(finished, capsys):
 
 
 def test_conditional_model_on_unlabelled_images(tiny_config, tmp_path, images):
-    from pipeline.base.errors import UserError
+    from rayssl.pipeline.base.errors import UserError
 
     folder = tmp_path / "plain"
     folder.mkdir()

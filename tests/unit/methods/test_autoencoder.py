@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.base.errors import UserError
-from pipeline.config import method_config
-from pipeline.methods.autoencoder import Autoencoder, AutoencoderConfig
-from pipeline.methods.base import Batch, Traits
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import method_config
+from rayssl.pipeline.methods.autoencoder import Autoencoder, AutoencoderConfig
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.models.encoder import build_encoder
 
 BOTTLENECKS = ("plain", "sparse", "contractive", "variational", "conditional")
 CORRUPTIONS = ("none", "gaussian", "salt-and-pepper", "masking")

@@ -9,18 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pipeline.base.errors import UserError
-from pipeline.methods.autoencoders.bottlenecks import EXACT_CODES, gaussian_kl, jacobian_norm, one_hot, sparsity
-from pipeline.methods.autoencoders.corruptions import GaussianNoise, Masking, SaltAndPepper
-from pipeline.methods.autoencoders.decoders import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.autoencoders.bottlenecks import EXACT_CODES, gaussian_kl, jacobian_norm, one_hot, sparsity
+from rayssl.pipeline.methods.autoencoders.corruptions import GaussianNoise, Masking, SaltAndPepper
+from rayssl.pipeline.methods.autoencoders.decoders import (
     UpsamplingDecoder,
     build_decoder,
     count_halvings,
     halved,
     transposed_size,
 )
-from pipeline.methods.autoencoders.reconstruction import bernoulli, build_reconstruction
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.methods.autoencoders.reconstruction import bernoulli, build_reconstruction
+from rayssl.pipeline.models.encoder import build_encoder
 
 KEY = [0, 0, torch.arange(1, 201), 0, "corruption"]
 

@@ -11,22 +11,22 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import load, method_config, override
-from pipeline.methods.base import Batch, Before, Traits
-from pipeline.methods.distill import Distill, DistillConfig, targets_of
-from pipeline.models import teachers
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import export_encoder, load_encoder
-from pipeline.models.pretrained import FILE, Available
-from pipeline.models.teachers import build_teacher, choose_teacher
-from pipeline.recipes import build_recipe
-from pipeline.run.context import Stopped, Work
-from pipeline.stages.pretrain import run_pretrain
-from pipeline.stages.start import Prepared
-from pipeline.training import loop
-from pipeline.training.checkpoint import find_checkpoint
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import load, method_config, override
+from rayssl.pipeline.methods.base import Batch, Before, Traits
+from rayssl.pipeline.methods.distill import Distill, DistillConfig, targets_of
+from rayssl.pipeline.models import teachers
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.pretrained import FILE, Available
+from rayssl.pipeline.models.teachers import build_teacher, choose_teacher
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.stages.pretrain import run_pretrain
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.training import loop
+from rayssl.pipeline.training.checkpoint import find_checkpoint
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 IDS = np.array([50, 7, 31, 2, 90, 64])
@@ -38,7 +38,7 @@ Prepare = Callable[..., Prepared]
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal bits are promised for one kind of processor; what lies on this machine plays no part."""
     for module in ("run.context", "stages.embed"):
-        monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: torch.device("cpu"))
+        monkeypatch.setattr(f"rayssl.pipeline.{module}.choose_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(teachers, "available", list)
 
@@ -258,7 +258,7 @@ def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
 
 
 def test_another_student_does_not_take_the_width_of_the_recipes_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.recipes.has_gpu", lambda: False)
+    monkeypatch.setattr("rayssl.pipeline.recipes.has_gpu", lambda: False)
     recipe = build_recipe("distill-folder")
     assert recipe.encoder.width == 2
     assert override(recipe, {"encoder.name": "resnet-tiny"}).encoder.width == 2

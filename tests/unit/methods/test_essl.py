@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pipeline.base.errors import UserError
-from pipeline.config import method_config, method_name, override
-from pipeline.methods.base import Batch, Traits
-from pipeline.methods.essl import ESSL, ESSLConfig
-from pipeline.methods.heads import all_turns
-from pipeline.methods.losses import nt_xent
-from pipeline.models.encoder import build_encoder
-from pipeline.recipes import build_recipe
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import method_config, method_name, override
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.methods.essl import ESSL, ESSLConfig
+from rayssl.pipeline.methods.heads import all_turns
+from rayssl.pipeline.methods.losses import nt_xent
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.recipes import build_recipe
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from pipeline.base.errors import UserError
-from pipeline.methods.base import Batch, Traits
-from pipeline.methods.pixelcnn import PixelCNN, PixelCNNConfig
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.methods.pixelcnn import PixelCNN, PixelCNNConfig
+from rayssl.pipeline.models.encoder import build_encoder
 
 
 def build(size: int = 6, channels: int = 1, depth: int = 3, kernel: int = 3, width: int = 12, **values) -> PixelCNN:

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from pipeline.methods.base import Batch, Traits
-from pipeline.methods.heads import all_turns
-from pipeline.methods.rotnet import RotNet, RotNetConfig
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.methods.heads import all_turns
+from rayssl.pipeline.methods.rotnet import RotNet, RotNetConfig
+from rayssl.pipeline.models.encoder import build_encoder
 
 TRAITS = Traits(image_size=8, channels=1, mirror=True)
 

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.base.errors import UserError
-from pipeline.config import method_config
-from pipeline.methods.base import Batch, Traits
-from pipeline.methods.heads import build_projector
-from pipeline.methods.losses import nt_xent, nt_xent_of_views
-from pipeline.methods.simclr import SimCLR, SimCLRConfig
-from pipeline.models.encoder import build_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import method_config
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.methods.heads import build_projector
+from rayssl.pipeline.methods.losses import nt_xent, nt_xent_of_views
+from rayssl.pipeline.methods.simclr import SimCLR, SimCLRConfig
+from rayssl.pipeline.models.encoder import build_encoder
 
 TRAITS = Traits(image_size=8, channels=3, mirror=True)
 

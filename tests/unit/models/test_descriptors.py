@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.models.descriptors import DESCRIPTORS, color_histogram, describe, hog
+from rayssl.pipeline.models.descriptors import DESCRIPTORS, color_histogram, describe, hog
 
 Bytes = NDArray[np.uint8]
 COLOURS = 108

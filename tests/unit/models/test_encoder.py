@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.base.errors import UserError
-from pipeline.models.encoder import ENCODERS, Encoder, build_encoder, describe
-from pipeline.models.weights import fit_channels
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.encoder import ENCODERS, Encoder, build_encoder, describe
+from rayssl.pipeline.models.weights import fit_channels
 
 DIMS = {"resnet-tiny": 128, "resnet18": 512, "resnet34": 512, "resnet50": 2048, "cnn-small": 128, "mlp": 256}
 DIMS |= {"linear": 32, "deep": 32}  # conv and pixelcnn: by size and channels

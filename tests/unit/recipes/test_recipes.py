@@ -6,14 +6,14 @@ import sys
 import pytest
 import torch
 
-from pipeline import recipes
-from pipeline.augment import view_from_dict, view_to_dict
-from pipeline.base.errors import UserError
-from pipeline.config import method_name
-from pipeline.methods import METHODS, load_method
-from pipeline.methods.base import Traits
-from pipeline.models.encoder import build_encoder
-from pipeline.recipes import DEFAULT_SUITE, RECIPES, build_recipe, describe_recipe
+from rayssl.pipeline import recipes
+from rayssl.pipeline.augment import view_from_dict, view_to_dict
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import method_name
+from rayssl.pipeline.methods import METHODS, load_method
+from rayssl.pipeline.methods.base import Traits
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.recipes import DEFAULT_SUITE, RECIPES, build_recipe, describe_recipe
 
 
 def method_of(recipe: str) -> str:
@@ -78,8 +78,8 @@ def test_an_unknown_recipe_names_the_nearest(word: str, hint: str) -> None:
 
 def test_listing_recipes_imports_no_torch() -> None:
     code = (
-        "import sys; from pipeline.recipes import RECIPES, describe_recipe, build_recipe\n"
-        "from pipeline.base.errors import UserError\n"
+        "import sys; from rayssl.pipeline.recipes import RECIPES, describe_recipe, build_recipe\n"
+        "from rayssl.pipeline.base.errors import UserError\n"
         "names = [describe_recipe(name) for name in RECIPES]\n"
         "try: build_recipe('nope')\n"
         "except UserError: pass\n"

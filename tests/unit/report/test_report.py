@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 
-from pipeline.base.errors import UserError
-from pipeline.report import figures, galleries, print_comparison, table, write_comparison, write_report
-from pipeline.report.results import Estimate, load_runs
-from pipeline.search.embeddings import Embeddings, save_embeddings
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.report import figures, galleries, print_comparison, table, write_comparison, write_report
+from rayssl.pipeline.report.results import Estimate, load_runs
+from rayssl.pipeline.search.embeddings import Embeddings, save_embeddings
 
 EVIL = "<script>alert('x')</script>.png"
 SIZE, CLASSES, TRAIN, TEST = 8, 4, 60, 40
@@ -64,10 +64,10 @@ def fake_images(n: int, first_id: int) -> FakeImages:
 @pytest.fixture
 def dataset(monkeypatch: pytest.MonkeyPatch) -> FakeDataset:
     found = FakeDataset(fake_images(TRAIN, 1), fake_images(4, 1_000), fake_images(TEST, 2_000))
-    monkeypatch.setattr("pipeline.data.open_dataset", lambda path, **_: found, raising=False)
-    monkeypatch.setattr("pipeline.augment.view_from_dict", lambda values: values, raising=False)
+    monkeypatch.setattr("rayssl.pipeline.data.open_dataset", lambda path, **_: found, raising=False)
+    monkeypatch.setattr("rayssl.pipeline.augment.view_from_dict", lambda values: values, raising=False)
     sheet = np.full((64, 128, 1), 200, np.uint8)
-    monkeypatch.setattr("pipeline.augment.gallery", lambda images, views, **_: sheet, raising=False)
+    monkeypatch.setattr("rayssl.pipeline.augment.gallery", lambda images, views, **_: sheet, raising=False)
     return found
 
 
@@ -230,7 +230,7 @@ def test_unlabelled_data_gets_clusters_and_health(
     tmp_path: Path, dataset: FakeDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "pipeline.base.vectors.kmeans", lambda vectors, k, seed: np.arange(len(vectors)) % k, raising=False
+        "rayssl.pipeline.base.vectors.kmeans", lambda vectors, k, seed: np.arange(len(vectors)) % k, raising=False
     )
     run = make_run(tmp_path / "photos", records=[record("health/std", 0.8, None), record("health/rankme", 31.4, None)])
     add_embeddings(run, dataset, labelled=False)
@@ -263,7 +263,7 @@ def test_data_that_is_gone_costs_only_its_pictures(full_run: Path, monkeypatch: 
     def gone(path: str, **_: Any) -> None:
         raise UserError("digits does not exist")
 
-    monkeypatch.setattr("pipeline.data.open_dataset", gone, raising=False)
+    monkeypatch.setattr("rayssl.pipeline.data.open_dataset", gone, raising=False)
     text, links = render([full_run], full_run / "report.html")
     assert "embedding-map" in links.sections
     assert "nearest-neighbours" not in links.sections

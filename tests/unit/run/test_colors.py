@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.data import Dataset, open_dataset
-from pipeline.run.colors import colors_tell
-from pipeline.training import guard
+from rayssl.pipeline.data import Dataset, open_dataset
+from rayssl.pipeline.run.colors import colors_tell
+from rayssl.pipeline.training import guard
 
 
 def opened(folder: Path, kind: str, mode: str = "RGB") -> Dataset:

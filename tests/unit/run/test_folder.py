@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.base.errors import MissingError, UserError
-from pipeline.base.files import write_json
-from pipeline.base.lease import settled, writer_lock
-from pipeline.base.seals import note
-from pipeline.run.folder import mark_stage, read_manifest, stage_done, stage_key, update_manifest
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.run.software import describe_software
+from rayssl.pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.lease import settled, writer_lock
+from rayssl.pipeline.base.seals import note
+from rayssl.pipeline.run.folder import mark_stage, read_manifest, stage_done, stage_key, update_manifest
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.run.software import describe_software
 
 DATA = {
     "name": "x", "fingerprint": "f", "train": 3, "val": 1, "test": 1, "image_size": 8, "channels": 1, "classes": None,
@@ -23,7 +23,7 @@ DATA = {
 HOLD = """
 import sys
 from pathlib import Path
-from pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.lease import writer_lock
 with writer_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.main import main
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.config import Config
-from pipeline.data import open_dataset
-from pipeline.launch.plan import prepare_shown
-from pipeline.run.folder import as_recorded, read_manifest, update_manifest
-from pipeline.search.embeddings import load_embeddings
-from pipeline.search.query import query
-from pipeline.stages.start import Prepared
+from rayssl.jobs.main import main
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.launch.plan import prepare_shown
+from rayssl.pipeline.run.folder import as_recorded, read_manifest, update_manifest
+from rayssl.pipeline.search.embeddings import load_embeddings
+from rayssl.pipeline.search.query import query
+from rayssl.pipeline.stages.start import Prepared
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_run_goes_on_with_images_that_moved(
 ) -> None:
     from small_run import quiet
 
-    from pipeline.stages.done import key_of
+    from rayssl.pipeline.stages.done import key_of
 
     first = prepared("run", changes={"data.path": str(photos)})
     key = key_of("pretrain", first.run, first.config, first.dataset)
@@ -140,7 +140,7 @@ def test_labels_are_no_place(prepared: Callable[..., Prepared]) -> None:
 def test_a_table_among_the_images_moves_with_them(
     prepared: Callable[..., Prepared], photos: Path, tmp_path: Path
 ) -> None:
-    from pipeline.run.own_images import move_images
+    from rayssl.pipeline.run.own_images import move_images
 
     rows = [f"{path.relative_to(photos)},{path.parent.name}" for path in sorted(photos.glob("*/*.png"))]
     (photos / "labels.csv").write_text("path,label\n" + "\n".join(rows))

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import config as configuration
-from pipeline import recipes
-from pipeline.augment.defaults import rotnet_views, simclr_views
-from pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop
-from pipeline.base.errors import UserError
-from pipeline.config import Config, override
-from pipeline.data import Dataset
-from pipeline.recipes import CONTRASTIVE, build_recipe
-from pipeline.run import plan as plan_module
-from pipeline.run.build import count_steps
-from pipeline.run.identity import flatten
-from pipeline.run.plan import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline import recipes
+from rayssl.pipeline.augment.defaults import rotnet_views, simclr_views
+from rayssl.pipeline.augment.spec import ColorJitter, Grayscale, HorizontalFlip, RandomResizedCrop
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.recipes import CONTRASTIVE, build_recipe
+from rayssl.pipeline.run import plan as plan_module
+from rayssl.pipeline.run.build import count_steps
+from rayssl.pipeline.run.identity import flatten
+from rayssl.pipeline.run.plan import (
     CHOSEN_SECONDS,
     FEWEST,
     FROZEN_SECONDS,
@@ -36,9 +36,9 @@ from pipeline.run.plan import (
     stages_seconds,
     step_seconds,
 )
-from pipeline.run.resolve import open_and_resolve
-from pipeline.stages import start
-from pipeline.tune.search import Search, TuneSettings, plan_search, write_search
+from rayssl.pipeline.run.resolve import open_and_resolve
+from rayssl.pipeline.stages import start
+from rayssl.pipeline.tune.search import Search, TuneSettings, plan_search, write_search
 
 Make = Callable[..., Config]
 

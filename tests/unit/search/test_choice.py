@@ -7,11 +7,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import fit_whitening
-from pipeline.search.choice import Candidate, Material, Raw, agreement, choose, paired_error, pairs, refit, singles
-from pipeline.search.parts import Seen
-from pipeline.search.projection import find_directions, fit_projection
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import fit_whitening
+from rayssl.pipeline.search.choice import (
+    Candidate,
+    Material,
+    Raw,
+    agreement,
+    choose,
+    paired_error,
+    pairs,
+    refit,
+    singles,
+)
+from rayssl.pipeline.search.parts import Seen
+from rayssl.pipeline.search.projection import find_directions, fit_projection
 
 RNG = np.random.default_rng(0)
 

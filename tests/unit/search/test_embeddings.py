@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.base.errors import UserError
-from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 
 
 def make(n: int = 7, labelled: bool = True) -> Embeddings:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.vectors import normalise
-from pipeline.features.whitening import fit_whitening
-from pipeline.search.factory import auto_factory, built_as, check_factory
-from pipeline.search.index import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.features.whitening import fit_whitening
+from rayssl.pipeline.search.factory import auto_factory, built_as, check_factory
+from rayssl.pipeline.search.index import (
     build_index,
     check_matches,
     load_index,
@@ -239,7 +239,7 @@ def test_damaged_file_is_refused_before_faiss_reads_it(folder: Path, monkeypatch
 
 def test_file_that_claims_more_than_it_holds(folder: Path) -> None:
     """A forged count with a matching sha256 ends in an error, not in an allocation of terabytes."""
-    from pipeline.base.files import sha256
+    from rayssl.pipeline.base.files import sha256
 
     save(folder, "Flat")
     path = folder / "index.faiss"

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from pipeline.base.errors import UserError
-from pipeline.data import decode
-from pipeline.data.shown import Shown
-from pipeline.search.queries import images_of, squares_of
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import decode
+from rayssl.pipeline.data.shown import Shown
+from rayssl.pipeline.search.queries import images_of, squares_of
 
 Pixels = np.ndarray[Any, Any]
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -187,7 +187,7 @@ def test_what_cannot_be_read_is_told(form: Any, told: str, tmp_path: Path, monke
 def test_an_address_that_does_not_answer(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "the server says 404" in problem_of(f"{served}/none.png")
     assert "cannot be read" in problem_of("http://127.0.0.1:1/a.png")
-    monkeypatch.setattr("pipeline.search.queries.MOST_BYTES", 20)
+    monkeypatch.setattr("rayssl.pipeline.search.queries.MOST_BYTES", 20)
     assert "is larger than" in problem_of(f"{served}/fotos%20%C3%A4/a%20b.png")
 
 

@@ -13,18 +13,18 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.data import Dataset, Images, open_dataset, sample_id
-from pipeline.data.decode import read_header
-from pipeline.models.encoder import Encoder, build_encoder
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.recipes import build_recipe
-from pipeline.run.folder import update_manifest
-from pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
-from pipeline.search.index import build_index, save_index
-from pipeline.search.queries import images_of
-from pipeline.search.query import (
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import Dataset, Images, open_dataset, sample_id
+from rayssl.pipeline.data.decode import read_header
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.folder import update_manifest
+from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+from rayssl.pipeline.search.index import build_index, save_index
+from rayssl.pipeline.search.queries import images_of
+from rayssl.pipeline.search.query import (
     UNREAD,
     _own_address,
     _own_ids,
@@ -34,7 +34,7 @@ from pipeline.search.query import (
     save_gallery,
     save_run_gallery,
 )
-from pipeline.stages.start import data_facts
+from rayssl.pipeline.stages.start import data_facts
 
 SIZE = 16
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
@@ -307,7 +307,7 @@ def test_a_gallery_has_a_grey_square_for_an_image_that_is_gone(
     gone = paths_of(results[0])[2]
     (images / gone).unlink()
     shown = []
-    monkeypatch.setattr("pipeline.search.query._show", lambda cell, image, caption: shown.append(image))
+    monkeypatch.setattr("rayssl.pipeline.search.query._show", lambda cell, image, caption: shown.append(image))
     save_run_gallery(case.run, results, tmp_path / "gallery.png")
     assert [image is UNREAD for image in shown] == [False, False, False, True, False]
     assert (tmp_path / "gallery.png").exists()
@@ -315,7 +315,7 @@ def test_a_gallery_has_a_grey_square_for_an_image_that_is_gone(
 
 def test_a_query_imports_only_what_it_needs(built: Case) -> None:
     program = (
-        "import sys; from pathlib import Path; from pipeline.search.query import query;"
+        "import sys; from pathlib import Path; from rayssl.pipeline.search.query import query;"
         "query(Path(sys.argv[1]), [sys.argv[2]], 3);"
         "print([name for name in ('ray', 'torchvision', 'sklearn', 'albumentations', 'matplotlib', 'scipy', 'wandb')"
         " if name in sys.modules])"

@@ -7,17 +7,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.evaluation.measure import read_evaluation
-from pipeline.methods.base import Batch, Traits
-from pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
-from pipeline.models.encoder import build_encoder
-from pipeline.models.export import export_encoder
-from pipeline.run.context import Stopped
-from pipeline.stages import finetune
-from pipeline.stages.finetune import finished_draws
-from pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.evaluation.measure import read_evaluation
+from rayssl.pipeline.methods.base import Batch, Traits
+from rayssl.pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.export import export_encoder
+from rayssl.pipeline.run.context import Stopped
+from rayssl.pipeline.stages import finetune
+from rayssl.pipeline.stages.finetune import finished_draws
+from rayssl.pipeline.stages.story import run_worker_stages
 
 LABELS: NDArray[np.int64] = np.random.default_rng(0).permutation(np.repeat([0, 1, 2, 3], [400, 100, 40, 4]))
 

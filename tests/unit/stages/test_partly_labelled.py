@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import Config
-from pipeline.evaluation.probe import ProbeResult
-from pipeline.run.context import Work
-from pipeline.search.embeddings import load_embeddings
-from pipeline.search.query import query
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.features import split_of
-from pipeline.stages.index import run_index
-from pipeline.stages.labels import require_labels
-from pipeline.stages.probe import probe_stages
-from pipeline.stages.report import run_report
-from pipeline.stages.start import Prepared, announce, prepare
-from pipeline.stages.story import pending, run_worker_stages
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.evaluation.probe import ProbeResult
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.embeddings import load_embeddings
+from rayssl.pipeline.search.query import query
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.features import split_of
+from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.labels import require_labels
+from rayssl.pipeline.stages.probe import probe_stages
+from rayssl.pipeline.stages.report import run_report
+from rayssl.pipeline.stages.start import Prepared, announce, prepare
+from rayssl.pipeline.stages.story import pending, run_worker_stages
 
 # 60 images, of which 30 have a label: 6 of these are for testing and 2 are held out.
 TRAIN, VAL, TEST, LABELLED_TRAIN = 52, 2, 6, 22
@@ -96,9 +96,9 @@ def test_figures_are_measured_on_labelled_images_alone(run: Path) -> None:
 def test_the_probe_sees_labelled_images_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        "pipeline.stages.probe.probe", lambda *s, **_: seen.extend(s) or ProbeResult(1.0, 1.0, TEST, 0.1, 0)
+        "rayssl.pipeline.stages.probe.probe", lambda *s, **_: seen.extend(s) or ProbeResult(1.0, 1.0, TEST, 0.1, 0)
     )
-    monkeypatch.setattr("pipeline.stages.probe.record", lambda *_: None)
+    monkeypatch.setattr("rayssl.pipeline.stages.probe.record", lambda *_: None)
     work = Work.open(run, Silent())
     splits = [split_of(work, name) for name in ("train", "val", "test")]
     probe_stages(work, "", {"ids": [part.ids[:, None] for part in splits]})

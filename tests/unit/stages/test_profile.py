@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from jobs.main import run_verb
-from pipeline.run.context import Work
-from pipeline.stages import profile
-from pipeline.stages.profile import Floor, saved_bytes
-from pipeline.training.cuda_graph import RecordedStep
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.stages import profile
+from rayssl.pipeline.stages.profile import Floor, saved_bytes
+from rayssl.pipeline.training.cuda_graph import RecordedStep
 
 
 @pytest.fixture

@@ -10,26 +10,26 @@ import pytest
 import torch
 from small_run import quiet
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import override
-from pipeline.evaluation.measure import read_evaluation
-from pipeline.launch.embed import embed_run, search_anew
-from pipeline.models.encoder import build_encoder
-from pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from pipeline.run.folder import read_manifest
-from pipeline.run.images import open_data
-from pipeline.search.apply import load_searcher
-from pipeline.search.described import searched_splits
-from pipeline.search.index import load_index
-from pipeline.search.query import query
-from pipeline.search.store import has_search, read_candidates, read_search, search_hash
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.index import run_index
-from pipeline.stages.start import Prepared
-from pipeline.stages.story import run_worker_stages
-from pipeline.verify import verify
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import override
+from rayssl.pipeline.evaluation.measure import read_evaluation
+from rayssl.pipeline.launch.embed import embed_run, search_anew
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.described import searched_splits
+from rayssl.pipeline.search.index import load_index
+from rayssl.pipeline.search.query import query
+from rayssl.pipeline.search.store import has_search, read_candidates, read_search, search_hash
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.verify import verify
 
 
 def changed(run: Path, **changes: object) -> None:
@@ -79,7 +79,7 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     test = splits["test"]
     paths = [str(Path(test.data_path) / path) for path in test.paths[:4]]
     searcher = load_searcher(finished, 3, torch.device("cpu"), "fp32")
-    from pipeline.search.queries import images_of, squares_of
+    from rayssl.pipeline.search.queries import images_of, squares_of
 
     found = searcher(squares_of(images_of(paths), 3))
     np.testing.assert_allclose(found, test.vectors[:4], atol=1e-4)
@@ -212,7 +212,7 @@ def test_a_pretrained_network_on_the_machine_takes_part(
     torch.manual_seed(5)
     export_encoder(build_encoder("cnn-small", channels=3, image_size=16), tmp_path / "weights")
     given = type("Found", (), {"name": "cnn-small", "weights": str(tmp_path / "weights")})()
-    monkeypatch.setattr("pipeline.stages.search.available", lambda: [given])
+    monkeypatch.setattr("rayssl.pipeline.stages.search.available", lambda: [given])
     changed(finished_copy, search__vectors="cnn-small")
     copied, own = (
         load_encoder(place).state_dict() for place in (finished_copy / "search/cnn-small", tmp_path / "weights")
@@ -232,7 +232,7 @@ def test_a_pretrained_network_on_the_machine_takes_part(
 def test_few_labelled_validation_images_become_more(prepared: Callable[..., Prepared]) -> None:
     given = prepared("given").dataset
     assert len(given.val) == 5  # a tenth: nothing was left open
-    from pipeline.run.resolve import with_validation
+    from rayssl.pipeline.run.resolve import with_validation
 
     config = replace(prepared("open").config, plan=("data.val_fraction",))
     assert with_validation(config, given).data.val_fraction == 0.2

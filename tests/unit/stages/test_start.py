@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.config import Config, override
-from pipeline.recipes import build_recipe
-from pipeline.run.build import count_steps
-from pipeline.run.estimate import existing_parent, expected_bytes, training_seconds
-from pipeline.run.identity import check_trained, continue_run, flatten, run_name
-from pipeline.run.images import open_data
-from pipeline.run.resolve import check_small_views, fit_batch, resolve
-from pipeline.stages.start import Prepared, announce, prepare
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.build import count_steps
+from rayssl.pipeline.run.estimate import existing_parent, expected_bytes, training_seconds
+from rayssl.pipeline.run.identity import check_trained, continue_run, flatten, run_name
+from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.resolve import check_small_views, fit_batch, resolve
+from rayssl.pipeline.stages.start import Prepared, announce, prepare
 
 Make = Callable[..., Config]
 
@@ -218,9 +218,9 @@ def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> 
 
 def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_quietly(tiny_config(), tmp_path / "run")
-    monkeypatch.setattr("pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
-    monkeypatch.setattr("pipeline.run.estimate.stages_seconds", lambda *facts: 1000.0)
-    monkeypatch.setattr("pipeline.run.estimate.START_SECONDS", 500.0)
+    monkeypatch.setattr("rayssl.pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
+    monkeypatch.setattr("rayssl.pipeline.run.estimate.stages_seconds", lambda *facts: 1000.0)
+    monkeypatch.setattr("rayssl.pipeline.run.estimate.START_SECONDS", 500.0)
     lines: list[str] = []
     assert announce(prepared, lines.append) == 1100
     assert (

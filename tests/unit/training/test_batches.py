@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.augment.defaults import simclr_views
-from pipeline.data import Images, open_dataset
-from pipeline.training.batches import Order, RawBatch, Views, load_batches
-from pipeline.training.step import to_batch
+from rayssl.pipeline.augment.defaults import simclr_views
+from rayssl.pipeline.data import Images, open_dataset
+from rayssl.pipeline.training.batches import Order, RawBatch, Views, load_batches
+from rayssl.pipeline.training.step import to_batch
 
 BATCH = 8
 SIZE = 12

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from pipeline.base.errors import UserError
-from pipeline.training import checkpoint
-from pipeline.training.checkpoint import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.training import checkpoint
+from rayssl.pipeline.training.checkpoint import (
     checkpoint_fault,
     find_checkpoint,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
-from pipeline.training.optimizers import OPTIMIZERS, build_optimizer
+from rayssl.pipeline.training.optimizers import OPTIMIZERS, build_optimizer
 
 
 def new_model(seed: int = 0) -> nn.Module:

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.config import method_config
-from pipeline.methods import load_method
-from pipeline.methods.base import Method, MethodOutput, Traits
-from pipeline.models.encoder import build_encoder
-from pipeline.training.batches import Drawn, RawBatch
-from pipeline.training.cuda_graph import can_be_recorded
-from pipeline.training.optimizers import build_optimizer
-from pipeline.training.step import Step
+from rayssl.pipeline.config import method_config
+from rayssl.pipeline.methods import load_method
+from rayssl.pipeline.methods.base import Method, MethodOutput, Traits
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.training.batches import Drawn, RawBatch
+from rayssl.pipeline.training.cuda_graph import can_be_recorded
+from rayssl.pipeline.training.optimizers import build_optimizer
+from rayssl.pipeline.training.step import Step
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

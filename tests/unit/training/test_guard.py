@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import TrainConfig
-from pipeline.models.encoder import build_encoder
-from pipeline.models.export import load_encoder
-from pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
-from pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
-from pipeline.run.context import Stopped, Work
-from pipeline.run.folder import read_manifest
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.stages.pretrain import run_pretrain
-from pipeline.stages.start import Prepared
-from pipeline.training import guard as guards
-from pipeline.training import loop
-from pipeline.training.checkpoint import find_checkpoint
-from pipeline.training.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
-from pipeline.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import TrainConfig
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
+from rayssl.pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.stages.pretrain import run_pretrain
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.training import guard as guards
+from rayssl.pipeline.training import loop
+from rayssl.pipeline.training.checkpoint import find_checkpoint
+from rayssl.pipeline.training.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
+from rayssl.pipeline.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]
@@ -57,7 +57,7 @@ class Listener(Silent):
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal bits are promised for one kind of processor; twenty images will do for kNN here."""
     for module in ("run.context", "stages.embed"):
-        monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: CPU)
+        monkeypatch.setattr(f"rayssl.pipeline.{module}.choose_device", lambda: CPU)
     monkeypatch.setattr(guards, "FEWEST", 10)
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
 
@@ -223,7 +223,7 @@ def test_a_loss_that_is_no_number_is_an_end_like_any(prepared: Prepare) -> None:
 
 
 def test_a_decoder_stays_with_its_encoder(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.generate.decoder import open_trained
+    from rayssl.pipeline.generate.decoder import open_trained
 
     falling(monkeypatch, [0.5, 0.9, *[0.5] * 19])
     run = prepared("run", "autoencoder", LABELLED).run
@@ -292,8 +292,8 @@ def test_the_sample_is_bounded_and_labelled_where_it_can_be(prepared: Prepare, m
 
 
 def test_the_figure_is_that_of_the_evaluation(prepared: Prepare) -> None:
-    from pipeline.base.vectors import knn_classify
-    from pipeline.features.extract import embed_images
+    from rayssl.pipeline.base.vectors import knn_classify
+    from rayssl.pipeline.features.extract import embed_images
 
     work = Work.open(prepared("run", "simclr", LABELLED).run, Silent())
     encoder, data = new_encoder(work.config), work.dataset

@@ -11,28 +11,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline import config as configuration
-from pipeline.augment.spec import Spec
-from pipeline.base.device import resolve_precision, to_float
-from pipeline.base.errors import UserError
-from pipeline.base.reporter import Silent
-from pipeline.config import Config
-from pipeline.methods.base import Batch, Method, MethodOutput, Traits
-from pipeline.run import auto
-from pipeline.run.build import compile_or_capture, new_method
-from pipeline.run.context import Stopped, Work
-from pipeline.run.folder import read_manifest
-from pipeline.run.identity import FREE, identity
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.stages import pretrain as pretrain_stage
-from pipeline.stages.pretrain import run_pretrain
-from pipeline.stages.start import Prepared
-from pipeline.training import loop
-from pipeline.training.batches import RawBatch
-from pipeline.training.checkpoint import find_checkpoint, list_checkpoints
-from pipeline.training.loop import Hooks, Loop, collapse_indicator
-from pipeline.training.optimizers import learning_rate_at, set_learning_rate
-from pipeline.training.step import Step, to_batch
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.augment.spec import Spec
+from rayssl.pipeline.base.device import resolve_precision, to_float
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.run import auto
+from rayssl.pipeline.run.build import compile_or_capture, new_method
+from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.run.folder import read_manifest
+from rayssl.pipeline.run.identity import FREE, identity
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.stages import pretrain as pretrain_stage
+from rayssl.pipeline.stages.pretrain import run_pretrain
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.training import loop
+from rayssl.pipeline.training.batches import RawBatch
+from rayssl.pipeline.training.checkpoint import find_checkpoint, list_checkpoints
+from rayssl.pipeline.training.loop import Hooks, Loop, collapse_indicator
+from rayssl.pipeline.training.optimizers import learning_rate_at, set_learning_rate
+from rayssl.pipeline.training.step import Step, to_batch
 
 CPU = torch.device("cpu")
 PLANNED = 40  # steps of the plan that the toy's steps are a part of
@@ -270,7 +270,7 @@ class StopAt(Silent):
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit is promised for one kind of processor."""
     for module in ("run.context", "stages.embed"):
-        monkeypatch.setattr(f"pipeline.{module}.choose_device", lambda: CPU)
+        monkeypatch.setattr(f"rayssl.pipeline.{module}.choose_device", lambda: CPU)
 
 
 def pretrain(path: Path, reporter: Any = None) -> Work:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError
-from pipeline.training.optimizers import (
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.training.optimizers import (
     LARS,
     VECTOR_RATE,
     Muon,

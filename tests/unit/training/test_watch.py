@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.base.reporter import Silent
-from pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
-from pipeline.run.context import Work
-from pipeline.stages import pretrain
-from pipeline.stages.pretrain import new_guard, new_watch
-from pipeline.stages.start import Prepared
-from pipeline.stages.story import run_worker_stages
-from pipeline.training import guard
-from pipeline.training.watch import Watch
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.stages import pretrain
+from rayssl.pipeline.stages.pretrain import new_guard, new_watch
+from rayssl.pipeline.stages.start import Prepared
+from rayssl.pipeline.stages.story import run_worker_stages
+from rayssl.pipeline.training import guard
+from rayssl.pipeline.training.watch import Watch
 
 STEPS = 200  # the losses of steps 20 … 29 are looked at
 SIMCLR = {"train/loss": math.log(255)}
@@ -108,7 +108,7 @@ class Told(Silent):
 
 
 def trained(run: Path, reporter: Silent) -> dict[str, torch.Tensor]:
-    from pipeline.models.export import load_encoder
+    from rayssl.pipeline.models.export import load_encoder
 
     run_worker_stages(run, ["pretrain"], reporter)
     return load_encoder(run).state_dict()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.base.errors import UserError
-from pipeline.data import open_dataset
-from pipeline.evaluation import metrics
-from pipeline.models.encoder import build_encoder
-from pipeline.tune import objectives
-from pipeline.tune.objectives import OBJECTIVES, WORST, Material, check_objective, measurable, measure
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.evaluation import metrics
+from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.tune import objectives
+from rayssl.pipeline.tune.objectives import OBJECTIVES, WORST, Material, check_objective, measurable, measure
 
 
 class Pixels(nn.Module):

@@ -12,14 +12,14 @@ import pytest
 from html_page import Links
 from scipy.stats import pearsonr, rankdata, spearmanr
 
-from pipeline.augment import view_to_dict
-from pipeline.base.errors import UserError
-from pipeline.report.figures import INK
-from pipeline.report.run_data import NothingToShowError
-from pipeline.tune import charts
-from pipeline.tune.report import rank_correlations, write_tune_report
-from pipeline.tune.space import Candidate, Parameter, Space, build_space
-from pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, save_trial
+from rayssl.pipeline.augment import view_to_dict
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.report.figures import INK
+from rayssl.pipeline.report.run_data import NothingToShowError
+from rayssl.pipeline.tune import charts
+from rayssl.pipeline.tune.report import rank_correlations, write_tune_report
+from rayssl.pipeline.tune.space import Candidate, Parameter, Space, build_space
+from rayssl.pipeline.tune.trials import FAILED, FINISHED, STOPPED, Trial, save_trial
 
 EVIL = "<script>alert('x')</script> & co"
 SPACE = build_space(["crop", "color", "blur", "cutout"])

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from pipeline.augment import load_views, view_to_dict
-from pipeline.base.errors import UserError
-from pipeline.cluster import tune as ray_tune
-from pipeline.cluster.capacity import cores_a_worker
-from pipeline.cluster.tune import (
+from rayssl.pipeline.augment import load_views, view_to_dict
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.cluster import tune as ray_tune
+from rayssl.pipeline.cluster.capacity import cores_a_worker
+from rayssl.pipeline.cluster.tune import (
     DIED,
     Room,
     extended,
@@ -29,12 +29,12 @@ from pipeline.cluster.tune import (
     remember_curves,
     remember_rungs,
 )
-from pipeline.cluster.tune import Standing as RayStanding
-from pipeline.config import override, to_dict
-from pipeline.recipes import build_recipe
-from pipeline.tune.live_table import Board
-from pipeline.tune.results import write_results
-from pipeline.tune.search import (
+from rayssl.pipeline.cluster.tune import Standing as RayStanding
+from rayssl.pipeline.config import override, to_dict
+from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.tune.live_table import Board
+from rayssl.pipeline.tune.results import write_results
+from rayssl.pipeline.tune.search import (
     Search,
     TuneSettings,
     check_same_search,
@@ -43,9 +43,9 @@ from pipeline.tune.search import (
     plan_search,
     write_search,
 )
-from pipeline.tune.space import Parameter, build_space
-from pipeline.tune.trial import Course, report_steps, run_trial
-from pipeline.tune.trials import (
+from rayssl.pipeline.tune.space import Parameter, build_space
+from rayssl.pipeline.tune.trial import Course, report_steps, run_trial
+from rayssl.pipeline.tune.trials import (
     FAILED,
     FINISHED,
     STOPPED,
@@ -59,7 +59,7 @@ from pipeline.tune.trials import (
     save_table,
     save_trial,
 )
-from pipeline.verify import verify
+from rayssl.pipeline.verify import verify
 
 CHANGES = {
     "encoder.name": "cnn-small",
@@ -358,7 +358,7 @@ def test_trials_know_whether_all_their_workers_are_here(
 @pytest.mark.parametrize(("here", "meeting"), [(True, "file:///session/store"), (False, "tcp://")])
 def test_workers_that_are_all_here_meet_by_a_file(here: bool, meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     remote, places = MagicMock(), []
-    monkeypatch.setattr("pipeline.cluster.rendezvous.meeting_folder", lambda: Path("/session"))
+    monkeypatch.setattr("rayssl.pipeline.cluster.rendezvous.meeting_folder", lambda: Path("/session"))
     monkeypatch.setattr("ray.remote", remote)
     monkeypatch.setattr("ray.get", lambda others: None)
     monkeypatch.setattr("ray.util.get_current_placement_group", MagicMock())

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.augment import load_views
-from pipeline.augment.spec import ColorJitter, RandomResizedCrop, Spec
-from pipeline.base.errors import UserError
-from pipeline.tune.space import FAMILIES, Parameter, build_space, parameter_from, read_space
+from rayssl.pipeline.augment import load_views
+from rayssl.pipeline.augment.spec import ColorJitter, RandomResizedCrop, Spec
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.tune.space import FAMILIES, Parameter, build_space, parameter_from, read_space
 
 SPACE = build_space(["crop", "color", "blur"])
 
@@ -181,7 +181,7 @@ def test_a_space_of_one_candidate_is_refused() -> None:
 
 
 def test_the_best_of_a_search_is_read_as_an_augmentation(tmp_path: Path) -> None:
-    from pipeline.augment import view_to_dict
+    from rayssl.pipeline.augment import view_to_dict
 
     spec = SPACE.spec(SPACE.draw(3, 5))
     (tmp_path / "best.json").write_text(json.dumps({"views": [view_to_dict(spec)]}))

@@ -12,25 +12,25 @@ from data_files import SPECIAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.index import line_of
-from jobs.main import run_verb
-from pipeline import config as configuration
-from pipeline.base.errors import UserError
-from pipeline.base.lease import writer_lock
-from pipeline.base.schemas import is_plain, json_schemas, stays_inside
-from pipeline.evaluation.measure import write_evaluation
-from pipeline.evaluation.records import read_evaluation
-from pipeline.models.export import load_encoder
-from pipeline.report.results import load_runs
-from pipeline.report.table import remarks
-from pipeline.run.folder import data_name, read_manifest, winner_of
-from pipeline.run.metrics_log import MetricsLog
-from pipeline.search.index import load_index
-from pipeline.search.store import read_candidates, read_search
-from pipeline.stages.done import has_records
-from pipeline.stages.evaluate import run_evaluate
-from pipeline.stages.index import run_index
-from pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
+from rayssl.jobs.index import line_of
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.base.schemas import is_plain, json_schemas, stays_inside
+from rayssl.pipeline.evaluation.measure import write_evaluation
+from rayssl.pipeline.evaluation.records import read_evaluation
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.report.results import load_runs
+from rayssl.pipeline.report.table import remarks
+from rayssl.pipeline.run.folder import data_name, read_manifest, winner_of
+from rayssl.pipeline.run.metrics_log import MetricsLog
+from rayssl.pipeline.search.index import load_index
+from rayssl.pipeline.search.store import read_candidates, read_search
+from rayssl.pipeline.stages.done import has_records
+from rayssl.pipeline.stages.evaluate import run_evaluate
+from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 
 ROOT = Path(__file__).resolve().parents[3]
 READERS: dict[str, Callable[[Path], object]] = {
@@ -257,7 +257,7 @@ def test_an_edited_flat_view_shows_nothing(finished_copy: Path) -> None:
 
 
 def test_figures_of_other_embeddings_are_set_aside(finished_copy: Path) -> None:
-    from pipeline.search.embeddings import load_embeddings, save_embeddings
+    from rayssl.pipeline.search.embeddings import load_embeddings, save_embeddings
 
     path = finished_copy / "embeddings" / data_name(finished_copy) / "test.parquet"
     before = load_embeddings(path)
@@ -301,11 +301,11 @@ def test_verify_finds_what_is_gone_and_repairs_it(finished_copy: Path, capsys: p
 def test_no_command_out_of_a_folder_is_run(
     finished_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.run.folder import update_manifest
+    from rayssl.pipeline.run.folder import update_manifest
 
     update_manifest(finished_copy, {"command": f"rayssl run simclr-digits --out {tmp_path / 'elsewhere'}"})
     (finished_copy / "encoder_module.py").write_text("")
-    monkeypatch.setattr("jobs.verify.run_verb", lambda *words: pytest.fail(f"{words} was run"))
+    monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda *words: pytest.fail(f"{words} was run"))
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 0
     assert not (tmp_path / "elsewhere").exists()
 
@@ -328,7 +328,7 @@ def test_json_of_run_folders_is_read_in_one_place() -> None:
 
 
 def test_the_json_schemas_are_those_of_the_code() -> None:
-    """Made anew by `python -m pipeline.base.schemas docs/schemas`."""
+    """Made anew by `python -m rayssl.pipeline.base.schemas docs/schemas`."""
     folder = ROOT / "docs" / "schemas"
     assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == json_schemas()
 

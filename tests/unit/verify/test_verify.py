@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from jobs.main import run_verb
-from pipeline.base import seals
-from pipeline.base.atomic import UNFINISHED
-from pipeline.base.errors import UserError
-from pipeline.base.files import write_json
-from pipeline.run.folder import begin_stage, read_manifest
-from pipeline.search.embeddings import files_of
-from pipeline.search.store import OWN, read_search
-from pipeline.stages.done import at_work
-from pipeline.verify import left_over, verify
+from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base import seals
+from rayssl.pipeline.base.atomic import UNFINISHED
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.run.folder import begin_stage, read_manifest
+from rayssl.pipeline.search.embeddings import files_of
+from rayssl.pipeline.search.store import OWN, read_search
+from rayssl.pipeline.stages.done import at_work
+from rayssl.pipeline.verify import left_over, verify
 
 
 def faults(run: Path) -> dict[str, str]:
@@ -103,7 +103,7 @@ def test_a_missing_half_of_the_encoder(finished_copy: Path) -> None:
 
 
 def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
-    from pipeline.models.export import export_encoder, load_encoder
+    from rayssl.pipeline.models.export import export_encoder, load_encoder
 
     encoder = load_encoder(finished_copy)
     for parameter in encoder.parameters():
@@ -124,9 +124,9 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
 def test_a_kill_while_an_index_is_written_is_unfinished_not_damaged(
     at: int, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.search.embeddings import load_embeddings
-    from pipeline.search.index import build_index
-    from pipeline.search.index import save_index as save
+    from rayssl.pipeline.search.embeddings import load_embeddings
+    from rayssl.pipeline.search.index import build_index
+    from rayssl.pipeline.search.index import save_index as save
 
     found = load_embeddings(finished_copy / "embeddings" / "colours" / "test.parquet")
     replace, calls = os.replace, []
@@ -153,10 +153,10 @@ def test_embeddings_that_were_written_anew_or_are_gone_leave_no_index_that_is_ta
 ) -> None:
     from dataclasses import replace
 
-    from pipeline.search.embeddings import load_embeddings, save_embeddings
-    from pipeline.search.query import load_searched
-    from pipeline.search.store import FOLDER, has_search
-    from pipeline.stages.index import run_index
+    from rayssl.pipeline.search.embeddings import load_embeddings, save_embeddings
+    from rayssl.pipeline.search.query import load_searched
+    from rayssl.pipeline.search.store import FOLDER, has_search
+    from rayssl.pipeline.stages.index import run_index
 
     folder = finished_copy / "embeddings" / "colours" / (FOLDER if has_search(finished_copy) else "")
     load_searched(finished_copy, "colours")
@@ -186,11 +186,11 @@ def race(finished_copy: Path, tmp_path: Path) -> Path:
 
 
 def test_of_a_race_too_no_command_out_of_a_folder_is_run(race: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline.run.folder import update_manifest
+    from rayssl.pipeline.run.folder import update_manifest
 
     update_manifest(race / "cand", {"command": "rayssl run evil --out 'elsewhere"})
     (race / "cand/encoder_module.py").write_text("")
-    monkeypatch.setattr("jobs.verify.run_verb", lambda *words: pytest.fail(f"{words} was run"))
+    monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda *words: pytest.fail(f"{words} was run"))
     assert run_verb("verify", [str(race), "--repair", "--yes"]) == 0  # made from the candidate's own checkpoint
 
 
@@ -240,7 +240,7 @@ def test_deep_reads_what_is_remembered(finished_copy: Path, monkeypatch: pytest.
 def test_figures_that_cannot_be_read_are_computed_anew(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cut(finished_copy / "evaluation.json")
     ran: list[str] = []
-    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 0)
+    monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 0)
     run_verb("verify", [str(finished_copy), "--repair", "--yes"])
     assert ran[-1] == "evaluate"
     assert not (finished_copy / "evaluation.json").exists()  # which evaluate would refuse to go on with
@@ -282,7 +282,7 @@ def test_a_repair_that_a_signal_stops_starts_no_other(finished_copy: Path, monke
     flip(finished_copy / "finetuned/encoder.safetensors")
     flip(next(finished_copy.glob("index/*/index.faiss")))
     ran: list[str] = []
-    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 130)
+    monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 130)
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 130
     assert ran == ["finetune"]
 
@@ -294,8 +294,8 @@ def test_without_a_checkpoint_no_repair_trains_anew(
         shutil.rmtree(path)
         seals.forget_folder(path)
     flip(finished_copy / "encoder.safetensors")
-    monkeypatch.setattr("jobs.verify.train_again", lambda run: pytest.fail("was trained again"))
-    monkeypatch.setattr("jobs.verify.run_verb", lambda verb, words: 0)
+    monkeypatch.setattr("rayssl.jobs.verify.train_again", lambda run: pytest.fail("was trained again"))
+    monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda verb, words: 0)
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 2
     assert "to do  " in capsys.readouterr().err
 
@@ -323,7 +323,9 @@ def test_what_a_living_writer_writes_is_not_left_over(
         if known:
             fcntl.flock(file, fcntl.LOCK_EX)
         else:
-            monkeypatch.setattr("pipeline.verify.is_locked", lambda path: None)  # a file system that does not tell
+            monkeypatch.setattr(
+                "rayssl.pipeline.verify.is_locked", lambda path: None
+            )  # a file system that does not tell
         assert left_over(tmp_path) == []
     monkeypatch.undo()
     assert left_over(tmp_path) == [path]
