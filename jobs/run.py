@@ -12,8 +12,8 @@ from rayssl.jobs.start import concluded, plan_of, show_results, stop_early
 
 SUMMARY = (
     "Pre-train, probe, fine-tune, embed, index, evaluate and report. Without RECIPE but with --data.path: a race on "
-    "your own images, see rayssl race. With neither: SimCLR, RotNet and an autoencoder on scikit-learn's digits, "
-    "compared."
+    "your own images, see rayssl race. With neither: SimCLR, RotNet and an autoencoder on handwritten digits "
+    "among clutter, compared."
 )
 
 

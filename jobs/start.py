@@ -31,7 +31,7 @@ def plan_of(parsed: Parsed, stages: tuple[str, ...], command: str) -> "Plan":
     if recipe:
         out = Path(parsed.values["out"] or Path("runs") / run_name(configs[0], parsed.changes))
         return Plan(configs, [out], stages, out, command)
-    out = Path(parsed.values["out"] or "runs/digits")
+    out = Path(parsed.values["out"] or "runs/scattered-digits")
     return Plan(configs, [out / name for name in names], stages, out, command)
 
 

@@ -24,6 +24,7 @@ from rayssl.pipeline.data.cache_room import touch
 from rayssl.pipeline.data.listing import Listing
 from rayssl.pipeline.data.parquet import list_parquet
 from rayssl.pipeline.data.reading import Reading
+from rayssl.pipeline.data.scattered import scatter
 
 _FORMAT = 1  # of the files written here
 
@@ -107,6 +108,10 @@ def _digits(_: Path) -> Made:
     return Made({"digits": examples}, [str(i) for i in range(10)])
 
 
+def _scattered_digits(_: Path) -> Made:
+    return Made(dict(scatter()), [str(i) for i in range(10)])
+
+
 def _torchvision(cls: str, splits: dict[str, dict[str, Any]], download: Path) -> Made:
     import torchvision
 
@@ -129,7 +134,7 @@ def _torchvision(cls: str, splits: dict[str, dict[str, Any]], download: Path) ->
 _CLASSES = {"SVHN": 10, "USPS": 10, "GTSRB": 43, "Flowers102": 102}
 
 # Sets whose images mean something else in a mirror: digits, characters and traffic signs.
-HANDED = frozenset({"digits", "mnist", "kmnist", "usps", "svhn", "gtsrb"})
+HANDED = frozenset({"digits", "scattered-digits", "mnist", "kmnist", "usps", "svhn", "gtsrb"})
 
 _BY_TRAIN: dict[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 _BY_SPLIT: dict[str, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -139,6 +144,7 @@ _WITH_VAL: dict[str, dict[str, Any]] = {**_BY_SPLIT, "validation": {"split": "va
 # name → what makes it, given a folder to download to
 NAMED: dict[str, Callable[[Path], Made]] = {
     "digits": _digits,
+    "scattered-digits": _scattered_digits,
     "cifar10": functools.partial(_torchvision, "CIFAR10", _BY_TRAIN),
     "cifar100": functools.partial(_torchvision, "CIFAR100", _BY_TRAIN),
     "mnist": functools.partial(_torchvision, "MNIST", _BY_TRAIN),

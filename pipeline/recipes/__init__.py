@@ -7,7 +7,7 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.config import (
@@ -32,12 +32,45 @@ CONTRASTIVE = (
     "method.temperature", "method.projector_layers", "augment.crop", "augment.color",
 )  # fmt: skip
 
-DEFAULT_SUITE = ("simclr-digits", "rotnet-digits", "autoencoder-digits")
+DEFAULT_SUITE = ("simclr-scattered-digits", "rotnet-scattered-digits", "autoencoder-scattered-digits")
 
 
 def has_gpu() -> bool:
     """Whether this machine has an NVIDIA device, told without importing torch."""
     return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
+
+
+def simclr_scattered_digits() -> Config:
+    """SimCLR on scattered-digits: 24×24 px, a handwritten digit somewhere among fragments of others. About 40 s."""
+    return _scattered_digits(
+        Config(
+            method=method_config("simclr", temperature=0.2),
+            train=_muon(steps=500, batch_size=256, learning_rate=0.06, warmup_epochs=9, small_views=0.5),
+            augment=AugmentConfig(crop=0.4, color=0.25),
+        )
+    )
+
+
+def rotnet_scattered_digits() -> Config:
+    """RotNet on scattered-digits: which way up is it? About 20 s."""
+    return _scattered_digits(
+        Config(
+            method=method_config("rotnet"),
+            train=_muon(steps=150, batch_size=128, learning_rate=0.03, warmup_epochs=1),
+        )
+    )
+
+
+def autoencoder_scattered_digits() -> Config:
+    """A convolutional denoising autoencoder on scattered-digits, about 20 s."""
+    return _scattered_digits(
+        Config(
+            method=method_config("autoencoder", corruption="gaussian"),
+            train=TrainConfig(
+                steps=300, batch_size=128, optimizer="adamw", learning_rate=2e-3, warmup_epochs=1, threads=1
+            ),
+        )
+    )
 
 
 def simclr_digits() -> Config:
@@ -178,6 +211,9 @@ def autoencoder_folder() -> Config:
 RECIPES: dict[str, Callable[[], Config]] = {
     function.__name__.replace("_", "-"): function
     for function in (
+        simclr_scattered_digits,
+        rotnet_scattered_digits,
+        autoencoder_scattered_digits,
         simclr_digits,
         rotnet_digits,
         autoencoder_digits,
@@ -208,6 +244,20 @@ def build_recipe(name: str) -> Config:
 def describe_recipe(name: str) -> str:
     """The docstring of a recipe."""
     return inspect.cleandoc(RECIPES[name].__doc__ or "")
+
+
+def _scattered_digits(config: Config) -> Config:
+    return replace(
+        config,
+        data=DataConfig(path="scattered-digits"),
+        augment=replace(config.augment, mirror=False),
+        probe=ProbeConfig(epochs=20, batch_size=256),
+        finetune=FinetuneConfig(epochs=20, batch_size=32),
+    )
+
+
+def _muon(**values: Any) -> TrainConfig:
+    return TrainConfig(optimizer="muon", weight_decay=0.03, threads=1, **values)
 
 
 def _digits(config: Config) -> Config:
