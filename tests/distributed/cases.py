@@ -3,7 +3,10 @@
 Results are numpy arrays: what goes through the pool's pipes needs no shared memory.
 """
 
+import copy
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,21 +15,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.config import method_config
 from rayssl.pipeline.data import open_dataset
 from rayssl.pipeline.methods import load_method
-from rayssl.pipeline.methods.base import Batch, Before, Method, Traits
+from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
 from rayssl.pipeline.methods.losses import nt_xent_of_views
-from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.encoder import Encoder, build_encoder
 from rayssl.pipeline.training import guard as guards
 from rayssl.pipeline.training.batch_norm import use_global_batch_norm
+from rayssl.pipeline.training.batches import RawBatch
 from rayssl.pipeline.training.guard import Guard, draw_sample
+from rayssl.pipeline.training.loop import POLL_STEPS, Hooks, Loop
 from rayssl.pipeline.training.optimizers import build_optimizer
-from rayssl.pipeline.training.step import wrap_for_workers
+from rayssl.pipeline.training.step import Step, wrap_for_workers
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8
+AVERAGED = "averaged"  # a method of these tests: see Averaged
 IDS = np.random.default_rng(0).permutation(np.arange(1, 5001))  # of all images that `batch_at` can draw from
 
 
@@ -130,8 +137,9 @@ def train_case(
         output = model(batch_at(step, dtype))
         optimizer.zero_grad()
         output.loss.backward()
-        first = first or {f"grad.{n}": p.grad.clone().numpy() for n, p in method.named_parameters()}
+        first = first or {f"grad.{n}": p.grad.clone().numpy() for n, p in trained(method)}
         optimizer.step()
+        method.after_step(step, steps)
         losses.append(collectives.mean_over_ranks(output.loss))
     state = {f"state.{n}": value.numpy() for n, value in method.state_dict().items()}
     return {"losses": torch.stack(losses).numpy(), **first, **state}
@@ -143,6 +151,33 @@ def reconstruct_alone() -> float:
     if collectives.rank() == 0:
         method.eval().reconstruct(torch.rand(2, 3, SIZE, SIZE))  # type: ignore[operator]
     return float(collectives.mean_over_ranks(torch.tensor([1.0 + collectives.rank()])))
+
+
+def stop_case() -> dict[str, Any]:
+    """Steps after which a loop ends that one worker alone is asked to stop, and its checkpoints, by who asks.
+
+    The checkpoint that is due is known on rank 0 alone, as in the stages: only it keeps the time.
+    """
+    asked: dict[str, Any] = {}
+    for asking in range(collectives.world_size()):
+        method, _ = build("rotnet", {}, torch.float32)
+        kept: list[int] = []
+        hooks = Hooks(
+            checkpoint=kept.append,
+            checkpoint_due=lambda step: collectives.rank() == 0 and step == POLL_STEPS,
+            should_stop=partial(stop_after_a_checkpoint, asking, kept),
+        )
+        optimizer = build_optimizer("sgd", method, learning_rate=0.01, weight_decay=0)
+        step = Step(method, optimizer, torch.device("cpu"), "fp32", seed=0, planned=4 * POLL_STEPS)
+        loop = Loop(step, "pretrain", 5, lambda step: 0.01, hooks)
+        ended = loop.run((raw_batch_at(step) for step in range(step.planned)), 0, step.planned)
+        asked[f"rank {asking}"] = {"ended": ended, "kept": kept}
+    return asked
+
+
+def stop_after_a_checkpoint(asking: int, kept: list[int]) -> bool:
+    """Whether this is the worker that is asked to stop, and a checkpoint is there."""
+    return collectives.rank() == asking and len(kept) > 0
 
 
 def guard_case(folder: str) -> dict[str, Any]:
@@ -166,6 +201,11 @@ def guard_case(folder: str) -> dict[str, Any]:
     return {"ends": ends, "facts": guard.facts(), "weights": float(weights.square().sum())}
 
 
+def trained(method: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that have a gradient: those of a teacher or a moving average have none."""
+    return ((name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad)
+
+
 def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZE) -> tuple[Method[Any], nn.Module]:
     """A method over a tiny encoder as the stages place it, and what the training loop calls.
 
@@ -177,11 +217,56 @@ def build(name: str, values: dict[str, Any], dtype: torch.dtype, size: int = SIZ
     network = values.pop("encoder", "resnet-tiny")
     encoder = build_encoder(network, channels=3, image_size=size, **sizes)
     traits = Traits(image_size=size, channels=3, mirror=True, classes=2)
-    method = load_method(name)(method_config(name, **values), encoder, traits)
+    method = new_method(name, values, encoder, traits)
     method.prepare(Before(IDS, lambda source: random(len(IDS), 6, dtype=torch.float32, seed=2).numpy()))
     method.to(dtype).train()
     use_global_batch_norm(method).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return method, wrap_for_workers(method)
+
+
+def new_method(name: str, values: dict[str, Any], encoder: Encoder, traits: Traits) -> Method[Any]:
+    """One of the package's, or the toy of these tests."""
+    if name == AVERAGED:
+        return Averaged(None, encoder, traits)
+    return load_method(name)(method_config(name, **values), encoder, traits)
+
+
+class Averaged(Method[None]):
+    """Predicts a frozen copy of itself, which follows as a moving average after every step: a method in small.
+
+    Where workers skipped `after_step`, or averaged a gradient that the copy does not have, curves would part.
+    """
+
+    def __init__(self, config: None, encoder: Encoder, traits: Traits) -> None:
+        super().__init__(config, encoder, traits)
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.dim, encoder.dim, bias=False)
+        self.target = copy.deepcopy(encoder).requires_grad_(False)
+
+    @staticmethod
+    def default_views(traits: Traits) -> tuple[Spec, ...]:
+        return ()
+
+    def forward(self, batch: Batch) -> MethodOutput:
+        features = self.encoder(batch.views[0])
+        with torch.no_grad():
+            wanted = self.target(batch.views[1])
+        error = nn.functional.normalize(self.head(features)) - nn.functional.normalize(wanted)
+        return MethodOutput(error.square().sum(dim=1).mean(), features.detach(), {})
+
+    @torch.no_grad()
+    def after_step(self, step: int, total_steps: int) -> None:
+        rate = 0.1 * (1 - step / total_steps)
+        for own, followed in zip(self.target.parameters(), self.encoder.parameters()):
+            own.lerp_(followed, rate)
+
+
+def raw_batch_at(step: int) -> RawBatch:
+    """This worker's slice of the global batch at a step, as a loader gives it."""
+    rng = np.random.default_rng(step)
+    view = torch.from_numpy(rng.integers(0, 256, (IMAGES, SIZE, SIZE, 3), dtype=np.uint8))
+    ids = torch.arange(IMAGES) + IMAGES * step + 1
+    return RawBatch([own(view)], own(ids), own(ids % 2), step // 5, step)
 
 
 def batch_at(step: int, dtype: torch.dtype, images: int = IMAGES, size: int = SIZE) -> Batch:

@@ -7,7 +7,10 @@ import torch
 from PIL import Image
 from workers import Workers
 
-METHODS = [
+from rayssl.pipeline.methods import METHODS
+from rayssl.pipeline.training.loop import POLL_STEPS
+
+SETTINGS = [
     ("simclr", {"temperature": 0.2}),
     ("simclr", {"projector_layers": 3}),
     ("rotnet", {}),
@@ -29,6 +32,7 @@ METHODS = [
     ),
     ("pixelcnn", {"encoder": "pixelcnn", "levels": 4}),
     ("distill", {"teacher": "hog", "dim": 4}),
+    (cases.AVERAGED, {}),
 ]
 
 
@@ -88,7 +92,7 @@ def test_global_batch_norm_under_autocast(workers: Workers):
         assert_same(found, alone, 2e-2)  # a gradient in bf16 is itself 1e-2 away from one in fp32
 
 
-@pytest.mark.parametrize(("name", "values"), METHODS)
+@pytest.mark.parametrize(("name", "values"), SETTINGS)
 def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
     alone = gradients(cases.train_case(name, values, torch.float32, 1))
     for found in workers.run(cases.train_case, name, values, torch.float32, 1):
@@ -97,7 +101,7 @@ def test_gradients_of_methods_in_fp32(workers: Workers, name, values):
 
 
 @pytest.mark.parametrize(
-    ("name", "values"), [*METHODS[:5], METHODS[-1]]
+    ("name", "values"), [*SETTINGS[:5], *SETTINGS[-2:]]
 )  # over convolutions with BatchNorm, where a bit matters
 def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Workers, name, values):
     """Where one bit of a statistic differed, ReLUs would open that are shut in the other run: gradients 1e-3 apart.
@@ -113,8 +117,8 @@ def test_forward_is_bit_identical_and_gradients_close_at_32_pixels(workers: Work
 
 
 def test_features_of_drawn_noise_and_a_dense_layer_are_close_at_32_pixels(workers: Workers):
-    alone = cases.features_case(*METHODS[5], 64, 32)["features"]
-    for found in workers.run(cases.features_case, *METHODS[5], 64, 32):
+    alone = cases.features_case(*SETTINGS[5], 64, 32)["features"]
+    for found in workers.run(cases.features_case, *SETTINGS[5], 64, 32):
         assert np.linalg.norm(found["features"] - alone) <= 1e-6 * np.linalg.norm(alone)
 
 
@@ -122,7 +126,7 @@ def gradients(results: cases.Arrays) -> cases.Arrays:
     return {name: value for name, value in results.items() if name.startswith("grad.")}
 
 
-@pytest.mark.parametrize(("name", "values"), METHODS[::2])
+@pytest.mark.parametrize(("name", "values"), [*SETTINGS[::2], SETTINGS[-1]])
 def test_curves_and_weights_over_50_steps_in_fp64(workers: Workers, name, values):
     alone = cases.train_case(name, values, torch.float64, 50)
     for found in workers.run(cases.train_case, name, values, torch.float64, 50):
@@ -137,6 +141,26 @@ def test_curve_and_weights_by_muon(workers: Workers):
     for found in workers.run(cases.train_case, *settings, torch.float64, 50, "muon"):
         np.testing.assert_allclose(found["losses"], alone["losses"], rtol=1e-8, atol=0)
         assert_same(found, alone, 1e-8)
+
+
+def test_every_method_is_computed_by_two_workers():
+    assert {name for name, _ in SETTINGS} == {*METHODS, cases.AVERAGED}
+
+
+def test_the_moving_average_of_the_tests_moves():
+    """Else the curves above would say nothing of `after_step` and frozen parameters."""
+    state = cases.train_case(cases.AVERAGED, {}, torch.float64, 2)
+    assert not any(name.startswith("grad.target.") for name in state)
+    method, _ = cases.build(cases.AVERAGED, {}, torch.float64)
+    followed = dict(method.target.named_parameters())  # type: ignore[union-attr]
+    assert followed
+    assert all((state[f"state.target.{name}"] != value.numpy()).any() for name, value in followed.items())
+
+
+def test_workers_stop_and_save_together_whoever_is_asked(workers: Workers):
+    """A worker that went on alone would wait for the others for ever."""
+    expected = {"ended": 2 * POLL_STEPS, "kept": [POLL_STEPS, 2 * POLL_STEPS]}
+    assert workers.run(cases.stop_case) == [{"rank 0": expected, "rank 1": expected}] * 2
 
 
 def test_a_guard_decides_once_for_all_workers(workers: Workers, tmp_path):

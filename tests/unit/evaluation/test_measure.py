@@ -9,15 +9,18 @@ import pytest
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.vectors import knn_classify
+from rayssl.pipeline.base.vectors import knn_classify, normalise
+from rayssl.pipeline.evaluation import measure
 from rayssl.pipeline.evaluation.measure import (
     Record,
+    drop_stale_records,
     evaluate_embeddings,
     is_evaluated,
     raw_pixel_embeddings,
     read_evaluation,
     write_evaluation,
 )
+from rayssl.pipeline.features.whitening import Whitening, fit_whitening
 from rayssl.pipeline.search.embeddings import Embeddings
 
 
@@ -79,6 +82,21 @@ def test_whitened_neighbours_are_those_of_whitened_features() -> None:
     assert records["knn-whitened/top1"]["value"] > records["knn/top1"]["value"] + 0.1
     assert "whitened" in records["knn-whitened/top1"]["protocol"]
     assert "whitened" not in records["knn/top1"]["protocol"]
+
+
+def test_whitening_is_fitted_to_training_embeddings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested decides nothing, not even a mean."""
+    fitted: list[NDArray[np.float32]] = []
+
+    def watch(vectors: NDArray[np.float32]) -> Whitening:
+        fitted.append(vectors)
+        return fit_whitening(vectors)
+
+    monkeypatch.setattr(measure, "fit_whitening", watch)
+    train, test = make("train", 300), make("test", 100, seed=1)
+    evaluate(train, test)
+    assert len(fitted) == 1
+    np.testing.assert_array_equal(fitted[0], normalise(train.vectors))
 
 
 def test_without_labels_only_health() -> None:
@@ -236,6 +254,15 @@ def test_unreadable_evaluation(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         write_evaluation(tmp_path, [record("knn/top1", 0.5)])
     assert (tmp_path / "evaluation.json").read_text() == text
+
+
+def test_figures_of_an_encoder_that_was_trained_on_are_dropped(tmp_path: Path) -> None:
+    old, new = record("knn/top1", 0.5), record("probe/top1", 0.6)
+    write_evaluation(tmp_path, [{**old, "checkpoint": "before"}, {**new, "checkpoint": "now"}])
+    drop_stale_records(tmp_path, "now")
+    assert read_evaluation(tmp_path)["flat"] == {"probe/top1": 0.6}
+    drop_stale_records(tmp_path / "no-run", "now")  # without figures there is nothing to drop
+    assert not (tmp_path / "no-run").exists()
 
 
 def test_no_evaluation_yet(tmp_path: Path) -> None:
