@@ -38,6 +38,7 @@ OWN_OPTIONS = {
     "--help",
     "--no-follow",
     "--allow-no-token",
+    "--data",
 }
 OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--codes", "--normal", "--scratch", "--encoder"}
 
@@ -70,6 +71,14 @@ def test_commands_name_verbs_recipes_and_options_that_exist(document: Path) -> N
         parse_settings({path[5:]: value for path, value in values.items() if path.startswith("tune.")})
         values = {path: value for path, value in values.items() if not path.startswith("tune.")}
         override(build_recipe(first) if first in RECIPES else Config(method=method_config("simclr")), values)
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 150
+    assert {f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")} <= set(re.findall(r"\]\(([^)#]+)\)", text))
+    [picture] = re.findall(r"!\[[^]]+\]\((docs/images/[^)]+)\)", text)
+    assert (ROOT / picture).stat().st_size < 200_000
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
