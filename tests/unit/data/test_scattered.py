@@ -9,7 +9,6 @@ from sklearn.datasets import load_digits
 from rayssl.pipeline.data import open_dataset
 from rayssl.pipeline.data.scattered import RENDERS, scatter
 
-
 SIZES = {"train": 3 * 1258, "val": 180, "test": 359}
 
 
