@@ -9,8 +9,12 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rayssl.pipeline.base.errors import UserError, nearest, outside_fault
+from rayssl.pipeline.base.errors import UserError, impossible_name, nearest, outside_fault
+from rayssl.pipeline.base.settings_files import cut
 from rayssl.pipeline.base.terminal import plain_lines, say
+
+LONGEST_WORD = 300  # letters of a message that stand together, such as a path
+LONGEST = 2000  # letters of a message
 
 VERBS = {
     "run": "the whole pipeline by a recipe; on your own images without one: a race",
@@ -87,7 +91,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except UserError as error:
-        say(f"rayssl: {' '.join(str(error).split())}", file=sys.stderr)
+        complain(str(error))
         return 2
     except KeyboardInterrupt:
         print("rayssl: stopped", file=sys.stderr)
@@ -102,12 +106,21 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             goes_on = left.get(verb, "continues from the checkpoint")
             print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
             return 128 + int(number)
+        if told := impossible_name(error):
+            complain(told)
+            return 2
         if told := outside_fault(error):
-            say(f"rayssl: {' '.join(told.split())}", file=sys.stderr)
+            complain(told)
             return 1
         print(plain_lines(traceback.format_exc()), end="", file=sys.stderr)
         print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
         return 1
+
+
+def complain(text: str) -> None:
+    """One line of bounded length on stderr: what is given may be endless, and is repeated in it."""
+    words = [cut(word, LONGEST_WORD) for word in text.split()]
+    say(cut(f"rayssl: {' '.join(words)}", LONGEST), file=sys.stderr)
 
 
 def write_anything() -> None:

@@ -61,6 +61,18 @@ def outside_fault(error: BaseException | None) -> str | None:
     return None
 
 
+def impossible_name(error: BaseException | None) -> str | None:
+    """A line about a name that no file can have, which was given or stands in a file; else None."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+            return f"{place}{error.strerror.lower()}: give a shorter one"
+        if isinstance(error, ValueError) and "embedded null" in str(error):
+            return "a name holds a NUL, which no file's name can: give another"
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
 def disk_error(error: BaseException, path: Path | None = None) -> OSError | None:
     """The system's error that this is, or that a library has put into a text; None where it is no disk's.
 

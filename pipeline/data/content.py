@@ -7,7 +7,8 @@ and places do not count.
 
 A digest is remembered with the file's size, times of last change (mtime and ctime) and inode, and the file is read
 again where one of them differs; so is a file that changed less than two seconds before it was read, whose next change
-the clock of its file system might not show. In a store without ETags what it tells of the last change has to do.
+the clock of its file system might not show. In a store without ETags what it tells of the last change has to do;
+where it tells nothing of that either, files are read each time, and one whose size it does not tell is read whole.
 
 Not promised: a change of a larger file that leaves its size and all of those blocks as they were. Where it leaves the
 time of last change as it was, too, decoded images in the cache stay those of before.
@@ -79,7 +80,7 @@ def without_own(root: str, files: Files) -> tuple[Contents, int]:
 def file_digests(root: str, files: Files) -> Digests:
     """(N, 16) digests of files below `root`; only what changed since it was last asked for is read."""
     marks, path = files.marks(), _place(root)
-    trusted = np.where(_settled(marks)[:, None], marks, -1)  # before anything is read
+    trusted = np.where((_settled(marks) & _dated(files))[:, None], marks, -1)  # before anything is read
     table = _Table.load(path)
     found, missing = table.find(files, marks) if table is not None else _nothing(files)
     if len(missing):
@@ -172,6 +173,12 @@ def _settled(marks: _Marks) -> NDArray[np.bool_]:
     return settled
 
 
+def _dated(files: Files) -> NDArray[np.bool_]:
+    """Whether a next change of a file would show at all: a server may say nothing of its changes."""
+    dated: NDArray[np.bool_] = np.ones(len(files), np.bool_) if files.stamps.ndim == 2 else files.stamps != ""
+    return dated
+
+
 def _read_digests(root: str, files: Files, rows: NDArray[np.int64]) -> Digests:
     """(n, 16) digests of the files at `rows`, read in threads."""
     digest_of = _remote(root, files) if storage.is_url(root) else _local(root, files)
@@ -209,6 +216,8 @@ def _remote(root: str, files: Files) -> Callable[[int], bytes]:
         path, stamp, total = files.paths[row], str(files.stamps[row]), hashlib.sha256()
         if stamp.startswith(ETAG):
             total.update(stamp.encode())
+        elif files.sizes[row] == 0:  # which a server says of what is empty, and of what it does not know the size of
+            total.update(storage.read(storage.join(root, path)))
         else:
             for start, length in blocks_of(path, int(files.sizes[row])):
                 total.update(storage.read(storage.join(root, path), start, start + length))

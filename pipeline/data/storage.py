@@ -29,7 +29,9 @@ _MOST_NAMES = 1_000_000  # that braces of one pattern stand for
 _MOST_DIGITS = 18  # of a number in braces
 _THREADS = 16  # a disk on the network answers late: so many questions wait side by side
 _CHUNK = 10_000  # files of one folder that a thread asks about
+_PIECE = 1 << 20  # bytes that are asked for at a time of what may never end
 _POSITIVE = (1 << 63) - 1  # an inode may have 64 bits
+_CHANGED = ("mtime", "LastModified", "Last-Modified", "updated", "created")  # when, as kinds of servers call it
 ETAG = "etag "  # before a stamp that stands for the content of a file
 
 _Numbers = NDArray[np.int64]
@@ -160,13 +162,16 @@ def read(path: str, start: int | None = None, stop: int | None = None) -> bytes:
 def _read_remote(url: str, start: int, stop: int | None) -> bytes:
     """By one request: of a file whose size nobody told one byte more than is read is asked for.
 
-    A web server may send all of it whatever it is asked for: there the size is asked for first.
+    A web server may send all of it whatever it is asked for: there the size is asked for first. It may not tell that,
+    or send more, without end: it is read no further than is allowed.
     """
     system, inner = _system(url)
     if stop is not None:
         check_size(stop - start, url)
     elif url.startswith(("http://", "https://")):
-        check_size(int(system.info(inner).get("size") or 0), url)
+        size = system.info(inner).get("size")
+        check_size(int(size or 0), url)
+        return _read_stream(system, inner, url, size)
     try:
         found = bytes(system.cat_file(inner, start=start, end=start + largest() + 1 if stop is None else stop))
     except Exception:  # of each kind of server its own: many refuse to send a part of an empty file
@@ -175,6 +180,15 @@ def _read_remote(url: str, start: int, stop: int | None) -> bytes:
         raise
     check_size(len(found), url)
     return found
+
+
+def _read_stream(system: Any, inner: str, url: str, size: int | None) -> bytes:
+    found, most = bytearray(), largest()
+    with system.open(inner, "rb", block_size=0, size=size) as file:  # 0: as a stream
+        while chunk := file.read(min(_PIECE, most + 1 - len(found))):
+            found += chunk
+            check_size(len(found), url)
+    return bytes(found)
 
 
 def size_of(path: str) -> int:
@@ -419,7 +433,7 @@ def _remote_stamp(info: dict[str, Any]) -> str:
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return f"{ETAG}{etag}"
-    return next((str(info[key]) for key in ("mtime", "LastModified", "updated", "created") if key in info), "")
+    return next((str(info[key]) for key in _CHANGED if info.get(key)), "")
 
 
 def _short_hash(stamp: Any) -> int:

@@ -7,13 +7,12 @@ from pathlib import Path
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import OutsideError, UserError
 from rayssl.pipeline.base.lease import writer_lock
-from rayssl.pipeline.base.progress import Display, format_duration
+from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
 from rayssl.pipeline.launch.resources import check_resources, resources_of
 from rayssl.pipeline.launch.torchrun import start_under_torchrun, under_torchrun
-from rayssl.pipeline.run.estimate import A_GUESS
-from rayssl.pipeline.run.plan import START_SECONDS
+from rayssl.pipeline.run.estimate import in_all
 from rayssl.pipeline.stages.start import Prepared
 
 
@@ -30,8 +29,8 @@ def start(plan: Plan, display: Display) -> None:
             for config, run in zip(plan.configs, plan.folders)
         ]
         if not alone:
-            length = format_duration(START_SECONDS + sum(p.seconds for p in prepared))
-            display({"message": f"all {len(prepared)} are expected to take {length} with the start {A_GUESS}"})
+            length = in_all(sum(p.seconds for p in prepared))
+            display({"message": f"expected of all {len(prepared)} runs: {length}"})
         run_stages(prepared, plan, display)
 
 

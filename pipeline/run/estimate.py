@@ -83,7 +83,12 @@ def expected_length(config: Config, training: float, after: float, *, alone: boo
         return f"{told}, about {format_duration(after)} for what follows"
     what = "to start and for what follows" if after else "to start"
     told += f", about {format_duration(START_SECONDS + after)} more {what}"
-    return f"{told}: {format_duration(START_SECONDS + training + after)} in all {A_GUESS}"
+    return f"{told}: {in_all(training + after)}"
+
+
+def in_all(seconds: float) -> str:
+    """What so many seconds of work take together with the start, in words."""
+    return f"about {format_duration(START_SECONDS + seconds)} in all {A_GUESS}"
 
 
 def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:

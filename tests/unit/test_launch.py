@@ -147,7 +147,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     rows: list[dict[str, Any]] = []
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
     monkeypatch.setattr("rayssl.pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
-    monkeypatch.setattr("rayssl.pipeline.launch.runs.START_SECONDS", 60.0)
+    monkeypatch.setattr("rayssl.pipeline.run.estimate.START_SECONDS", 60.0)
     start(plan, rows.append)  # type: ignore[arg-type]
     [(jobs, folder, resources)] = asked
     assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
@@ -155,7 +155,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     assert resources.workers == 1
     told = [row["message"] for row in rows if "message" in row]
     assert any("starting Ray" in line for line in told)
-    assert "all 2 are expected to take 4.5 min with the start" in "\n".join(told)  # 260 s
+    assert "expected of all 2 runs: about 4.5 min in all (a guess" in "\n".join(told)  # 260 s
     assert not any("to start" in line for line in told)  # which both share
 
 

@@ -4,8 +4,11 @@ import io
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.data import Dataset, content, open_dataset, storage
 from rayssl.pipeline.data.content import Contents, blocks_of, file_digests
 from rayssl.pipeline.data.storage import Files
@@ -237,3 +241,76 @@ def test_an_etag_stands_for_the_content(key: str, monkeypatch: pytest.MonkeyPatc
     first = Contents("s3://bucket", files('"1"', "today")).digest()
     assert Contents("s3://other", files('"1"', "yesterday")).digest() == first
     assert Contents("s3://bucket", files('"2"', "today")).digest() != first
+
+
+class _Untold(BaseHTTPRequestHandler):
+    """A web server that tells neither sizes nor tags nor times."""
+
+    content = b""
+    endless = False
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.content)
+        with suppress(OSError):  # the reader has gone
+            while self.endless:
+                self.wfile.write(bytes(1 << 16))
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the terminal."""
+
+
+@pytest.fixture
+def untold() -> Iterator[tuple[type[_Untold], str]]:
+    """The server, to be told what it sends, and its address."""
+
+    class Own(_Untold):
+        pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        yield Own, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_tells_nothing_is_read_each_time(untold: tuple[type[_Untold], str], cache: Path) -> None:
+    server, address = untold
+
+    def digest_now() -> str:
+        return Contents(*storage.find(f"{address}/a.png")).digest()
+
+    server.content = b"one"
+    first = digest_now()
+    assert digest_now() == first
+    server.content = b"two"
+    assert digest_now() != first
+
+
+def test_what_a_server_sends_without_end_is_refused(
+    untold: tuple[type[_Untold], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, address = untold
+    server.endless = True
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "0.001")
+    with pytest.raises(UserError, match="RAYSSL_LARGEST_GB"):
+        storage.read(f"{address}/a.png")
+
+
+def test_a_time_of_change_that_a_server_tells_is_trusted(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = {"Last-Modified": "today"}
+    monkeypatch.setattr(storage, "read", lambda *_: b"one")
+
+    def digest_now() -> str:
+        return Contents("http://x", Files.sorted(["a.png"], [3], [storage._remote_stamp(sent)])).digest()
+
+    first = digest_now()
+    monkeypatch.setattr(storage, "read", lambda *_: b"two")
+    assert digest_now() == first
+    sent["Last-Modified"] = "tomorrow"
+    assert digest_now() != first

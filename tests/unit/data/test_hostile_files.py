@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -361,6 +361,42 @@ def test_a_dictionary_that_does_not_grow_too_far_is_read_to_the_same_images(
     in_batches = opened(path)
     assert at_once.train.ids.tolist() == in_batches.train.ids.tolist()
     assert all(np.array_equal(at_once.train[i], in_batches.train[i]) for i in range(len(at_once.train)))
+
+
+@pytest.mark.parametrize(
+    ("column", "group", "gigabytes", "rows"),
+    [
+        ("image", 0, "1", 1 << 6),
+        ("label", None, "1", 1 << 12),
+        ("image", None, "1", 1 << 12),
+        ("image", 0, "0.002", None),
+    ],
+)
+def test_no_more_rows_are_decoded_at_once_than_fit(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    group: int | None,
+    gigabytes: str,
+    rows: int | None,
+) -> None:
+    path = tmp_path / "a.parquet"
+    contents = [np.random.default_rng(i).bytes(100_000 if i == 0 else 4) for i in range(5000)]
+    pq.write_table(pa.table({"image": contents, "label": ["a", "b"] * 2500}), path)
+    sizes: list[int] = []
+    whole = pq.ParquetFile.iter_batches
+
+    def noted(self: pq.ParquetFile, *given: object, **said: object) -> Iterator[pa.RecordBatch]:
+        for batch in whole(self, *given, **said):
+            sizes.append(batch.num_rows)
+            yield batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", gigabytes)
+    assert read_columns(str(path), [column], group).num_rows == 5000
+    # A quarter of what may be read at once, should every row hold all of the dictionary.
+    claim = pq.ParquetFile(path).metadata.row_group(0).column(0).total_uncompressed_size
+    assert max(sizes) == (rows or int(float(gigabytes) * 1e9) // (4 * claim))
 
 
 def whole_number(value: int) -> bytes:

@@ -501,6 +501,29 @@ def test_a_command_is_written_down_as_one_would_type_it(monkeypatch: pytest.Monk
     assert command_line() == "rayssl pretrain simclr-digits"
 
 
+# Names that no file can have
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "/".join(["b" * 200] * 40), "a\0b"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["verify", "NAME"],
+        ["report", "NAME"],
+        ["query", "NAME", "x.png"],
+        ["data", "NAME"],
+        ["run", "simclr-folder", "--data.path", "NAME"],
+        ["pretrain", "simclr-digits", "--out", "NAME"],
+        ["pretrain", "simclr-digits", "--augment.spec", "NAME"],
+        ["pretrain", "simclr-digits", "--encoder.weights", "NAME"],
+        ["NAME"],
+    ],
+)
+def test_a_name_that_no_file_can_have_is_one_short_line(words: list[str], name: str, capsys: Capture) -> None:
+    told = fails([name if word == "NAME" else word for word in words], capsys)
+    assert len(told) < 1000
+
+
 # The ends of a process
 
 

@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -204,6 +206,24 @@ def test_a_reader_waits_until_what_another_process_replaces_fits(tmp_path: Path)
         settled(tmp_path, read)
 
 
+@contextmanager
+def written_elsewhere(run: Path) -> Iterator[None]:
+    """Another process is the writer of a folder."""
+    ready, done = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        with writer_lock(run):
+            os.write(ready[1], b"x")
+            os.read(done[0], 1)
+        os._exit(0)
+    try:
+        os.read(ready[0], 1)
+        yield
+    finally:
+        os.write(done[1], b"x")
+        os.waitpid(child, 0)
+
+
 def test_what_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
     reads = []
 
@@ -211,21 +231,29 @@ def test_what_is_not_there_is_not_waited_for(tmp_path: Path) -> None:
         reads.append(1)
         raise MissingError("index.faiss does not exist")
 
-    ready, done = os.pipe(), os.pipe()
-    child = os.fork()
-    if child == 0:
-        with writer_lock(tmp_path):
-            os.write(ready[1], b"x")
-            os.read(done[0], 1)
-        os._exit(0)
-    try:
-        os.read(ready[0], 1)
-        with pytest.raises(MissingError):
-            settled(tmp_path, lambda: settled(tmp_path / "index", read))
-    finally:
-        os.write(done[1], b"x")
-        os.waitpid(child, 0)
+    with written_elsewhere(tmp_path), pytest.raises(MissingError):
+        settled(tmp_path, lambda: settled(tmp_path / "index", read))
     assert len(reads) == 2  # at once, and not for as long as the other writes
+
+
+def test_what_is_read_within_is_read_again_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "index").mkdir()
+    states, looks = iter([("old", "new"), ("new", "new")]), []
+
+    def read() -> str:
+        one, other = next(states)
+
+        def within() -> str:
+            looks.append(one)
+            if one != other:  # and does not become the same by looking at the other again
+                raise UserError(f"{one} does not fit {other}")
+            return one
+
+        return settled(tmp_path / "index", within)
+
+    with written_elsewhere(tmp_path):
+        assert settled(tmp_path, read) == "new"
+    assert looks == ["old", "new"]
 
 
 def test_what_is_replaced_between_two_looks_is_found_at_the_second(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.seals import files_of
 from rayssl.pipeline.data import Dataset, Images, open_dataset, sample_id
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
@@ -329,3 +330,13 @@ def test_a_query_imports_only_what_it_needs(built: Case) -> None:
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_gallery_is_no_file_of_the_run(case: Case, tmp_path: Path) -> None:
+    results = query(case.run, case.folder / "cat" / "1.png", k=2)
+    picture = case.run / "mine.png"
+    save_gallery(results, lambda wanted: COLOUR, picture)
+    assert picture.exists()
+    noted = files_of(case.run / "manifest.json")
+    assert "index/pets/index.faiss" in noted
+    assert picture.name not in noted
