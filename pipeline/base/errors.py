@@ -66,7 +66,7 @@ def impossible_name(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-            return f"{place}{error.strerror.lower()}: give a shorter one"
+            return f"{place}{os.strerror(errno.ENAMETOOLONG).lower()}: give a shorter one"
         if isinstance(error, ValueError) and "embedded null" in str(error):
             return "a name holds a NUL, which no file's name can: give another"
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
