@@ -234,7 +234,10 @@ def test_the_verb_lists_and_cleans(photos: Path, root: Path, capsys: pytest.Capt
     gc.collect()
     open_dataset(str(photos), loader="resident")
     assert json.loads(command("--clean", "--older-than", "1", "--json"))["removed"] == []
-    assert command("--clean").splitlines()[-1].startswith("removed 4 files and folders, ")
+    # What is known of a file is kept as soon as the file has settled, so the number of facts depends on the time.
+    kept = [place for folder in ("packs", "facts") for place in (root / folder).glob("[!.]*")]
+    assert len(kept) >= 4
+    assert command("--clean").splitlines()[-1].startswith(f"removed {len(kept)} files and folders, ")
     assert keys(root) == []
     assert json.loads(command("--json"))["kept"] == []
 

@@ -182,7 +182,8 @@ def error_of(path: Path | str, **options: object) -> str:
 
 
 def test_errors_about_the_path(tmp_path: Path) -> None:
-    assert "does not exist (did you mean 'cifar10'?): give a folder, or one of digits, cifar10" in error_of("CIFAR-10")
+    names = "digits, scattered-digits, cifar10"
+    assert f"does not exist (did you mean 'cifar10'?): give a folder, or one of {names}" in error_of("CIFAR-10")
     assert f"{tmp_path}/no does not exist: give a folder" in error_of(tmp_path / "no")
     assert f"{tmp_path}/*.tar does not exist: nothing matches" in error_of(tmp_path / "*.tar")
     assert f"{tmp_path} holds no images (0 files): JPEG, PNG" in error_of(tmp_path)
