@@ -38,13 +38,13 @@ def scatter() -> dict[str, Iterable[tuple[Image.Image, int]]]:
     test, validation, train = np.split(order, ends)
     clutter: Pixels = digits.images[np.sort(train)] / 16
     splits = {"train": (np.sort(train), RENDERS), "validation": (np.sort(validation), 1), "test": (np.sort(test), 1)}
+
+    def drawn(number: int, render: int) -> tuple[Image.Image, int]:
+        draw = np.random.default_rng([SEED, number, render])
+        return _draw(digits.images[number] / 16, clutter, draw), int(digits.target[number])
+
     return {
-        split: [
-            (_draw(digits.images[number] / 16, clutter, np.random.default_rng([SEED, number, render])), label)
-            for number in numbers
-            for label in [int(digits.target[number])]
-            for render in range(renders)
-        ]
+        split: [drawn(number, render) for number in numbers for render in range(renders)]
         for split, (numbers, renders) in splits.items()
     }
 

@@ -41,7 +41,7 @@ def has_gpu() -> bool:
 
 
 def simclr_scattered_digits() -> Config:
-    """SimCLR on scattered-digits: 24×24 px, a handwritten digit somewhere among fragments of others. About 40 s."""
+    """SimCLR on scattered-digits: 24×24 px, a handwritten digit somewhere among fragments of others."""
     return _scattered_digits(
         Config(
             method=method_config("simclr", temperature=0.2),
@@ -52,7 +52,7 @@ def simclr_scattered_digits() -> Config:
 
 
 def rotnet_scattered_digits() -> Config:
-    """RotNet on scattered-digits: which way up is it? About 20 s."""
+    """RotNet on scattered-digits: which way up is it?"""
     return _scattered_digits(
         Config(
             method=method_config("rotnet"),
@@ -62,12 +62,12 @@ def rotnet_scattered_digits() -> Config:
 
 
 def autoencoder_scattered_digits() -> Config:
-    """A convolutional denoising autoencoder on scattered-digits, about 20 s."""
+    """A convolutional denoising autoencoder on scattered-digits."""
     return _scattered_digits(
         Config(
             method=method_config("autoencoder", corruption="gaussian"),
             train=TrainConfig(
-                steps=300, batch_size=128, optimizer="adamw", learning_rate=2e-3, warmup_epochs=1, threads=1
+                steps=200, batch_size=128, optimizer="adamw", learning_rate=2e-3, warmup_epochs=1, threads=1
             ),
         )
     )
@@ -252,7 +252,7 @@ def _scattered_digits(config: Config) -> Config:
         data=DataConfig(path="scattered-digits"),
         augment=replace(config.augment, mirror=False),
         probe=ProbeConfig(epochs=20, batch_size=256),
-        finetune=FinetuneConfig(epochs=20, batch_size=32),
+        finetune=FinetuneConfig(epochs=10, batch_size=32),
     )
 
 
