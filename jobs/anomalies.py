@@ -1,4 +1,4 @@
-"""rayssl anomalies RUN: the held-out images that are least like the training images."""
+"""rayssl anomalies RUN: the evaluation images that are least like the training images."""
 
 import sys
 from pathlib import Path
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from rayssl.pipeline.base.progress import Display
 
 SUMMARY = (
-    "Rank held-out images, or those of another folder, by how unusual they are: reconstruction error, negative ELBO or "
-    "likelihood where the run has such a model, and distance to the nearest training images for every run. AUROC where "
-    "--normal, or the --data.classes that the run was trained on, say which classes are normal."
+    "Rank evaluation images (test, else validation), or those of another folder, by how unusual they are: by "
+    "reconstruction error, negative ELBO or likelihood if the run has such a model, and by distance to the nearest "
+    "training images. With an AUROC if --normal, or the --data.classes of the run, say which classes are normal."
 )
 
 

@@ -14,16 +14,16 @@ from rayssl.pipeline.base.terminal import say
 
 # At most 20 flags with --help; every other path of the config works the same way.
 FLAGS = {
-    "--out": ("DIR", "folder of the run [runs/RECIPE]"),
+    "--out": ("DIR", "folder to write to [chosen by the command and printed]"),
     "--data.path": ("PATH", "folder, parquet, tar shards, URL or a data set's name"),
     "--data.limit": ("N", "use only N training images"),
     "--data.image-size": ("N", "side in pixels of what the network sees"),
-    "--data.labels": ("auto|folder|none|CSV", "where labels are from; a CSV has path, label and, if you like, group"),
-    "--data.splits": ("auto|none|folder|CSV", "which images are for training and testing; a CSV has path and split"),
+    "--data.labels": ("auto|folder|none|CSV", "source of the labels; a CSV has path, label and, optionally, group"),
+    "--data.splits": ("auto|none|folder|CSV", "source of the splits; a CSV has path and split"),
     "--data.key": ("first|last", "in tar shards, which dot of a name ends the key of a sample"),
     "--data.image-column": ("NAME", "the column of images of parquet files"),
     "--data.label-column": ("NAME", "the column of labels of parquet files"),
-    "--data.range": ("auto|LOW,HIGH", "pixel values that become black and white, of more than 8 bits"),
+    "--data.range": ("auto|LOW,HIGH", "pixel values of black and white, for images of more than 8 bits"),
     "--data.background": ("auto|COLOUR", "what shows through transparent pixels: white, black, grey or #rrggbb"),
     "--data.loader": ("auto|resident|stream", "decode once into a cache, or on demand"),
     "--augment.spec": ("FILE", "your own augmentation (JSON, or albumentations' A.save)"),
@@ -31,11 +31,11 @@ FLAGS = {
     "--encoder.weights": ("NAME|FILE", "start from pretrained weights: DEFAULT, a file, a package (rayssl weights)"),
     "--train.epochs": ("N", "passes over the images; raising it extends a finished run"),
     "--train.minutes": ("M", "a time budget of training steps, instead of epochs; start and evaluation come on top"),
-    "--train.batch-size": ("N", "images a step, of all workers together"),
-    "--train.precision": ("auto|bf16|fp32|fp64", "of the computation"),
-    "--train.seed": ("N", "all randomness follows from it"),
+    "--train.batch-size": ("N", "images per step, over all workers together"),
+    "--train.precision": ("auto|bf16|fp32|fp64", "floating-point precision"),
+    "--train.seed": ("N", "random seed"),
     "--cluster.workers": ("N", "processes that train together"),
-    "--cluster.gpu-per-worker": ("X", "GPUs a worker [1 where there are any]"),
+    "--cluster.gpu-per-worker": ("X", "GPUs per worker [1 if there are any]"),
     "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
     "--index.factory": ("S", "a FAISS factory string"),
     "--search.vectors": ("NAME", "what is searched: auto (chosen on validation images), last, NAME[:STAGE[:POOL]]"),
@@ -45,9 +45,9 @@ FLAGS = {
     "--tune.objective": ("NAME", "knn, probe, rotation, rankme, alignment-uniformity [knn, rotation without labels]"),
     "--tune.search": ("NAME", "optuna, random, grid or pairs [optuna]"),
     "--tune.scheduler": ("NAME", "none, asha, median or pbt [none]"),
-    "--tune.trials": ("N", "candidates to try [20]; raising it goes on"),
+    "--tune.trials": ("N", "candidates to try [20]; raising it continues the search"),
     "--tune.concurrent": ("N", "trials at a time [as many as there is room for]"),
-    "--tune.share": ("X", "of the recipe's steps that a trial takes [0.25]"),
+    "--tune.share": ("X", "fraction of the recipe's steps per trial [0.25]"),
     "--wandb": ("MODE", "auto, online, offline or disabled"),
 }
 SHOWN_DATA = ("--data.path", "--data.limit", "--data.image-size")  # `rayssl data --help` shows them all
@@ -198,6 +198,6 @@ def _option(name: str) -> click.Option:
 
 
 _EPILOG = (
-    "Any path of a run's config.json can be set the same way, e.g. --train.learning-rate 0.1 or "
-    "--method.temperature 0.2."
+    "Commands that train accept any path of a run's config.json, e.g. --train.learning-rate 0.1 or "
+    "--method.temperature 0.2; commands on a run accept those of their own stage."
 )

@@ -11,7 +11,7 @@ from rayssl.pipeline.base.errors import UserError
 
 SUMMARY = (
     "Decode the way from image A to image B: straight between the codes, along an arc where the code has a Gaussian "
-    "prior. A and B are image files or numbers of held-out images. With --grid N: N × N codes of a code of two numbers."
+    "prior. A and B are image files or numbers of evaluation images. --grid N: N × N vectors of a 2-D latent space."
 )
 
 

@@ -28,7 +28,7 @@ VERBS = {
     "index": "a FAISS index over a run's embeddings",
     "evaluate": "kNN, k-means, retrieval and health of a run's embeddings",
     "query": "the most similar images of a run to some image files",
-    "reconstruct": "what an autoencoder makes of held-out images",
+    "reconstruct": "what an autoencoder makes of validation images",
     "interpolate": "from one image to another by way of their codes",
     "sample": "new images from a variational autoencoder or a PixelCNN",
     "anomalies": "the images least like those that a run was trained on",
@@ -85,7 +85,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     try:
         check_surroundings(argv)
         if verb not in VERBS:
-            raise UserError(f"unknown verb '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
+            raise UserError(f"unknown command '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
         code: int = importlib.import_module(f"rayssl.jobs.{verb}").main(list(argv))
         return code
     except SystemExit as stop:  # of --help, or of a worker whose rank 0 has said what is wrong
@@ -113,7 +113,8 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
             complain(told)
             return 1
         print(plain_lines(traceback.format_exc()), end="", file=sys.stderr)
-        print(f"rayssl: a fault of rayssl itself ({type(error).__name__}): finished work is kept", file=sys.stderr)
+        what = f"internal error ({type(error).__name__}): this is a bug in rayssl"
+        print(f"rayssl: {what}, please report it with the traceback above. Completed work is kept", file=sys.stderr)
         return 1
 
 

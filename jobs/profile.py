@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     parsed = parse("profile", SUMMARY, argv, [click.Argument(["recipe"], metavar="RECIPE"), steps, trace], flags)
     path = Path(parsed.values["trace"])
     if not path.absolute().parent.is_dir():
-        raise UserError(f"--trace {path}: {path.absolute().parent} is no folder")
+        raise UserError(f"--trace {path}: {path.absolute().parent} is not a folder")
     from rayssl.pipeline.base.progress import Display
     from rayssl.pipeline.config import override
     from rayssl.pipeline.launch.opened import open_for_profile

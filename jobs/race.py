@@ -122,7 +122,7 @@ def run_choose(parsed: Parsed, place: str | None, name: str) -> int:
 
     out = Path(place)
     if not (out / "race.json").is_file():
-        raise UserError(f"{out} is no race (no race.json): --choose NAME needs the folder of one")
+        raise UserError(f"{out} is not a race (no race.json): --choose NAME needs the folder of one")
     with Board() as board, writer_lock(out):
         done = overrule(out, name, board)
     show(done, board, parsed)

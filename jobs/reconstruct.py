@@ -1,4 +1,4 @@
-"""rayssl reconstruct RUN: what an autoencoder makes of held-out images, in pictures and figures."""
+"""rayssl reconstruct RUN: what an autoencoder makes of evaluation images, in pictures and figures."""
 
 import sys
 
@@ -9,7 +9,7 @@ from rayssl.jobs.decoding import counting, open_shown, out_folder, show
 from rayssl.jobs.main import run_verb
 
 SUMMARY = (
-    "Reconstruct the held-out images of a run: pictures, an error for each image, and the likelihood or bounds of it "
+    "Reconstruct the evaluation images of a run: pictures, an error for each image, and the likelihood or bounds of it "
     "where the model has one. With --encoder FOLDER a fine-tuned encoder of the same network goes under the run's "
     "decoder."
 )
@@ -20,7 +20,9 @@ def main(argv: list[str]) -> int:
     arguments: list[click.Parameter] = [
         run_argument(),
         click.Option(["--encoder"], metavar="FOLDER", help="a run that was fine-tuned, or a folder with its encoder"),
-        click.Option(["--draws"], type=click.IntRange(min=0), default=64, help="of z for the likelihood's bound [64]"),
+        click.Option(
+            ["--draws"], type=click.IntRange(min=0), default=64, help="posterior samples for the IWAE bound [64]"
+        ),
     ]
     parsed = parse("reconstruct", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
             default="prior",
             help="drawn from the prior, or from a Gaussian fitted to those of the training images [prior]",
         ),
-        click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="the samples follow from it [0]"),
+        click.Option(["--seed"], type=click.IntRange(min=0), default=0, help="random seed [0]"),
     ]
     parsed = parse("sample", SUMMARY, argv, arguments, flags=("--out",), only=PLACE)
     run = run_folder(parsed)

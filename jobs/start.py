@@ -44,8 +44,8 @@ def plan_on_run(run: Path, parsed: Parsed, stages: tuple[str, ...], groups: tupl
     for path in parsed.changes:
         if not path.startswith(groups):
             raise UserError(
-                f"--{path} cannot be changed in a run that is there: only {', '.join(g + '*' for g in groups)} here; "
-                "a new run takes it (rayssl run)"
+                f"--{path} cannot be changed for an existing run (only {', '.join(g + '*' for g in groups)} can): "
+                "start a new run with `rayssl run`"
             )
     config = configuration.override(configuration.load(run / "config.json"), parsed.changes)
     return Plan([config], [run], stages, run, command)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SUMMARY = (
     "Try augmentations on your own images: each trial trains RECIPE for a part of its steps and is measured on "
-    "held-out training images, by their labels or without any. Leaves best.json for --augment.spec, trials.parquet and "
+    "validation images, by their labels or without any. Leaves best.json for --augment.spec, trials.parquet and "
     "tune-report.html. The same command again goes on where it was stopped."
 )
 FLAGS = (

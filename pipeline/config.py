@@ -40,7 +40,7 @@ class DataConfig:
     image_size: Positive | None = None  # side in pixels; None: the images' own size, 224 where sizes differ
     channels: Positive | None = None  # None: 1 where every image is grey, else 3
     limit: Positive | None = None  # use only so many training images, drawn by the seed
-    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1  # share of train held out for every choice
+    val_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1  # fraction of train that becomes the validation split
     classes: tuple[str, ...] | None = None  # train on images of these alone; test images stay as they are
     splits: str = "auto"  # auto, none, folder (names of folders), or a CSV with the columns path and split
     labels: str = "auto"  # auto, folder, none, or a CSV with the columns path, label and, optionally, group

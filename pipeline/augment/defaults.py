@@ -67,7 +67,7 @@ def autoencoder_views(*, image_size: int, channels: int, mirror: bool) -> tuple[
 def distill_views(
     *, image_size: int, channels: int, mirror: bool, crop: float | None = None, color: float | None = None
 ) -> tuple[Spec]:
-    """One view: most of the image, a little lighter or darker; chosen on held-out photographs (docs/distillation.md).
+    """One view: most of the image, a little lighter or darker; chosen on validation photographs (docs/distillation.md).
 
     `crop` is the smallest share of the area that a view shows, `color` the strength of the jitter.
     """

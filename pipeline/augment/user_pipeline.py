@@ -2,7 +2,7 @@
 
 albumentations keeps a random state in every transform, and `Compose.set_random_seed` gives all of them the same seed,
 which makes their decisions one: an image would be flipped exactly when it is made grey. Here all transforms share one
-state, so they draw one after the other from it, and it is set anew from the key before every image.
+state, so they draw one after the other from it, and it is set again from the key before every image.
 """
 
 import os

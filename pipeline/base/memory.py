@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep what is freed, and torch ask for huge pages: 10 to 15 % quicker steps on a CPU.
 
     Else glibc hands every large activation back to the system at once, and the next step waits while the system
-    clears the same pages anew. The process keeps its peak. Nothing happens where there is no glibc.
+    clears the same pages again. The process keeps its peak. Nothing happens where there is no glibc.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch at its first large tensor
     if not sys.platform.startswith("linux"):

@@ -91,7 +91,7 @@ class Sealed(Part):
 
 
 class Files(Document):
-    """What is finished in a folder: `files` by path. `writing`: what was there before it was written anew."""
+    """What is finished in a folder: `files` by path. `writing`: what was there before it was written again."""
 
     files: dict[Inside, Sealed] | None = None
     writing: dict[Inside, Sealed | None] | None = None

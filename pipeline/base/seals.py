@@ -1,8 +1,8 @@
 """Which files of a folder are finished, by their sha256; every reader compares what it reads.
 
 A run folder notes this in manifest.json, the folder of a search or race in files.json: `files` by path, and in
-`writing` what was there before a file was written anew. The note is gone before the file changes and comes back when it
-is whole, so whenever a process is killed, a file is what the note says, or it is told to be unfinished. `seal` is the
+`writing` what was there before a file was rewritten. The note is gone before the file changes and comes back when it is
+intact, so whenever a process is killed, a file is what the note says, or it is told to be unfinished. `seal` is the
 sha256 of all the rest of the note itself.
 
 A file is hashed in full once; then size, times and inode, remembered in the user's cache folder, stand for it.
@@ -37,7 +37,7 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Noted:
-    """A file of a folder that was finished, or is being written anew; `fault` is None where it is as it was."""
+    """A file of a folder that was finished, or is being written again; `fault` is None where it is as it was."""
 
     path: Path
     fault: str | None
@@ -154,7 +154,7 @@ def fits(path: Path) -> bool | None:
 
 
 def digest(path: Path) -> str:
-    """The sha256 of a file, which is hashed in full once; empty for what is no file, or not there."""
+    """The sha256 of a file, which is hashed in full once; empty for what is not a file, or not there."""
     store = _store_above(path)
     folder = store.parent if store is not None else path.absolute().parent
     try:

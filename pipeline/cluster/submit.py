@@ -77,7 +77,7 @@ def submit_job(
     """Submit a verb as a job to the job server at `address` (the URL of the dashboard).
 
     Lines for people, the job's log among them, go to `echo`. Ctrl-C while following asks `confirm_stop` whether
-    the job stops too. Raises UserError for an unknown verb, a run folder that is not an absolute path, a server
+    the job stops too. Raises UserError for an unknown command, a run folder that is not an absolute path, a server
     that cannot be reached or refuses, a run whose job has not ended, and a server that asks nobody for a token unless
     `allow_no_token`.
     """
@@ -139,7 +139,7 @@ def _checked_run_folder(argv: Sequence[str]) -> str | None:
     """The run folder that the verb writes or reads, where it has one."""
     verbs = sorted({path.stem for path in (CODE / "rayssl/jobs").glob("*.py")} - NO_JOB)
     if not argv or argv[0] not in verbs:
-        given = f"unknown verb '{argv[0]}'{nearest(argv[0], verbs)}" if argv else "no verb after --"
+        given = f"unknown command '{argv[0]}'{nearest(argv[0], verbs)}" if argv else "no command after --"
         raise UserError(f"{given}: a job runs one of {', '.join(verbs)}")
     run = _run_folder(argv)
     if run is None and argv[0] in NEW_RUN_VERBS:

@@ -199,7 +199,7 @@ def join(address: str, described: str, settings: dict[str, Any]) -> None:
             told = f"no Ray cluster runs on this machine ({reason}): start one with `ray start --head`"
         else:
             told = (
-                f"a program answers there, but no Ray cluster lets us in ({reason}): start it anew if it has ended; "
+                f"a program answers there, but no Ray cluster lets us in ({reason}): start it again if it has ended; "
                 "one with a token wants RAY_AUTH_MODE=token and ~/.ray/auth_token"
             )
         raise UserError(f"{described}: {told}; {HERE_INSTEAD}") from None

@@ -334,7 +334,7 @@ def new_scheduler(search: Search, standing: Standing) -> Any:
         remember_rungs(scheduler, standing.ended)
         return scheduler
     if search.settings.scheduler == "median":
-        # By reports and not by the clock, and without its pauses: a trial that is paused would begin anew.
+        # By reports and not by the clock, and without its pauses: a trial that is paused would begin again.
         rule = MedianStoppingRule(
             time_attr="training_iteration", grace_period=1, min_samples_required=3, min_time_slice=10**9
         )

@@ -93,7 +93,7 @@ def class_notes(
 
 
 def _parts(dataset: Dataset) -> list[tuple[str, Any]]:
-    parts = [("train", dataset.train), ("held out", dataset.val), ("test", dataset.test)]
+    parts = [("train", dataset.train), ("validation", dataset.val), ("test", dataset.test)]
     return [(name, part) for name, part in parts if part is not None]
 
 

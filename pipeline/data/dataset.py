@@ -160,7 +160,7 @@ class Dataset:
     path: str  # absolute, or a URL, or the name of a set
     fingerprint: str  # of the files and of how they are read: what a run knows its images by, see `known_as`
     train: Images
-    val: Images  # held out of train, for every choice
+    val: Images  # the validation split: taken from train, for every choice
     test: Images | None  # never None from open_dataset, but may be empty
     class_names: tuple[str, ...] | None  # None: unlabelled
     channels: int
@@ -208,7 +208,7 @@ def of_classes(dataset: Dataset, names: Sequence[str]) -> Dataset:
     known = dataset.class_names or ()
     if unknown := [name for name in names if name not in known]:
         raise UserError(
-            f"--data.classes {unknown[0]} is no class of {dataset.path}: "
+            f"--data.classes {unknown[0]} is not a class of {dataset.path}: "
             + (f"known are {', '.join(known[:20])}" if known else "its images have no labels")
         )
     numbers = [known.index(name) for name in names]

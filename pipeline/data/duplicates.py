@@ -86,7 +86,7 @@ def duplicate_notes(found: Duplicates | None) -> tuple[Note, ...]:
         notes.append(f"{flattering_test(found)}: accuracies on test images are flattered; {APART}")
     if found.val_in_train:
         notes.append(
-            f"{found.val_in_train:,} of {found.val:,} held-out images are also in training, pixel by pixel: what is "
+            f"{found.val_in_train:,} of {found.val:,} validation images are also in training, pixel by pixel: what is "
             f"chosen by them is chosen by images that were learned from; {APART}"
         )
     if not notes:

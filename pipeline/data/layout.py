@@ -460,7 +460,7 @@ def _images_of(names: Iterable[str], outer: Iterable[Node]) -> dict[str, int]:
 
 
 def _inner_wrappers(parts: list[Part]) -> list[Part]:
-    """A folder that holds all of a split is no class: train/images/cat beside test/images/cat, train/train/cat."""
+    """A folder that holds all of a split is not a class: train/images/cat beside test/images/cat, train/train/cat."""
     if any(part.name is not None for part in parts):
         return parts
     while len(parts) > 1 and all(not part.node.own and len(part.node.below) == 1 for part in parts):

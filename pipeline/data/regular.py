@@ -50,7 +50,7 @@ def open_regular(path: str | Path) -> BinaryIO:
         return file
     file.close()
     if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path} is no regular file: pipes, sockets and devices are not read")
+        raise UserError(f"{path} is not a regular file: pipes, sockets and devices are not read")
     return io.BytesIO()
 
 
@@ -68,7 +68,7 @@ def check_target(path: Path, flag: str) -> None:
     """Raises UserError where a picture would take the place of a device, a pipe or a folder."""
     status = status_of(str(path))
     if status is not None and not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{flag} {path} is no regular file: name a new file, or one to be replaced")
+        raise UserError(f"{flag} {path} is not a regular file: name a new file, or one to be replaced")
 
 
 def status_of(path: str, *, folder: int | None = None) -> os.stat_result | None:

@@ -15,7 +15,7 @@ from rayssl.pipeline.data.shown import Pixels
 SIDE, GAP, LINE = 96, 6, 16  # pixels
 ACROSS = 4  # images of a class in a split
 CLASSES = 12
-PARTS = ("train", "held out", "test")
+PARTS = ("train", "validation", "test")
 
 
 def write_sheet(dataset: Dataset, path: Path) -> None:

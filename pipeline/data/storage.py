@@ -148,7 +148,7 @@ def find(path: str) -> tuple[str, Files]:
         names = [name for part in braces(path) for name in _existing(part, _matching(part))]
         return root, _local_files(root, sorted(set(names)))
     if os.path.exists(path):
-        raise UserError(f"{path} is no regular file: give a folder, a .parquet file or .tar shards")
+        raise UserError(f"{path} is not a regular file: give a folder, a .parquet file or .tar shards")
     raise UserError(f"{path} does not exist: give a folder, a .parquet file, .tar shards or the name of a data set")
 
 

@@ -80,7 +80,7 @@ def apply_table(
     """The listing with the labels of the table, the group of every image (None without that column), idle rows' paths.
 
     Paths are those of the listing, in one of the ways of `match_paths`, with `root` the folder of the data. An image
-    without a row gets the label −1, and a group of its own; a row whose path is no image's is idle.
+    without a row gets the label −1, and a group of its own; a row whose path is not an image's is idle.
     """
     found = _matched(listing, path, root, label_column)
     columns = found.table.columns

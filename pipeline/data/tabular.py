@@ -66,7 +66,7 @@ def _check_file(path: str, where: str) -> None:
     if status is None:
         raise UserError(f"{path} does not exist: a CSV with the columns path and label is needed")
     if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
         raise UserError(f"{path} is {kind}: a CSV with the columns path and label is needed")
     check_size(status.st_size, path)
 

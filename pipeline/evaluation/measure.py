@@ -153,7 +153,7 @@ def _told_of(record: Record, found: dict[str, int]) -> str:
     """What flatters a figure, from the manifest's counts of images that are there twice; empty: nothing does."""
     metric, split = record["metric"], record["split"]
     if split == "val" and found.get("val_in_train"):
-        return f"flattered: {found['val_in_train']:,} of {found['val']:,} held-out images are also in training"
+        return f"flattered: {found['val_in_train']:,} of {found['val']:,} validation images are also in training"
     if split != "test" or re.search(r"(^|/)(cluster|health)/", metric):
         return ""
     if re.search(r"(^|/)retrieval/", metric):

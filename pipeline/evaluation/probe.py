@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on frozen, cached features; every choice is made on held-out training images.
+"""Linear probe: logistic regression on frozen, cached features; every choice is made on validation images.
 
 Many heads (learning rate × weight decay) are trained side by side as one wide linear layer, since the features
 are read once for all of them. The last epoch is what is reported.
@@ -18,7 +18,7 @@ from rayssl.pipeline.base.randomness import permutation
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The head with the best held-out accuracy."""
+    """The head with the best validation accuracy."""
 
     val_accuracy: float
     test_accuracy: float

@@ -1,7 +1,7 @@
 """evaluation.json as it is read: figures that are what was computed, from what the run folder holds now.
 
 A record carries the hash of the encoder and of the embeddings that it was computed from, and a seal over all of it. One
-that was changed afterwards, or is of other embeddings, is set aside: nothing shows it, and its stage computes it anew.
+that was changed afterwards, or is of other embeddings, is set aside: nothing shows it, and its stage computes it again.
 """
 
 import re
@@ -75,7 +75,7 @@ def told_of(run: Path, set_aside: Sequence[str]) -> str:
     more = f" and {len(set_aside) - 3} more" if len(set_aside) > 3 else ""
     return (
         f"{', '.join(set_aside[:3])}{more} in {run / FILE}: changed after it was computed, or of other embeddings than "
-        f"the run has: not shown; {commands} computes it anew"
+        f"the run has: not shown; {commands} computes it again"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-SHRINKAGE = 0.1  # in units of the mean variance; chosen on held-out images of CIFAR-10 (docs/speed.md)
+SHRINKAGE = 0.1  # in units of the mean variance; chosen on validation images of CIFAR-10 (docs/speed.md)
 
 RELATIVE_LEAST = 1e-10  # of the largest variance: what is less is a rounding error
 ROWS = 16_384  # that are held in double precision at a time

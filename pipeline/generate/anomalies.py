@@ -1,4 +1,4 @@
-"""Which held-out images are unlike the training images? By reconstruction error, likelihood, distance to neighbours.
+"""Which evaluation images are unlike the training images? By reconstruction error, likelihood, distance to neighbours.
 
 Shapes: N images, D features. A larger score is more unusual, whatever the score.
 """
@@ -43,8 +43,7 @@ def rank_anomalies(
 ) -> dict[str, Any]:
     """Write anomalies.parquet (most unusual first), anomalies.png and anomalies.json into `out`.
 
-    `normal` (N,) says which held-out images are as the training images: 1, or 0, or −1 where that is unknown; None: of
-    none it is known, and there is no AUROC.
+    `normal` (N,) says which evaluation images are normal: 1, or 0, or −1 if that is unknown; None: no AUROC.
     `trained` None: the run kept no decoder, and the distance to neighbours is the only score.
     """
     scores: Scores = {"knn": knn_distance(encoder, train, held_out, k, device, precision)}
@@ -134,7 +133,7 @@ def normal_images(images: Images, names: tuple[str, ...] | None, normal: list[st
     if names is None or images.labels is None:
         raise UserError(f"--normal {','.join(normal)}: the images have no labels")
     if unknown := [name for name in normal if name not in names]:
-        raise UserError(f"--normal {unknown[0]} is no class: known are {', '.join(names[:20])}")
+        raise UserError(f"--normal {unknown[0]} is not a class: known are {', '.join(names[:20])}")
     found = np.isin(images.labels, [names.index(name) for name in normal]).astype(np.int64)
     return np.where(images.labels < 0, -1, found)
 

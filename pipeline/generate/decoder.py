@@ -164,7 +164,7 @@ def fitting_encoder(run: Path, folder: Path) -> Encoder:
         if not (folder / "encoder.json").exists():
             raise UserError(f"--encoder {base} has not been fine-tuned: `rayssl finetune {base}` does it")
         if read_export_manifest(folder)["extra"].get("encoder") != encoder_hash(base):
-            raise UserError(f"--encoder {base} was fine-tuned before it was trained on: `rayssl finetune {base}` again")
+            raise UserError(f"{base} was trained further after fine-tuning: run `rayssl finetune {base}` again")
     own, other = load_encoder(run), load_encoder(folder)
     for what in ("name", "stem", "channels", "image_size", "dim", "sizes"):
         if getattr(own, what) != getattr(other, what):

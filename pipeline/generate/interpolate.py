@@ -1,6 +1,6 @@
 """Between two images: their codes mixed and decoded; and a grid over a code of two numbers.
 
-Shapes: S steps, D numbers in a code.
+Shapes: S steps, D latent dimensions.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ EDGE = 0.98  # a grid over a Gaussian prior covers so much of it in each directi
 def interpolate(trained: Trained, first: str, second: str, steps: int, label: str | None, out: Path) -> dict[str, Any]:
     """Write interpolation.png and interpolation.json into `out`, and return what is in the latter.
 
-    `first`, `second`: image files, or the number of a held-out image. The row is A, its way to B by codes, and B.
+    `first`, `second`: image files, or the number of an evaluation image. The row is A, its way to B by codes, and B.
     """
     require_codes(trained)
     a, b = (read_end(trained, name, label) for name in (first, second))
@@ -126,7 +126,7 @@ def require_codes(trained: Trained) -> None:
 
 
 def read_end(trained: Trained, name: str, label: str | None) -> Clean:
-    """An image file, or the held-out image of a number, with its label where the model needs one."""
+    """An image file, or the evaluation image of a number, with its label where the model needs one."""
     if Path(name).is_file():
         labels = class_of(trained, label) if trained.method.conditions or label else None
         data = trained.dataset
@@ -137,7 +137,7 @@ def read_end(trained: Trained, name: str, label: str | None) -> Clean:
         return Clean(x, torch.ones(1, dtype=torch.int64, device=trained.device), labels)
     held_out = trained.held_out
     if not name.isdigit() or int(name) >= len(held_out):
-        raise UserError(f"{name} is no image file and no number of one of the {len(held_out)} held-out images")
+        raise UserError(f"{name} is not an image file and no number of one of the {len(held_out)} evaluation images")
     found = trained.clean(held_out, np.array([int(name)]))
     return found if label is None else Clean(found.x, found.ids, class_of(trained, label))
 

@@ -1,4 +1,4 @@
-"""Reconstructions of held-out images: pictures, an error for each image, and likelihoods where the model has them."""
+"""Reconstructions of evaluation images: pictures, an error for each image, and likelihoods where the model has them."""
 
 import math
 from pathlib import Path
@@ -26,7 +26,7 @@ Figures = dict[str, NDArray[np.float64]]  # a metric's value for every image, (N
 
 
 def reconstruct(trained: Trained, out: Path, draws: int, progress: Progress) -> list[Record]:
-    """Write reconstructions.png, errors.parquet and summary.json into `out`; records of the means over held-out images.
+    """Write reconstructions.png, errors.parquet and summary.json into `out`; records of means over evaluation images.
 
     A PixelCNN has likelihoods alone: it has no code to restore an image from.
     """
@@ -104,7 +104,7 @@ def summarise(trained: Trained, name: str, values: NDArray[np.float64], draws: i
     """The mean over images with its 95 % interval, and how it was measured."""
     half = 1.96 * float(values.std()) / max(len(values), 1) ** 0.5
     mean = float(values.mean())
-    where = f"{len(values)} held-out images; interval over images"
+    where = f"{len(values)} evaluation images; interval over images"
     protocol = "mean squared error against the clean image, pixels in [0, 1]"
     if name.startswith("likelihood/"):
         protocol = how_likely(trained, name, draws)

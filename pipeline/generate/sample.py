@@ -3,7 +3,7 @@
 Codes may also be drawn from a Gaussian that is fitted to those of the training images (of the class), which fills no
 room that they leave empty, and works for an autoencoder without a prior too.
 
-Shapes: N samples of C × H × W values, D numbers in a code, K classes (1 where the model is given none).
+Shapes: N samples of C × H × W values, D latent dimensions, K classes (1 where the model is given none).
 """
 
 import math
@@ -150,9 +150,9 @@ def rows_of(pixels: NDArray[np.uint8], width: int) -> list[NDArray[np.uint8]]:
 
 
 def novelty(trained: Trained, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """Distance of samples to their nearest training image beside that of held-out images: copies would be nearer.
+    """Distance of samples to their nearest training image beside that of evaluation images: copies would be nearer.
 
-    And how much they differ among each other beside held-out ones. Root mean squared difference, pixels in [0, 1], of
+    And how much they differ among each other beside evaluation ones. Root mean squared difference, pixels in [0, 1], of
     images shrunk to at most RAW_PIXEL_VALUES values.
     """
     side = min(pixels.shape[1], math.isqrt(RAW_PIXEL_VALUES // pixels.shape[3]))

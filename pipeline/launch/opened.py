@@ -61,7 +61,7 @@ class Watched:
 def open_for_anomalies(
     run: Path, other: str | None, display: Display, said: Mapping[str, Any] | None = None
 ) -> Watched:
-    """A trained run and its held-out images, or all images at `other`."""
+    """A trained run and its evaluation images, or all images at `other`."""
     from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
     from rayssl.pipeline.generate.decoder import open_trained
     from rayssl.pipeline.methods import load_method

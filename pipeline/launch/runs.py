@@ -75,7 +75,7 @@ def continue_runs(plan: Plan, display: Display) -> None:
     from rayssl.pipeline.stages.labels import require_labels
 
     if under_torchrun():
-        raise UserError("torchrun starts `run` and `pretrain`: this verb works on a run folder without it")
+        raise UserError("only `run` and `pretrain` support torchrun: run this command without it")
     prepared = []
     for config, run in zip(plan.configs, plan.folders):
         dataset = open_own(run, config, show_reading(display))

@@ -1,7 +1,7 @@
 """Autoencoders: corruption → encoder → bottleneck → decoder → reconstruction, chosen one by one.
 
 Architectures are the encoders: linear, deep, conv, and any other with an up-sampling decoder. The parts are in
-pipeline/autoencoder. Shapes: B images, C channels, H × W pixels, D numbers in a code, K classes.
+pipeline/autoencoder. Shapes: B images, C channels, H × W pixels, D latent dimensions, K classes.
 """
 
 import math
@@ -204,8 +204,8 @@ def check(config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
         )
     if config.bottleneck == "contractive" and any(isinstance(part, _BatchNorm) for part in encoder.modules()):
         raise UserError(
-            f"--method.bottleneck contractive: the Jacobian of {encoder.name} is not of one image, for its BatchNorm "
-            "mixes the batch: use --encoder.name linear, deep, conv or mlp"
+            f"--method.bottleneck contractive does not work with {encoder.name} (BatchNorm makes each output depend on "
+            "the whole batch): use --encoder.name linear, deep, conv or mlp"
         )
     if config.bottleneck == "conditional" and not traits.classes:
         raise UserError("--method.bottleneck conditional needs labels and the images have none: use variational")

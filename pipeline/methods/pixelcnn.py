@@ -46,7 +46,7 @@ class PixelCNN(Method[PixelCNNConfig]):
     def __init__(self, config: PixelCNNConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
         if not isinstance(encoder.net, PixelCnn):
-            raise UserError(f"--encoder.name {encoder.name} sees pixels that are to be predicted: use pixelcnn")
+            raise UserError(f"PixelCNN needs a masked encoder, not {encoder.name}: use --encoder.name pixelcnn")
         self.config = config
         self.reach: int = encoder.net.reach
         self.levels = 2 if config.binarize != "none" else config.levels

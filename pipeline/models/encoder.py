@@ -265,7 +265,7 @@ def _resolve_stem(name: str, stem: str, image_size: int, start: Weights | None) 
         raise UserError(f"--encoder.stem {stem} is not one of {', '.join(STEMS)}")
     if name not in RESNETS:
         if stem != "auto":
-            raise UserError(f"--encoder.stem {stem} means nothing to {name}; only {', '.join(RESNETS)} have a choice")
+            raise UserError(f"{name} does not take --encoder.stem {stem} (only {', '.join(RESNETS)} do): leave it out")
         return "auto"
     if stem == "auto":
         known = start.stem if start is not None else None
@@ -282,7 +282,7 @@ def _check_sizes(name: str, pixels: int, sizes: dict[str, int | None]) -> None:
     for key, value in sizes.items():
         if value is not None and name not in TAKES[key]:
             option = f"--encoder.{key.replace('_', '-')} {value}"
-            raise UserError(f"{option} means nothing to {name}; only {', '.join(TAKES[key])} have one: use none")
+            raise UserError(f"{name} does not take {option} (only {', '.join(TAKES[key])} do): leave it out")
     code = sizes["latent_dim"]
     if code is not None and code > pixels and name != "pixelcnn":  # whose width it is
         raise UserError(f"--encoder.latent-dim {code} is more than the {pixels} values of an image: use fewer")

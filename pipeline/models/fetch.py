@@ -63,7 +63,7 @@ def fetch(remote: Remote) -> Path:
         return _fetch_url(remote)
 
     def ask(hub: Any) -> str:
-        hub.HfApi().model_info(remote.place)  # which fails at once where there is no network, and is not tried again
+        hub.HfApi().model_info(remote.place)  # which fails at once where there is not a network, and is not tried again
         path: str = hub.hf_hub_download(remote.place, HUB_FILE)
         return path
 

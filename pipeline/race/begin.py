@@ -101,13 +101,13 @@ def ledger_of(
 
 
 def check_empty(out: Path) -> None:
-    """Raises UserError where a folder holds something that is no race."""
+    """Raises UserError where a folder holds something that is not a race."""
     if "://" in str(out):
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
     if (out / "config.json").exists():
         raise UserError(f"--out {out} is the folder of one run, not of a race: give a new or empty folder")
     if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {".lock"}):
-        raise UserError(f"--out {out} is not empty and is no race: give a new or empty folder")
+        raise UserError(f"--out {out} is not empty and is not a race: give a new or empty folder")
 
 
 def data_of(dataset: Dataset) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def asked_networks(changes: Mapping[str, Any]) -> list[Network]:
         weights = teacher.get("method.teacher_weights", "DEFAULT")
         if teacher["method.teacher"] in DESCRIPTORS:
             raise UserError(
-                f"--method.teacher {teacher['method.teacher']} is no network, and a race compares it anyway: "
+                f"--method.teacher {teacher['method.teacher']} is not a network, and a race compares it anyway: "
                 f"rayssl run distill-folder --method.teacher {teacher['method.teacher']} learns from it"
             )
         asked.append(Network(teacher["method.teacher"], weights, asked=True, teacher=True))

@@ -55,7 +55,7 @@ def tell_budget(race: Race) -> None:
         say("  no labels to compare by: the order of the candidates is a guess")
     if race.dataset.idle_rows:
         named = f"{len(race.dataset.idle_rows)}, e.g. '{race.dataset.idle_rows[0]}'"
-        say(f"warning: paths in the labels that are no image's: {named}")
+        say(f"warning: paths in the labels that match no image: {named}")
     if not ledger.rounds:
         frozen = sum(one.kind == FROZEN for one in ledger.about.values())
         for line in budget_lines(budget_table(ledger.minutes, len(ledger.trained), frozen)):

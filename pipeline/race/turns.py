@@ -19,7 +19,7 @@ PENALTY = 10.0  # of the squared weights
 
 
 def told_turns(train: Images, val: Images, seed: int) -> float | None:
-    """The share of turns of held-out images that are told; None where there are too few images."""
+    """The share of turns of validation images that are told; None where there are too few images."""
     if min(len(train), len(val)) < FEWEST:
         return None
     seen, turns = turned(train, SEEN, seed)

@@ -47,7 +47,7 @@ def image_address(image: NDArray[np.uint8], largest: int = TILE, photograph: int
 
 
 def file_address(path: Path) -> str:
-    """data: address of a PNG file; shrunk where it is large. Raises OSError where it is no image."""
+    """data: address of a PNG file; shrunk where it is large. Raises OSError where it is not an image."""
     from PIL import Image
 
     with Image.open(path, formats=["PNG"]) as picture:

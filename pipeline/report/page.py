@@ -64,7 +64,7 @@ def lost_vectors(run: Run, told: Sequence[str]) -> list[str]:
     names = damaged_of(run.folder, "search.", *(f"embeddings/{data}/{part}" for part in SHOWN))
     paths = [run.folder / name for name in names]
     lost = [path for path in paths if fits(path) is False and not any(str(path) in one for one in told)]
-    return [f"{path} is damaged: `rayssl verify {run.folder} --repair` says what makes it anew" for path in lost]
+    return [f"{path} is damaged: `rayssl verify {run.folder} --repair` says what makes it again" for path in lost]
 
 
 def check_images(materials: Sequence[Material], out: Path) -> None:

@@ -258,7 +258,7 @@ def _data_facts(data: dict[str, Any]) -> dict[str, str]:
     if not data:
         return {}
     return {
-        "images": f"{data['train']:,} train, {data['val']:,} held out, {data['test']:,} test",
+        "images": f"{data['train']:,} train, {data['val']:,} validation, {data['test']:,} test",
         "classes": _classes(data),
         "image size": f"{data['image_size']} × {data['image_size']} pixels, {_channels(data['channels'])}",
         "fingerprint": str(data["fingerprint"])[:12],

@@ -50,7 +50,9 @@ class Row:
 
 KNN = Column("knn/top1", "kNN", about="nearest neighbours vote on frozen features")
 WHITENED = Column("knn-whitened/top1", "kNN of whitened embeddings")
-PROBE = Column("probe/top1", "linear probe", about="linear classifier on frozen features, best stage on held-out train")
+PROBE = Column(
+    "probe/top1", "linear probe", about="linear classifier on frozen features, layer chosen on validation images"
+)
 ACC = Column("cluster/acc", "k-means ACC", about="clusters matched one-to-one with classes")
 NMI = Column("cluster/nmi", "k-means NMI", about="information that clusters and classes share")
 HEALTH = (
@@ -109,9 +111,7 @@ def headline(runs: Sequence[Run]) -> str:
         return "Nothing has been evaluated yet: `rayssl evaluate RUN` does it."
     column = columns[0]
     if not column.percent:
-        return (
-            "The images have no labels, or too few: what is known is how the embeddings spread, not how good they are."
-        )
+        return "Without enough labels, accuracy cannot be measured: only label-free statistics are shown."
     rows = [row for row in rows_of(runs, columns) if column.metric in row.estimates]
     own = [row for row in rows if not row.baseline]
     if not own:
@@ -153,7 +153,7 @@ def _seen_in_training(runs: Sequence[Run]) -> list[str]:
             )
         if counts.get("val_in_train"):
             found.append(
-                f"{counts['val_in_train']:,} of {counts['val']:,} held-out images are also in training, pixel by "
+                f"{counts['val_in_train']:,} of {counts['val']:,} validation images are also in training, pixel by "
                 "pixel: what is chosen by them is flattered."
             )
     return list(dict.fromkeys(found))

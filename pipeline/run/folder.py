@@ -33,7 +33,7 @@ def read_manifest(run: Path) -> dict[str, Any]:
     remedy = "restore it, or remove it and give the command that started the run again; finished training is kept"
     missing = f"{run} is not a run folder (no manifest.json): give the folder a run wrote to"
     if (run / "config.json").exists():
-        missing = f"{path} is gone: the command that started the run writes it anew; finished training is kept"
+        missing = f"{path} is gone: the command that started the run writes it again; finished training is kept"
     values = load(path, Manifest, remedy, missing)
     if values.get("files") is not None and values.get("seal") != seal_of(values):
         raise UserError(f"{path} is damaged (it was changed after it was written): {remedy}")
@@ -71,7 +71,7 @@ def read_race(out: Path) -> dict[str, Any]:
     """race.json; raises UserError where it is missing, damaged or of another schema version."""
     path = out / "race.json"
     remedy = "restore it, or start the race again in a new --out"
-    values = load(path, RaceFile, remedy, f"{out} is no race (no race.json): `rayssl race DIR` runs one")
+    values = load(path, RaceFile, remedy, f"{out} is not a race (no race.json): `rayssl race DIR` runs one")
     check(path, remedy)
     return values
 

@@ -222,7 +222,7 @@ def absolute_table(choice: str) -> str:
 
 
 def absolute(place: str | None) -> str | None:
-    """A file's whole path, because workers have another working directory; what is no file stays as it is."""
+    """A file's whole path, because workers have another working directory; what is not a file stays as it is."""
     return str(Path(place).absolute()) if place is not None and Path(place).exists() else place
 
 

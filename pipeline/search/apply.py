@@ -23,7 +23,7 @@ from rayssl.pipeline.models.export import encoder_hash, load_encoder
 from rayssl.pipeline.search.parts import Seen
 from rayssl.pipeline.search.store import OWN, Origin, Search, read_search
 
-BLOCK = 512  # images that are seen at a time by what is no network
+BLOCK = 512  # images that are seen at a time by what is not a network
 PIXEL_VALUES = 1024  # of an image at most: 32 × 32 grey, 18 × 18 in colour
 
 Floats = NDArray[np.float32]
@@ -120,7 +120,7 @@ def _check(run: Path, seen: Seen, origin: Origin) -> None:
         if known is None or (known.version, known.size) != (origin.version, origin.size):
             raise UserError(
                 f"{run} is searched by version {origin.version} of {seen.source}, which is not this one's: "
-                f"`rayssl index {run}` chooses anew"
+                f"`rayssl index {run}` chooses again"
             )
 
 
@@ -137,7 +137,7 @@ def _load_network(run: Path, origin: Origin, channels: int) -> Encoder:
     if digest_of(encoder) != origin.hash:
         raise UserError(
             f"--encoder.weights {origin.weights} of {origin.name} are not those that {run} is searched by, which were "
-            f"not copied into it: bring them back, or `rayssl index {run}` chooses anew"
+            f"not copied into it: bring them back, or `rayssl index {run}` chooses again"
         )
     return encoder
 

@@ -47,7 +47,7 @@ def load_splits(run: Path, name: str) -> dict[str, Embeddings]:
     """The run's embeddings by split; raises UserError where they are missing or of another encoder."""
     splits = load_splits_in(run / "embeddings" / name)
     if splits["train"].encoder_hash != encoder_hash(run):
-        raise UserError(f"{run}/embeddings are of another encoder: `rayssl embed {run}` makes them anew")
+        raise UserError(f"{run}/embeddings are of another encoder: `rayssl embed {run}` makes them again")
     return splits
 
 
@@ -58,7 +58,9 @@ def searched_splits(run: Path, name: str) -> dict[str, Embeddings]:
         return load_splits(run, name)
     splits = load_splits_in(run / "embeddings" / name / FOLDER)
     if splits["train"].encoder_hash != found:
-        raise UserError(f"{run}/embeddings/{name}/{FOLDER} are of another search: `rayssl embed {run}` makes them anew")
+        raise UserError(
+            f"{run}/embeddings/{name}/{FOLDER} are of another search: `rayssl embed {run}` makes them again"
+        )
     return splits
 
 

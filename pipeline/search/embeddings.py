@@ -70,7 +70,7 @@ def load_embeddings(path: Path | str) -> Embeddings:
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
     path = Path(path)
-    check(path, f"{_remedy(path)} writes it anew")
+    check(path, f"{_remedy(path)} writes it again")
     table, facts = _read(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     vectors = _vectors(table["embedding"], path)
@@ -155,7 +155,7 @@ def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
 def _check_columns(table: pa.Table, path: Path) -> None:
     missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
     if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it anew")
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it again")
     for name, kind in COLUMNS.items():
         if table[name].type != kind:
             raise _damaged(path, f"{name} is {table[name].type}, not {kind}")
@@ -168,9 +168,9 @@ def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
         facts: dict[str, Any] = parse(metadata[b"rayssl"])
         fit(facts, EmbeddingsFacts)
     except (TypeError, KeyError):
-        raise UserError(f"{path} does not tell its encoder and data: {_remedy(path)} writes it anew") from None
+        raise UserError(f"{path} does not tell its encoder and data: {_remedy(path)} writes it again") from None
     except OtherSchemaError as error:
-        raise UserError(f"{path} {error}: {_remedy(path)} writes it anew") from None
+        raise UserError(f"{path} {error}: {_remedy(path)} writes it again") from None
     except DamagedError as error:
         raise _damaged(path, str(error)) from None
     return facts
@@ -197,7 +197,7 @@ def _labels(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
 
 
 def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"{path} is damaged ({how}): {_remedy(path)} writes it anew")
+    return UserError(f"{path} is damaged ({how}): {_remedy(path)} writes it again")
 
 
 def _remedy(path: Path) -> str:

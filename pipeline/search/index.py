@@ -249,11 +249,11 @@ def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
         with _reading_limits(path.stat().st_size):
             index = faiss.read_index(str(path))
     except RuntimeError:
-        raise UserError(f"{path} is damaged (FAISS cannot read it): {_remedy(folder)} writes it anew") from None
+        raise UserError(f"{path} is damaged (FAISS cannot read it): {_remedy(folder)} writes it again") from None
     if (index.d, index.ntotal) != (manifest["dim"], manifest["count"]):
         raise UserError(
             f"{path} holds {index.ntotal} vectors of {index.d} dimensions, its manifest says {manifest['count']} "
-            f"of {manifest['dim']}: {_remedy(folder)} writes it anew"
+            f"of {manifest['dim']}: {_remedy(folder)} writes it again"
         )
     _check_sum(folder, manifest)  # it may have been replaced meanwhile
     return index, manifest
@@ -262,7 +262,7 @@ def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
 def _check_sum(folder: Path, manifest: dict[str, Any]) -> None:
     path = folder / "index.faiss"
     if digest(path) != manifest["sha256"]:
-        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it anew")
+        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it again")
 
 
 def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint: str) -> None:
@@ -270,27 +270,27 @@ def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint:
     if manifest["encoder_hash"] != encoder_hash:
         raise UserError(
             f"the index was built with encoder {manifest['encoder_hash'][:12]}, the run's is {encoder_hash[:12]}: "
-            "`rayssl embed RUN`, then `rayssl index RUN` build it anew"
+            "`rayssl embed RUN`, then `rayssl index RUN` build it again"
         )
     if manifest["data_fingerprint"] != data_fingerprint:
         raise UserError(
             f"the index was built over data {manifest['data_fingerprint'][:12]}, the embeddings are of "
-            f"{data_fingerprint[:12]}: `rayssl index RUN` builds it anew"
+            f"{data_fingerprint[:12]}: `rayssl index RUN` builds it again"
         )
 
 
 def check_embeddings(manifest: dict[str, Any], run: Path) -> None:
-    """Raise UserError where the embeddings that an index was built from have been written anew since."""
+    """Raise UserError where the embeddings that an index was built from have been written again since."""
     told: dict[str, str] = manifest.get("embeddings") or {}  # older ones do not tell
     for name, expected in told.items():
         if digest(run / name) != expected:
-            raise UserError(f"{run / name} is not what the index was built from: `rayssl index {run}` builds it anew")
+            raise UserError(f"{run / name} is not what the index was built from: `rayssl index {run}` builds it again")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path, remedy = folder / "manifest.json", _remedy(folder)
-    manifest = load(path, IndexFile, f"{remedy} writes it anew", f"{path} does not exist: {remedy} writes it")
-    check(path, f"{remedy} writes it anew")
+    manifest = load(path, IndexFile, f"{remedy} writes it again", f"{path} does not exist: {remedy} writes it")
+    check(path, f"{remedy} writes it again")
     return manifest
 
 

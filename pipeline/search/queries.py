@@ -122,7 +122,7 @@ def _each(given: Any, signed: bool) -> Iterator[Asked]:
         for one in given:
             yield from _each(one, signed)
     else:
-        raise UserError(f"a {type(given).__name__} is no image to look for: {FORMS}")
+        raise UserError(f"a {type(given).__name__} is not an image to look for: {FORMS}")
 
 
 def _of_text(text: str) -> Iterator[Asked]:
@@ -151,7 +151,7 @@ def _of_path(path: Path, name: str | None = None) -> Iterator[Asked]:
     elif os.path.isfile(path):
         yield Asked(name or str(path), path, place=str(path))
     else:
-        what = "is no file" if os.path.exists(path) else "does not exist"
+        what = "is not a file" if os.path.exists(path) else "does not exist"
         yield Asked(name or str(path), problem=f"image {path} {what}: give the path of an image file")
 
 
@@ -216,7 +216,7 @@ def _of_tensor(tensor: torch.Tensor) -> Iterator[NDArray[Any]]:
     values = tensor.detach().cpu()
     values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
     if values.ndim not in (2, 3, 4):
-        raise UserError(f"a tensor of shape {tuple(tensor.shape)} is no image: give channels × height × width")
+        raise UserError(f"a tensor of shape {tuple(tensor.shape)} is not an image: give channels × height × width")
     for one in values if values.ndim == 4 else [values]:
         if one.ndim == 3 and one.shape[0] not in BANDS and one.shape[-1] in BANDS:
             raise UserError(
@@ -229,7 +229,7 @@ def _of_tensor(tensor: torch.Tensor) -> Iterator[NDArray[Any]]:
 def _of_array(values: NDArray[Any], signed: bool) -> Asked:
     """(H, W) or (H, W, C), uint8, bool, or numbers from 0 to 1, to 255 or to 65535."""
     if values.ndim not in (2, 3) or 0 in values.shape:
-        raise UserError(f"an array of shape {values.shape} is no image: give height × width, or with × channels")
+        raise UserError(f"an array of shape {values.shape} is not an image: give height × width, or with × channels")
     if values.ndim == 3 and values.shape[0] in BANDS and values.shape[2] not in BANDS:
         raise UserError(
             f"an array of shape {values.shape} has its channels first: give height × width × channels "

@@ -69,7 +69,7 @@ def answer(run: Path, asked: list[Asked], k: int, data: str | None = None) -> li
         scores, ids = search(index, vectors[read], k, own)
     known = _known(splits, set(ids.ravel().tolist()))
     if len(known) < len(set(ids.ravel().tolist())):
-        raise UserError(f"{run}/index/{name} holds images that have no embedding: `rayssl index {run}` builds it anew")
+        raise UserError(f"{run}/index/{name} holds images that have no embedding: `rayssl index {run}` builds it again")
     found = {row: _neighbors(known, *pair) for row, pair in zip(read, zip(ids.tolist(), scores.tolist()), strict=True)}
     return [
         {"query": one.name, "neighbors": found[row]}

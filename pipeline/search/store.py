@@ -137,8 +137,8 @@ def read_candidates(run: Path) -> list[Candidate]:
 
 def _read(run: Path) -> dict[str, Any]:
     path, remedy = run / FILE, _remedy(run)
-    values = load(path, SearchFile, f"{remedy} writes it anew", f"{path} does not exist: {remedy} writes it")
-    check(path, f"{remedy} writes it anew")
+    values = load(path, SearchFile, f"{remedy} writes it again", f"{path} does not exist: {remedy} writes it")
+    check(path, f"{remedy} writes it again")
     return values
 
 
@@ -150,11 +150,11 @@ def _load(run: Path, values: dict[str, Any]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise UserError(f"{path} does not exist: {_remedy(run)} writes it")
     if digest(path) != values["sha256"]:
-        raise UserError(f"{path} is damaged (another sha256 than {FILE} has): {_remedy(run)} writes it anew")
+        raise UserError(f"{path} is damaged (another sha256 than {FILE} has): {_remedy(run)} writes it again")
     try:
         return dict(load_file(path))
     except SafetensorError:
-        raise UserError(f"{path} is damaged (no safetensors file): {_remedy(run)} writes it anew") from None
+        raise UserError(f"{path} is damaged (no safetensors file): {_remedy(run)} writes it again") from None
 
 
 def _part(part: Part, origin: Origin) -> dict[str, Any]:
@@ -204,7 +204,7 @@ def _hash(vectors: Vectors, origins: Sequence[Origin], dim: int, tensors: dict[s
 
 
 def _damaged(run: Path, how: str) -> UserError:
-    return UserError(f"{run / FILE} is damaged ({how}): {_remedy(run)} writes it anew")
+    return UserError(f"{run / FILE} is damaged ({how}): {_remedy(run)} writes it again")
 
 
 def _remedy(run: Path) -> str:

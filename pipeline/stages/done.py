@@ -64,7 +64,7 @@ def is_done(run: Path, name: str, key: str) -> bool:
 
 
 def changed_since(run: Path, name: str) -> bool:
-    """Whether what a stage wrote is not as it was, where it can be made again without training anew."""
+    """Whether what a stage wrote is not as it was, where it can be made again without training again."""
     data = data_name(run)
     own = {
         "pretrain": ("encoder", "MODEL_CARD.md", "decoder", "figures/"),

@@ -24,7 +24,7 @@ def require_labels(dataset: Dataset, verb: str) -> None:
     if dataset.some_classes:
         raise UserError(f"`{verb}` needs training images of all classes: the run was started with --data.classes")
     train, val, test = labelled_images(dataset)
-    few = f"too few (of {train} training, {val} held-out and {test} test images)"
+    few = f"too few (of {train} training, {val} validation and {test} test images)"
     raise UserError(
         f"`{verb}` needs labels and {dataset.path} has {few if dataset.class_names else 'none'}: put the images of "
         "each class in a folder of its own, or name a CSV with --data.labels when the run is started"

@@ -46,7 +46,7 @@ from rayssl.pipeline.training.guard import Guard, draw_sample, look_size, valida
 from rayssl.pipeline.training.loop import Hooks, Loop, NotFinite
 from rayssl.pipeline.training.watch import Watch
 
-RECONSTRUCTED = 512  # held-out images whose errors pre-training ends with; `rayssl reconstruct` takes all
+RECONSTRUCTED = 512  # validation images whose errors pre-training ends with; `rayssl reconstruct` takes all
 
 
 def run_pretrain(work: Work) -> None:
@@ -233,7 +233,7 @@ def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: An
     size = before["size"] if before else look_size(steps, settings.batch_size * len(work.config.augment.views or ()))
     sample = draw_sample(data.train, data.val, classes, settings.seed, size)
     if sample is None:
-        work.reporter.message(f"{work.run}: no held-out images: nothing guards the weights it starts from")
+        work.reporter.message(f"{work.run}: no validation images: nothing guards the weights it starts from")
         return None
     guard = Guard(
         method,
@@ -288,7 +288,7 @@ def watched(guard: Guard | None, go_on: Callable[[], int]) -> int:
 
 
 def show_reconstructions(work: Work, method: Method[Any]) -> None:
-    """figures/reconstructions.png, and the errors of the first held-out images; of a PixelCNN their likelihood."""
+    """figures/reconstructions.png, and the errors of the first validation images; of a PixelCNN their likelihood."""
     trained = Trained(
         work.run,
         work.config,

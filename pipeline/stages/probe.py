@@ -32,7 +32,7 @@ def run_probe(work: Work) -> None:
 
 
 def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.float32]]]) -> None:
-    """Probe every stage; the one that is best on held-out training images is the result."""
+    """Probe every stage; the one that is best on validation images is the result."""
     if not work.is_main:
         return
     results: dict[str, ProbeResult] = {}
@@ -46,7 +46,7 @@ def probe_stages(work: Work, prefix: str, stages: dict[str, list[NDArray[np.floa
         probe_record(work, f"{prefix}probe/{name}/top1", f"{name} ({cells})", result)
         for name, result in results.items()
     ]
-    chosen = f"{best}, chosen on held-out train ({cells})"
+    chosen = f"{best}, chosen on the validation split ({cells})"
     record(work, [*records, probe_record(work, f"{prefix}probe/top1", chosen, results[best])])
 
 
@@ -86,7 +86,7 @@ def probe_record(work: Work, metric: str, where: str, result: ProbeResult) -> Re
     protocol = (
         f"linear probe on frozen features of {where}, "
         f"{settings.epochs} epochs of SGD, last epoch; learning rate {result.learning_rate:g} and weight decay "
-        f"{result.weight_decay:g} chosen on held-out train (accuracy there {result.val_accuracy:.4f})"
+        f"{result.weight_decay:g} chosen on the validation split (accuracy there {result.val_accuracy:.4f})"
     )
     return new_record(
         work, metric, result.test_accuracy, protocol, n, list(interval_of_proportion(result.test_correct, n))

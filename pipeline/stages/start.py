@@ -68,7 +68,7 @@ def prepare(
         if before.data.path != dataset.path:
             warn(moved(run, before.data.path, dataset.path))
     elif run.exists() and (not run.is_dir() or not is_unstarted(run)):
-        raise UserError(f"--out {run} is not empty and is no run folder: give a new or empty folder")
+        raise UserError(f"--out {run} is not empty and is not a run folder: give a new or empty folder")
     with writer_lock(run):
         configuration.save(config, run / "config.json")
         update_manifest(
@@ -86,7 +86,7 @@ def prepare(
         warn(f"{len(dataset.unreadable)} unreadable images are left out: listed in {run / 'manifest.json'}")
     if dataset.idle_rows:
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
-        warn(f"paths in {config.data.labels} that are no image's: {named}")
+        warn(f"paths in {config.data.labels} that match no image: {named}")
     return Prepared(config, run, dataset, planned)
 
 

@@ -32,7 +32,7 @@ class GlobalBatchNorm(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         self._check_input_dim(input)
         if world_size() * input.numel() == input.shape[1]:
-            raise UserError("one value a channel: BatchNorm cannot normalise it; use a larger --train.batch-size")
+            raise UserError("BatchNorm needs more than one value per channel: increase --train.batch-size")
         output, mean, variance = _GlobalBatchNorm.apply(input, self.weight, self.bias, self.eps)
         if self.track_running_stats:
             self._update_running(mean, variance, world_size() * input.numel() // input.shape[1])

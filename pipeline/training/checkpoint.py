@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | No
         model.load_state_dict(load_file(newest / "model.safetensors"))
     except RuntimeError as error:
         raise UserError(
-            f"{newest} is of another network ({_last_line(error)}); train anew with another --out"
+            f"{newest} is of another network ({_last_line(error)}); train again with another --out"
         ) from None
     state = load(newest / "state.json", CheckpointState, "remove the checkpoint, and the one before is taken")
     if optimizer is not None:

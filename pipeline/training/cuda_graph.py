@@ -47,9 +47,9 @@ def has_compiler() -> bool:
 class RecordedStep:
     """Does a step of a batch that is drawn, at a learning rate.
 
-    `compute` does it, piece by piece, with the rate that is in the optimiser's groups. The first few steps are done so,
-    then one is recorded, and repeated from there on; views of another size are recorded anew. On a CPU nothing is
-    recorded. `resident` (N, H, W, C): all images.
+    `compute` does it eagerly, with the rate that is in the optimiser's groups. The first few steps are done so, then
+    one is captured, and replayed from there on; views of another size are captured again. On a CPU nothing is captured.
+    `resident` (N, H, W, C): all images.
     """
 
     def __init__(

@@ -210,7 +210,9 @@ class Guard:
     def line(self) -> str:
         """The last look, for a person."""
         now, start, best = (_percent(figures) for figures in (self.now, self.start, self.best))
-        told = f"{now} % of the held-out images have neighbours of the same kind as at the start (there are no labels)"
+        told = (
+            f"{now} % of the validation images have neighbours of the same kind as at the start (there are no labels)"
+        )
         if self.sample.measure == "knn":
             told = f"validation kNN {now} (start {start}, best {best}) among {len(self.sample.references):,} images"
         return f"guard: step {self.step}/{self.steps}, {told}"

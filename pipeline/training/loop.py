@@ -149,7 +149,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begin to measure the speed anew."""
+        """Begin to measure the speed again."""
         self.images, self.waited, self.last_flush = 0, 0.0, time.perf_counter()
 
     def _check(self, hooks: Hooks) -> None:

@@ -1,4 +1,4 @@
-"""What a candidate's encoder is worth, on held-out training images: with labels, and without any.
+"""What a candidate's encoder is worth, on validation images: with labels, and without any.
 
 Shapes: N images, D features.
 """
@@ -32,7 +32,7 @@ WORST = {"knn": 0.0, "probe": 0.0, "rotation": 0.0, "rankme": 0.0, "alignment-un
 
 K, TEMPERATURE = 20, 0.07  # of kNN
 ROTATED = 2_000  # images whose four turns the rotation is learned from, and as many at most to test it on
-RATES, DECAYS = (0.01, 0.03, 0.1, 0.3), (1e-3,)  # of the linear classifiers, the best on held-out images counts
+RATES, DECAYS = (0.01, 0.03, 0.1, 0.3), (1e-3,)  # of the linear classifiers, the best on validation images counts
 EPOCHS = 20
 
 
@@ -88,7 +88,7 @@ def at_most(images: Images, count: int, seed: int) -> Images:
 
 
 def knn(material: Material) -> float:
-    """Accuracy by the 20 nearest training images (cosine, T = 0.07), of held-out images with a label."""
+    """Accuracy by the 20 nearest training images (cosine, T = 0.07), of validation images with a label."""
     (train, train_labels), (held_out, labels) = material.train.labelled(), material.held_out.labelled()
     found = knn_classify(
         material.train_features[train],
@@ -102,7 +102,7 @@ def knn(material: Material) -> float:
 
 
 def linear(material: Material) -> float:
-    """Accuracy of a linear classifier on the frozen features, of held-out images with a label."""
+    """Accuracy of a linear classifier on the frozen features, of validation images with a label."""
     (train, train_labels), (held_out, labels) = material.train.labelled(), material.held_out.labelled()
     known = (material.train_features[train], train_labels)
     return _fit(material, known, (material.held_out_features[held_out], labels), material.classes)
@@ -112,7 +112,7 @@ def rotation(material: Material) -> float:
     """Accuracy of a linear classifier on the frozen features that tells by how many quarters an image is turned.
 
     Needs no labels, and orders augmentations much as labels do (Reed et al., "SelfAugment: Automatic augmentation
-    policies for self-supervised learning", CVPR 2021, section 3.1). Learned on training images, measured on held-out
+    policies for self-supervised learning", CVPR 2021, section 3.1). Learned on training images, measured on validation
     ones.
     """
     train, held_out = (
@@ -123,12 +123,12 @@ def rotation(material: Material) -> float:
 
 
 def rankme(material: Material) -> float:
-    """Effective rank of the features of held-out images (Garrido et al., ICML 2023): 1 … D."""
+    """Effective rank of the features of validation images (Garrido et al., ICML 2023): 1 … D."""
     return metrics.rankme(material.held_out_features)
 
 
 def alignment_uniformity(material: Material) -> float:
-    """Minus the sum of alignment and uniformity (Wang and Isola, ICML 2020, section 4.1) on held-out images.
+    """Minus the sum of alignment and uniformity (Wang and Isola, ICML 2020, section 4.1) on validation images.
 
     The two views are always mild crops, whatever the candidate's are: with views of its own the candidate that
     changes nothing would be aligned best.

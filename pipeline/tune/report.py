@@ -159,7 +159,7 @@ def result_section(found: Findings) -> str:
     use = paragraph("A full run with it:") + f"<pre>{escape(_command(found, best))}</pre>"
     words = (
         "Higher is better for every objective. The best of many trials owes a part of its score to luck, and it was "
-        "measured on held-out training images after a part of the recipe's steps: what the augmentation is worth, a "
+        "measured on validation images after a part of the recipe's steps: what the augmentation is worth, a "
         "full run tells, on test images."
     )
     parts = [paragraph(headline, "headline"), counts, _operations_table(found, best), use, paragraph(words, "quiet")]
@@ -226,7 +226,7 @@ def facts_section(found: Findings) -> str:
         "seed": search.seed,
         "augmented": "the first view only" if search.space.one_branch else "every view",
         "data": f"{data.name}, {data.path}",
-        "images": f"{data.train:,} train, {data.val:,} held out, {'with' if data.labelled else 'without'} labels",
+        "images": f"{data.train:,} train, {data.val:,} validation, {'with' if data.labelled else 'without'} labels",
         "image size": f"{data.image_size} × {data.image_size} pixels, channels: {data.channels}",
         "fingerprint": data.fingerprint[:12],
         "machine": search.machine,

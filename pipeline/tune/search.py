@@ -58,7 +58,7 @@ class TuneSettings:
     concurrent: Positive | None = None  # trials at a time; None: what the machine or cluster has room for
     share: Annotated[float, Gt(0), Le(1)] = 0.25  # of the recipe's steps that a trial takes
     levels: Positive = 3  # values of every parameter in a grid
-    images: Positive = 10_000  # at most so many of train, and of held-out train, are looked at by an objective
+    images: Positive = 10_000  # at most so many of train, and of the validation split, are looked at by an objective
     seed: Annotated[int, Gt(-1)] = 0  # of the search; the trials' own is train.seed
 
 
@@ -178,7 +178,7 @@ def refuse_settings(config: Config, out: Path) -> None:
     if config.augment.spec is not None:
         raise UserError(f"--augment.spec {config.augment.spec}: the search makes the augmentation itself: leave it out")
     if config.train.minutes is not None:
-        raise UserError(f"--train.minutes is {config.train.minutes:g}: trials are alike in steps: use --train.epochs")
+        raise UserError("--train.minutes cannot be used with tune, whose trials run equally long: use --train.epochs")
 
 
 def with_share(config: Config, dataset: Dataset, share: float) -> Config:
@@ -345,7 +345,7 @@ def check_same_search(search: Search, dataset: Dataset) -> None:
                     "use another --out, or the same value"
                 )
     elif search.out.exists() and (not search.out.is_dir() or any(search.out.iterdir())):
-        raise UserError(f"--out {search.out} is not empty and is no search: give a new or empty folder")
+        raise UserError(f"--out {search.out} is not empty and is not a search: give a new or empty folder")
 
 
 def write_search(search: Search, dataset: Dataset, command: str) -> None:
@@ -396,7 +396,7 @@ def describe(search: Search, dataset: Dataset) -> dict[str, Any]:
 def load_search(out: Path) -> dict[str, Any]:
     """search.json; raises UserError where it is missing, damaged or of another schema version."""
     path, remedy = out / "search.json", "start the search again in a new --out"
-    values = load(path, TuneFile, remedy, f"{out} is no search (no search.json): `rayssl tune` writes one")
+    values = load(path, TuneFile, remedy, f"{out} is not a search (no search.json): `rayssl tune` writes one")
     check(path, remedy)
     return values
 

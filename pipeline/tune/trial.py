@@ -41,7 +41,7 @@ class Course:
 
     objective: str
     reports: int  # how often it is measured
-    images: int  # at most so many of train and of held-out train are looked at
+    images: int  # at most so many of train and of the validation split are looked at
 
 
 def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -> Iterator[Report]:

@@ -209,7 +209,7 @@ def _check_embeddings(run: Path, path: Path) -> None:
         return
     expected = search_hash(run) if path.parent.name == FOLDER else encoder_hash(run)
     if found != expected:
-        raise UserError(f"{path} is of another encoder: `rayssl embed {run}` makes it anew")
+        raise UserError(f"{path} is of another encoder: `rayssl embed {run}` makes it again")
 
 
 def _check_index(run: Path, folder: Path) -> None:

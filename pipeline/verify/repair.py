@@ -50,7 +50,7 @@ def told_repair(folder: Path, path: Path) -> str:
     if name == "metrics.jsonl":
         return f"its curves are lost: restore it, or `rayssl verify {place} --repair --yes` goes on without them"
     if found := _repairs(folder, name):
-        return f"{' and '.join(f'`{one.told}`' for one in found)} makes it anew"
+        return f"{' and '.join(f'`{one.told}`' for one in found)} makes it again"
     return "restore it, or start again in a new --out"
 
 

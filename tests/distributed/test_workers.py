@@ -42,7 +42,7 @@ def test_wrong_input_under_torchrun_is_one_line(tmp_path):
     assert done.returncode != 0
     told = [line for line in done.stderr.splitlines() if line.startswith("rayssl: ")]
     assert len(told) == 1
-    assert "is not empty and is no run folder" in told[0]
+    assert "is not empty and is not a run folder" in told[0]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["notes.txt"]
 
 

@@ -3,7 +3,7 @@
     python tests/faults/all.py --out runs/faults
 
 Prints each that comes out wrong, hangs or shows a traceback, and in the end, or after Ctrl-C, the table of
-docs/reliability.md. What came of a case is kept in outcomes.jsonl: remove it to try all anew.
+docs/reliability.md. What came of a case is kept in outcomes.jsonl: remove it to try all again.
 """
 
 import argparse

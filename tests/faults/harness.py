@@ -174,7 +174,7 @@ class Faults:
                     yield Fault(op, part, nth, error)
 
     def tried(self, fault: Fault) -> Outcome:
-        """Start anew with the fault, look at what is left, and give the same command again."""
+        """Start again with the fault, look at what is left, and give the same command again."""
         shutil.rmtree(self.run, ignore_errors=True)
         self.log.unlink(missing_ok=True)
         armed = [str(self.run), fault.op, fault.part, fault.nth, ERRORS[fault.error]]
@@ -401,7 +401,7 @@ def facts_of_report(page: str) -> str:
 
 def is_traceback(told: str) -> bool:
     """Whether a command told a fault of its own."""
-    return "Traceback" in told or "a fault of rayssl itself" in told
+    return "Traceback" in told or "this is a bug in rayssl" in told
 
 
 def without_chance(path: str) -> str:

@@ -54,7 +54,7 @@ def warmed(asked: dict[str, Any]) -> int:
     """The exit code of a command that is run here; what it leaves in memory is every fork's, and never collected."""
     with open(asked["told"], "w") as told, contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
         code = rayssl.jobs.main.run_verb(asked["argv"][0], asked["argv"][1:])
-    if threading.active_count() > 1:  # pyarrow's own, which Python does not know of, start anew in a fork
+    if threading.active_count() > 1:  # pyarrow's own, which Python does not know of, start again in a fork
         raise RuntimeError(f"{asked['argv'][0]} left threads behind: a fork of this process may hang")
     gc.collect()
     gc.freeze()

@@ -53,7 +53,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """60 images of 3 classes: 43 train, 5 held out, 12 test."""
+    """60 images of 3 classes: 43 train, 5 validation, 12 test."""
     folder = tmp_path_factory.mktemp("images") / "colours"
     draw_images(folder)
     return folder

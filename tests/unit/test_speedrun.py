@@ -41,7 +41,7 @@ def test_a_speedrun_goes_on_in_another_call(accelerator: ModuleType, tmp_path: P
     rest = accelerator.measure_speedrun(TEXT, bench(600, tmp_path))
     assert rest["losses"] == whole["losses"]
     assert (rest["steps"], rest["devices"]) == (8, ["cpu"] * 3)
-    other = TEXT.replace("muon", "sgd")  # other settings begin anew
+    other = TEXT.replace("muon", "sgd")  # other settings begin again
     assert accelerator.measure_speedrun(other, bench(0, tmp_path)) == {"unfinished": "step 1 of 8"}
 
 

@@ -1,6 +1,6 @@
 """What happens to the code between encoder and decoder, and what it costs.
 
-Shapes: B images on this worker, D numbers in a code, E numbers that the code's layer sees, K classes. A new bottleneck
+Shapes: B images on this worker, D latent dimensions, E inputs of the latent layer, K classes. A new bottleneck
 is one class here and one line in BOTTLENECKS.
 """
 

@@ -1,6 +1,6 @@
 """From a code back to an image (B, C, H, W): the mirror of each kind of encoder. Results are before the last sigmoid.
 
-Shapes: B images, D numbers in a code, C channels, H × W pixels; h × w of a small map.
+Shapes: B images, D latent dimensions, C channels, H × W pixels; h × w of a small map.
 """
 
 from itertools import pairwise

@@ -223,10 +223,10 @@ def test_other_jobs_are_no_obstacle(client: FakeClient, entrypoint: str, status:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "no verb after --"),
-        (["prob", "/shared/cats"], r"unknown verb 'prob' \(did you mean 'probe'\?\)"),
-        (["submit", ADDRESS], "unknown verb 'submit'"),
-        (["../run"], "unknown verb '../run'"),
+        ([], "no command after --"),
+        (["prob", "/shared/cats"], r"unknown command 'prob' \(did you mean 'probe'\?\)"),
+        (["submit", ADDRESS], "unknown command 'submit'"),
+        (["../run"], "unknown command '../run'"),
         (["run", "simclr"], "has no --out"),
         (["run", "simclr", "--out"], "has no --out"),
         (["run", "simclr", "--out", "runs/cats"], "'runs/cats' is relative"),

@@ -85,7 +85,7 @@ def test_held_out_images_count_as_well(tmp_path: Path) -> None:
     known = {*train.values(), *val.values()}
     assert found.test_in_train == sum(one in known for one in test.values())
     assert found.repeated == 20
-    assert any("held-out images are also in training" in note.text for note in dataset.notes)
+    assert any("validation images are also in training" in note.text for note in dataset.notes)
 
 
 def every(dataset: Dataset) -> tuple[object, ...]:
@@ -158,7 +158,7 @@ def test_protocols_say_what_flatters_a_figure(tmp_path: Path) -> None:
         "retrieval/map@r": "; flattered: 2 test images are there twice",
         "health/std": "",
         "cluster/acc": "",
-        "choice/x": "; flattered: 1 of 4 held-out images are also in training",
+        "choice/x": "; flattered: 1 of 4 validation images are also in training",
         "search/knn/top1": "",
     }
     for records in ([record("knn/top1")], flattered([record("knn/top1")], tmp_path)):  # said once

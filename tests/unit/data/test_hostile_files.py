@@ -86,7 +86,7 @@ def test_what_is_no_regular_file_is_told_as_a_query(tmp_path: Path, kind: str) -
 
 def test_a_pipe_in_the_place_of_a_listed_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.png")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         decode(tmp_path / "x.png", 3, 16)
 
 

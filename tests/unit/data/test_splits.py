@@ -1,4 +1,4 @@
-"""Held-out parts: sizes, strata, groups, and that they depend on nothing but ids and key."""
+"""Validation parts: sizes, strata, groups, and that they depend on nothing but ids and key."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -213,7 +213,9 @@ def test_what_is_wrong_with_a_table_is_said(flat: Path, tmp_path: Path, text: st
 
 def test_what_is_no_file_does_not_hang(flat: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.csv")
-    assert "pipe.csv is no regular file: a CSV with the columns path and label" in refused(flat, tmp_path / "pipe.csv")
+    assert "pipe.csv is not a regular file: a CSV with the columns path and label" in refused(
+        flat, tmp_path / "pipe.csv"
+    )
     assert "set is a folder: a CSV" in refused(flat, flat)
 
 

@@ -1,4 +1,4 @@
-"""The probe is softmax regression, chosen on held-out training data."""
+"""The probe is softmax regression, chosen on validation data."""
 
 from typing import Any
 

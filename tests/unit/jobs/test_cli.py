@@ -168,7 +168,7 @@ WRONG = [
     ([*WITH_IMAGES, "--wandb", "maybe"], ["wandb", "'maybe'", "'offline'"]),
     ([*WITH_IMAGES, "--encoder.name", "resnet-tinny"], ["resnet-tinny", "resnet-tiny"]),
     ([*WITH_IMAGES, "--encoder.weights", "{tmp}/weights.safetensors"], ["weights.safetensors"]),
-    ([*WITH_IMAGES, "--encoder.weights", "efficientnet"], ["efficientnet is no file", "no name for"]),
+    ([*WITH_IMAGES, "--encoder.weights", "efficientnet"], ["efficientnet is not a file", "or a name for"]),
     ([*WITH_IMAGES, "--encoder.name", "resnet18", "--encoder.weights", "DEFAULT"], ["`rayssl weights resnet18`"]),
     ([*WITH_IMAGES, "--encoder.name", "timm/hf-hub:a/b"], ["timm/hf-hub:a/b", "give timm/NETWORK"]),
     (["weights", "resnet99"], ["'resnet99'", "timm/NAME"]),
@@ -231,7 +231,7 @@ def test_out_with_something_else_in_it(places: dict[str, str], capsys: Capture) 
     out = Path(places["tmp"]) / "texts"
     words = ["run", "simclr-folder", "--data.path", places["images"], "--train.batch-size", "8", "--out", str(out)]
     line = fails(words, capsys)
-    assert "is not empty and is no run folder" in line
+    assert "is not empty and is not a run folder" in line
     assert [path.name for path in out.iterdir()] == ["a.txt"]
 
 
@@ -532,7 +532,7 @@ def test_a_name_that_no_file_can_have_is_one_short_line(words: list[str], name: 
     [
         (UserError("two\nlines"), 2, "rayssl: two lines"),
         (KeyboardInterrupt(), 130, "rayssl: stopped"),
-        (ValueError("odd"), 1, "a fault of rayssl itself (ValueError)"),
+        (ValueError("odd"), 1, "internal error (ValueError): this is a bug in rayssl"),
         (
             OSError(errno.ENOSPC, "full", "/x"),
             1,

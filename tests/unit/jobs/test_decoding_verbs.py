@@ -220,7 +220,7 @@ def test_a_pixelcnn_tells_how_likely_held_out_images_are(trained, tmp_path, caps
     assert found["likelihood/nats"] == pytest.approx(np.mean(table["likelihood/nats"]))
     assert found["likelihood/bits-per-dim"] == pytest.approx(found["likelihood/nats"] / np.log(2) / (3 * 8 * 8))
     records = {record["metric"]: record["protocol"] for record in read_evaluation(run)["records"]}
-    assert records["likelihood/nats"].startswith("nats an image, no binarisation, exact for 4 levels, 12 held-out")
+    assert records["likelihood/nats"].startswith("nats an image, no binarisation, exact for 4 levels, 12 evaluation")
     assert records["likelihood/bits-per-dim"].startswith("bits a value, ")
     assert not list(run.rglob("reconstructions.png"))
 
@@ -267,9 +267,13 @@ def test_auroc_against_its_definition():
         ("deep", ["sample"], "cannot sample: its code has no prior; use --codes fitted, or train with"),
         ("deep", ["sample", "--codes", "x"], "Invalid value for '--codes'"),
         ("deep", ["interpolate", "0"], "takes two images and 1 are named"),
-        ("deep", ["interpolate", "0", "99"], "99 is no image file and no number of one of the 12 held-out images"),
+        (
+            "deep",
+            ["interpolate", "0", "99"],
+            "99 is not an image file and no number of one of the 12 evaluation images",
+        ),
         ("deep", ["interpolate", "0", "1", "--grid", "3"], "leave one of them out"),
-        ("deep", ["anomalies", "--normal", "pink"], "--normal pink is no class: known are blue, green, red"),
+        ("deep", ["anomalies", "--normal", "pink"], "--normal pink is not a class: known are blue, green, red"),
         ("deep", ["reconstruct", "--encoder", "nowhere"], "nowhere has no encoder.json"),
         ("cvae", ["interpolate", "0", "1", "--label", "pink"], "name one of blue, green, red"),
     ],

@@ -202,7 +202,7 @@ def test_values_out_of_range_are_refused(values):
     ("encoder", "values", "message"),
     [
         ("cnn-small", {"bottleneck": "variational"}, "needs a code that is a vector and cnn-small gives a map"),
-        ("cnn-small", {"bottleneck": "contractive"}, "BatchNorm mixes the batch"),
+        ("cnn-small", {"bottleneck": "contractive"}, "BatchNorm makes each output depend"),
         ("deep", {"reconstruction": "bce", "output": "none"}, "bce compares probabilities"),
         ("deep", {"patch": 9}, "--method.patch is 9: images have 8 pixels"),
     ],

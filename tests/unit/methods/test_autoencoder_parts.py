@@ -195,7 +195,7 @@ def test_unknown_label_is_no_class():
     ("name", "sizes", "message"),
     [
         ("deep", {"latent_dim": 65}, "--encoder.latent-dim 65 is more than the 64 values of an image"),
-        ("resnet-tiny", {"depth": 3}, "--encoder.depth 3 means nothing to resnet-tiny"),
+        ("resnet-tiny", {"depth": 3}, "resnet-tiny does not take --encoder.depth 3"),
         ("conv", {"kernel": 9}, "a kernel of 9 must be odd and fit 8 pixels"),
         ("conv", {"kernel": 2}, "must be odd"),
         ("pixelcnn", {"kernel": 9}, "a kernel of 9 must be odd and fit 8 pixels"),

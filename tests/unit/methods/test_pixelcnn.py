@@ -97,5 +97,5 @@ def test_rows_out_of_reach_may_be_left_out():
 
 def test_another_encoder_is_refused():
     encoder = build_encoder("deep", channels=1, image_size=8)
-    with pytest.raises(UserError, match=r"--encoder\.name deep sees pixels that are to be predicted: use pixelcnn"):
+    with pytest.raises(UserError, match=r"needs a masked encoder, not deep: use --encoder\.name pixelcnn"):
         PixelCNN(PixelCNNConfig(), encoder, Traits(8, 1, True))

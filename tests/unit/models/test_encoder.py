@@ -53,7 +53,7 @@ def test_width_multiplies_the_channels_of_a_resnet() -> None:
     maps = zip(plain.stages(images(plain)).values(), wide.stages(images(wide)).values(), strict=True)
     assert all(theirs.shape[1] == 3 * ours.shape[1] for ours, theirs in maps)
     assert wide.dim == 384
-    with pytest.raises(UserError, match=r"--encoder\.width 2 means nothing to cnn-small"):
+    with pytest.raises(UserError, match=r"cnn-small does not take --encoder\.width 2"):
         build("cnn-small", width=2)
 
 
@@ -249,7 +249,7 @@ def test_files_that_are_no_weights(tmp_path: Path) -> None:
         ({"name": "resnet18", "image_size": 8, "stem": "large"}, "at least 32 pixels, got 8"),
         ({"name": "resnet18", "image_size": 4}, "at least 8 pixels, got 4"),
         ({"stem": "huge"}, r"--encoder\.stem huge is not one of auto, large, small, tiny"),
-        ({"name": "mlp", "stem": "large"}, r"--encoder\.stem large means nothing to mlp"),
+        ({"name": "mlp", "stem": "large"}, r"mlp does not take --encoder\.stem large"),
         ({"channels": 0}, "0 channels of 32 pixels"),
         ({"mean": (0.5,)}, "3 channels need as many means and stds, got 1 and 3"),
         ({"std": (0.5, 0.0, 0.5)}, "std positive"),

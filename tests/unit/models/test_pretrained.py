@@ -171,8 +171,8 @@ def test_training_draws_nothing() -> None:
         ({"name": "timm/hf-hub:somebody/net"}, "asks another place for a network: give timm/NETWORK"),
         ({"name": "timm/local-dir:/x"}, "asks another place"),
         ({"name": "timm/test_vit", "image_size": 70}, "multiple of 16, the side of a patch.*own size is 160"),
-        ({"name": "timm/test_vit", "width": 2}, "--encoder.width 2 means nothing"),
-        ({"name": "timm/test_vit", "weights": "imagenet"}, r"no name for timm/test_vit \(names: r160_in1k\)"),
+        ({"name": "timm/test_vit", "width": 2}, "does not take --encoder.width 2"),
+        ({"name": "timm/test_vit", "weights": "imagenet"}, r"or a name for timm/test_vit \(names: r160_in1k\)"),
         ({"name": "timm/test_vit_relpos", "weights": "DEFAULT"}, "DEFAULT of timm/test_vit_relpos are not on this"),
     ],
 )

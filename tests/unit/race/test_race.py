@@ -247,7 +247,7 @@ def test_what_is_another_race_is_refused(plan: Plan, images: Path, tmp_path: Pat
         plan("simclr", out=str(finished_copy))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("")
-    with pytest.raises(UserError, match="is not empty and is no race"):
+    with pytest.raises(UserError, match="is not empty and is not a race"):
         plan("simclr", out="full")
     with pytest.raises(UserError, match="has no winner yet"):
         winner_of(tmp_path / "race")
@@ -281,10 +281,13 @@ def save_ledger_in(race: Race) -> None:
         (["race", "{images}", "--data.labels", "{few}"], ["no image to compare candidates by", "give more labels"]),
         (["race", "{images}", "--data.path", "{one}"], ["images are named twice", "{one}"]),
         (["race", "{images}", "--search.dim", "0"], ["--search.dim is '0'", "'auto' or", "greater than 0"]),
-        (["race", "{images}", "--method.teacher", "hog"], ["hog is no network", "distill-folder --method.teacher hog"]),
+        (
+            ["race", "{images}", "--method.teacher", "hog"],
+            ["hog is not a network", "distill-folder --method.teacher hog"],
+        ),
         (
             ["race", "{images}", "--method.teacher", "resnet18", "--method.teacher-weights", "{tmp}/x.pth"],
-            ["--method.teacher-weights {tmp}/x.pth is no file"],
+            ["--method.teacher-weights {tmp}/x.pth is not a file"],
         ),
         (
             [
@@ -295,7 +298,7 @@ def save_ledger_in(race: Race) -> None:
         ),
         (["race"], ["no images given"]),
         (["race", "--choose", "simclr"], ["takes the folder of a race"]),
-        (["race", "{tmp}", "--choose", "simclr"], ["is no race"]),
+        (["race", "{tmp}", "--choose", "simclr"], ["is not a race"]),
         (["run", "--data.path", "{images}", "--minutes", "0"], ["--minutes is 0"]),
         (["run", "simclr-digits", "--minutes", "5"], ["--minutes 5 is for a race", "--train.minutes"]),
         (["run", "--candidates", "simclr"], ["--candidates simclr is for a race: name the images"]),

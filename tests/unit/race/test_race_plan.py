@@ -186,7 +186,7 @@ def test_a_changed_file_of_a_race_is_found(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "is no race"),
+        (None, "is not a race"),
         ("{", "damaged"),
         ('{"schema": 7}', "schema 7"),
         ('{"schema": 1, "x": 2}', "damaged"),

@@ -237,7 +237,7 @@ def test_unlabelled_data_gets_clusters_and_health(
     text, links = render([run], run / "report.html")
     assert "embedding-map" in links.sections
     assert "cluster 10" in text
-    assert "have no labels" in text
+    assert "Without enough labels, accuracy cannot be measured" in text
     assert "comparison" not in links.sections
     assert "31.4" in text
     assert 'figure class="right"' not in text

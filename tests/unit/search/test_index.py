@@ -289,5 +289,5 @@ def test_another_encoder_or_other_data_is_refused(folder: Path) -> None:
     check_matches(manifest, "e" * 64, "d" * 64)
     with pytest.raises(UserError, match=r"built with encoder eeee.* `rayssl embed RUN`, then `rayssl index RUN`"):
         check_matches(manifest, "f" * 64, "d" * 64)
-    with pytest.raises(UserError, match=r"built over data dddd.*`rayssl index RUN` builds it anew"):
+    with pytest.raises(UserError, match=r"built over data dddd.*`rayssl index RUN` builds it again"):
         check_matches(manifest, "e" * 64, "f" * 64)

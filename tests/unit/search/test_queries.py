@@ -194,14 +194,14 @@ def test_an_address_that_does_not_answer(served: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("form", "told"),
     [
-        (7, "a int is no image"),
-        ({"a": 1}, "a dict is no image"),
+        (7, "a int is not an image"),
+        ({"a": 1}, "a dict is not an image"),
         ([], "no image to look for"),
         (np.zeros(5), "shape \\(5,\\)"),
         (np.zeros((0, 5)), "shape \\(0, 5\\)"),
         (np.zeros((3, 8, 8)), "channels first: give height × width × channels"),
         (torch.zeros(8, 8, 3), "channels last: give channels × height × width"),
-        (torch.zeros(8), "no image: give channels × height × width"),
+        (torch.zeros(8), "not an image: give channels × height × width"),
     ],
 )
 def test_what_is_no_image_in_any_form_is_refused(form: Any, told: str) -> None:

@@ -133,12 +133,14 @@ def test_rows_of_no_image_are_counted(tiny_config: Make, tmp_path: Path) -> None
     lines: list[str] = []
     config = tiny_config(changes={"data.labels": str(labels)})
     prepare(config, tmp_path / "run", command="rayssl run", warn=lines.append, progress=lambda done, total: None)
-    assert lines == [f"paths in {labels} that are no image's: 3, e.g. './red/98.png'"]
+    assert lines == [f"paths in {labels} that match no image: 3, e.g. './red/98.png'"]
 
 
 def test_too_few_labels(tiny_config: Make, tmp_path: Path) -> None:
     prepared = prepare_with(tiny_config, tmp_path, 1)
     arguments: tuple[Any, ...] = (prepared.run, WORKER_STAGES, prepared.config, prepared.dataset)
     assert pending(*arguments) == ["pretrain", "embed"]
-    with pytest.raises(UserError, match=r"needs labels and \S+ has too few \(of 2 training, 0 held-out and 1 test im"):
+    with pytest.raises(
+        UserError, match=r"needs labels and \S+ has too few \(of 2 training, 0 validation and 1 test im"
+    ):
         require_labels(prepared.dataset, "probe")

@@ -172,7 +172,7 @@ def test_a_run_that_was_trained_wants_its_images_and_no_fewer_steps(tiny_config:
 
 def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
-    with pytest.raises(UserError, match="is not empty and is no run folder"):
+    with pytest.raises(UserError, match="is not empty and is not a run folder"):
         prepare_quietly(tiny_config(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
@@ -210,7 +210,16 @@ def test_what_a_run_says_before_it_starts(tiny_config: Make, tmp_path: Path) -> 
     lines: list[str] = []
     announce(prepared, lines.append)
     text = "\n".join(lines)
-    for part in ("43 train", "5 held out", "12 test", "3 classes", "cnn-small", "simclr", "15 steps of 8", "1 worker"):
+    for part in (
+        "43 train",
+        "5 validation",
+        "12 test",
+        "3 classes",
+        "cnn-small",
+        "simclr",
+        "15 steps of 8",
+        "1 worker",
+    ):
         assert part in text
     assert "1 workers" not in text
     assert "more to start: " in text

@@ -207,7 +207,7 @@ def test_what_a_search_makes_itself_is_not_taken(tmp_path: Path) -> None:
         {"encoder.name": "resnet19"},
         {"encoder.weights": "nonsense"},
     ):
-        with pytest.raises(UserError, match=r"leave it out|alike in steps|resnet19|nonsense"):
+        with pytest.raises(UserError, match=r"leave it out|run equally long|resnet19|nonsense"):
             plan(tmp_path, changes=changes)
     with pytest.raises(UserError, match=r"--cluster\.workers is 2"):
         plan(tmp_path, changes={"cluster.workers": 2}, scheduler="pbt", search="random")
@@ -229,7 +229,7 @@ def test_another_search_in_the_folder_is_refused(tmp_path: Path) -> None:
         plan(out, changes={"method.temperature": 0.4})
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "photo.jpg").touch()
-    with pytest.raises(UserError, match="not empty and is no search"):
+    with pytest.raises(UserError, match="not empty and is not a search"):
         check_same_search(replace(search, out=tmp_path / "full"), dataset)
 
 

@@ -253,7 +253,7 @@ def test_an_edited_flat_view_shows_nothing(finished_copy: Path) -> None:
     values["flat"]["knn/top1"] = 0.913
     (finished_copy / "evaluation.json").write_text(json.dumps(values))
     assert read_evaluation(finished_copy)["flat"] == true
-    assert not has_records(finished_copy, "health/")  # so `rayssl evaluate` writes it anew
+    assert not has_records(finished_copy, "health/")  # so `rayssl evaluate` writes it again
 
 
 def test_figures_of_other_embeddings_are_set_aside(finished_copy: Path) -> None:
@@ -328,7 +328,7 @@ def test_json_of_run_folders_is_read_in_one_place() -> None:
 
 
 def test_the_json_schemas_are_those_of_the_code() -> None:
-    """Made anew by `python -m rayssl.pipeline.base.schemas docs/schemas`."""
+    """Made again by `python -m rayssl.pipeline.base.schemas docs/schemas`."""
     folder = ROOT / "docs" / "schemas"
     assert {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")} == json_schemas()
 
