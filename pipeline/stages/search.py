@@ -28,7 +28,7 @@ from rayssl.pipeline.features.pooled import LAST, names_of, pooled_stages
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
 from rayssl.pipeline.models.encoder import Encoder, describe
 from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from rayssl.pipeline.models.pretrained import FROZEN_MOST, available, pretrained_encoder
+from rayssl.pipeline.models.pretrained import ENLARGED, FROZEN_MOST, available, pretrained_encoder
 from rayssl.pipeline.run.build import new_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.apply import described, flat_pixels, pixel_side
@@ -54,6 +54,7 @@ from rayssl.pipeline.search.store import FOLDER, OWN, Origin, Search, write_sear
 UNTRAINED = "untrained"
 LARGEST_TRAIN, LARGEST_VAL = 10_000, 5_000  # images that candidates are compared on
 FROZEN_FLOPS, GPU_TIMES = 2e13, 200  # that one of them may take: of a core, some minutes; a GPU does as much as so many
+ENLARGED_LESS = 4  # times the images' side, where ENLARGED takes too long
 DESCRIPTOR_FLOPS = 1e6  # an image, about
 QUERIES, NEIGHBOURS = 6, 6  # validation images and what is found for them, in the report
 PAIRS = PAIRED * (PAIRED - 1) // 2
@@ -472,19 +473,23 @@ def is_own(given: Given, config: Config) -> bool:
 
 
 def frozen_one(given: Given, work: Work) -> Encoder | None:
-    """The network in eval mode at the size that suits the images; None, and said, where that cannot be or lasts."""
+    """The network in eval mode at a size that suits the images; None, and said, where that cannot be or lasts.
+
+    Smaller where its own size would take too long.
+    """
     data = work.dataset
     images = sum(len(part) for part in (data.train, data.val, data.test) if part is not None)
-    try:
-        encoder = pretrained_encoder(given, channels=data.channels, image_side=data.image_size)
-    except UserError as error:
-        work.reporter.message(f"{given.name} is not compared: {error}")
-        return None
     most = FROZEN_FLOPS * (GPU_TIMES if work.device.type == "cuda" else (os.cpu_count() or 1))
-    if images * describe(encoder)["flops"] > most:
-        work.reporter.message(f"{given.name} is not compared: {images:,} images would take it too long on this machine")
-        return None
-    return encoder
+    for enlarged in (ENLARGED, ENLARGED_LESS):
+        try:
+            encoder = pretrained_encoder(given, channels=data.channels, image_side=data.image_size, enlarged=enlarged)
+        except UserError as error:
+            work.reporter.message(f"{given.name} is not compared: {error}")
+            return None
+        if images * describe(encoder)["flops"] <= most:
+            return encoder
+    work.reporter.message(f"{given.name} is not compared: {images:,} images would take it too long on this machine")
+    return None
 
 
 def frozen_names(encoder: Encoder) -> tuple[str, ...]:

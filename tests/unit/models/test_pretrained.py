@@ -21,9 +21,9 @@ from rayssl.pipeline.models.pretrained import (
     TORCHVISION,
     Available,
     available,
-    frozen_encoder,
     licence_of,
     own_size,
+    pretrained_encoder,
     taught_by,
 )
 from rayssl.pipeline.models.weights import in_order
@@ -328,11 +328,11 @@ def test_own_sizes() -> None:
     assert network_of(Path("efficientnet-lite0-57934424.pth")) == "efficientnet_lite0"
 
 
-@pytest.mark.parametrize(("side", "size"), [(8, 64), (17, 64), (20, 80), (32, 128), (40, 160), (500, 160)])
+@pytest.mark.parametrize(("side", "size"), [(8, 64), (9, 64), (12, 80), (16, 112), (20, 144), (32, 160), (500, 160)])
 def test_frozen_at_a_size_that_suits_images_and_network(side: int, size: int, tmp_path: Path) -> None:
     in_hub(tmp_path, "timm/test_vit.r160_in1k", state_of("test_vit"))
     found = next(one for one in available() if one.source == HUB)
-    encoder = frozen_encoder(found, channels=1, image_side=side)
+    encoder = pretrained_encoder(found, channels=1, image_side=side)
     assert encoder.image_size == size
     assert not encoder.training
     assert encoder.channels == 1

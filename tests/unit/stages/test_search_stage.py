@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import override
 from rayssl.pipeline.evaluation.measure import read_evaluation
 from rayssl.pipeline.launch.embed import embed_run, search_anew
-from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.encoder import Encoder, build_encoder, describe
 from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
 from rayssl.pipeline.run.folder import read_manifest
 from rayssl.pipeline.run.images import open_data
@@ -27,6 +29,7 @@ from rayssl.pipeline.search.query import query
 from rayssl.pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.search import Given, frozen_one
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.stages.story import run_worker_stages
 from rayssl.pipeline.verify import verify
@@ -238,3 +241,32 @@ def test_few_labelled_validation_images_become_more(prepared: Callable[..., Prep
     assert with_validation(config, given).data.val_fraction == 0.2
     assert with_validation(config, replace(given, own_val=True)).data.val_fraction == config.data.val_fraction
     assert with_validation(replace(config, plan=()), given) is not None
+
+
+def test_a_network_that_would_take_too_long_sees_smaller_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def build(given: Given, *, channels: int, image_side: int, enlarged: int) -> Encoder:
+        asked.append(enlarged)
+        return build_encoder("cnn-small", channels=channels, image_size=enlarged * image_side)
+
+    flops = {times: describe(build_encoder("cnn-small", channels=3, image_size=8 * times))["flops"] for times in (4, 7)}
+    monkeypatch.setattr("rayssl.pipeline.stages.search.pretrained_encoder", build)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    said: list[str] = []
+    images = SimpleNamespace(train=range(6), val=range(2), test=range(2), channels=3, image_size=8)
+    work: Any = SimpleNamespace(
+        dataset=images, device=torch.device("cpu"), reporter=SimpleNamespace(message=said.append)
+    )
+
+    def size_within(most: float) -> int | None:
+        monkeypatch.setattr("rayssl.pipeline.stages.search.FROZEN_FLOPS", most)
+        found = frozen_one(Given("cnn-small", "weights"), work)
+        return found.image_size if found is not None else None
+
+    assert size_within(10 * flops[7]) == 56
+    assert size_within(10 * flops[7] - 1) == 32
+    assert not said
+    assert size_within(10 * flops[4] - 1) is None
+    assert "10 images would take it too long" in said[0]
+    assert asked == [7, 7, 4, 7, 4]
