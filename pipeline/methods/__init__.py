@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 METHODS = {
     "simclr": "rayssl.pipeline.methods.simclr:SimCLR",
     "rotnet": "rayssl.pipeline.methods.rotnet:RotNet",
+    "byol": "rayssl.pipeline.methods.byol:BYOL",
     "essl": "rayssl.pipeline.methods.essl:ESSL",
     "distill": "rayssl.pipeline.methods.distill:Distill",
     "autoencoder": "rayssl.pipeline.methods.autoencoder:Autoencoder",

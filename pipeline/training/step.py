@@ -69,6 +69,7 @@ class Step:
                 if self.clip_grad is not None:
                     nn.utils.clip_grad_norm_(parameters, self.clip_grad)
                 part.step()
+            torch.clear_autocast_cache()  # of weights as they were
 
         def compute(batch: Batch) -> MethodOutput:
             with autocast(self.device, self.precision):
