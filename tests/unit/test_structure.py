@@ -184,3 +184,17 @@ def test_a_method_is_one_file_and_one_line(name: str) -> None:
         for path in others
         if any(is_in(i, method.__module__.removeprefix("rayssl.")) for i in imports(path))
     ] == []
+
+
+def test_no_test_is_given_methods_by_hand() -> None:
+    """`parametrize` takes them from METHODS, so that a new one is tested by what is there."""
+    listed = [
+        f"{relative(path)}:{node.lineno}"
+        for path in sorted(ROOT.glob("tests/**/*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize")
+        for values in node.args[1:2]
+        if isinstance(values, ast.List | ast.Tuple) and len(values.elts) > 1
+        if {getattr(value, "value", None) for value in values.elts} <= set(METHODS)
+    ]
+    assert listed == []

@@ -1,0 +1,30 @@
+"""Which run folder may be continued."""
+
+from collections.abc import Callable
+
+import pytest
+
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import override
+from rayssl.pipeline.run.folder import read_manifest, update_manifest
+from rayssl.pipeline.run.identity import check_trained
+from rayssl.pipeline.stages.start import Prepared
+
+
+@pytest.mark.parametrize("left", ["checkpoints/step-000000004", "encoder.json"])
+def test_a_run_has_learned_if_it_has_checkpoints_or_an_encoder(left: str, prepared: Callable[..., Prepared]) -> None:
+    found = prepared("run")
+    other = {**read_manifest(found.run)["data"], "fingerprint": "2:0"}
+    update_manifest(found.run, {"data": other})
+    check_trained(found.config, found.dataset, found.run)  # nothing was learned yet
+    (found.run / left).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"has changed since .* was started"):
+        check_trained(found.config, found.dataset, found.run)
+
+
+def test_a_run_that_was_stopped_takes_no_fewer_steps(prepared: Callable[..., Prepared]) -> None:
+    found = prepared("run")
+    (found.run / "checkpoints" / "step-000000004").mkdir(parents=True)
+    check_trained(override(found.config, {"train.steps": 4}), found.dataset, found.run)
+    with pytest.raises(UserError, match="already been trained for 4 steps: 3 is less"):
+        check_trained(override(found.config, {"train.steps": 3}), found.dataset, found.run)
