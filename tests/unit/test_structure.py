@@ -1,6 +1,7 @@
 """What may import what."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -22,12 +23,23 @@ FLOORS = (
 )  # fmt: skip
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Read once for all the tests of this file."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
     """Names of the modules that a file imports anywhere in it, with the names taken from them.
 
     `rayssl.` in front of the project's own is left out: the names are those of the folders.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    return tuple(imported(path))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("rayssl.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -126,7 +138,7 @@ def test_the_pipeline_does_not_know_its_commands(path: Path) -> None:
 def test_nothing_is_unpickled(path: Path) -> None:
     packages = {name.split(".")[0] for name in imports(path) if name != "pickle.UnpicklingError"}
     assert not packages & {"pickle", "cloudpickle", "dill", "joblib"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
             assert given.get("weights_only") == "True" or given.get("allow_pickle", "False") == "False"
@@ -191,7 +203,7 @@ def test_no_test_is_given_methods_by_hand() -> None:
     listed = [
         f"{relative(path)}:{node.lineno}"
         for path in sorted(ROOT.glob("tests/**/*.py"))
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize")
         for values in node.args[1:2]
         if isinstance(values, ast.List | ast.Tuple) and len(values.elts) > 1
