@@ -88,7 +88,11 @@ def all_flags() -> set[str]:
     """Of all commands, of every path of a config, of the scripts and of the benchmarks."""
     paths = {path for name in METHODS for path in flatten(to_dict(Config(method=method_config(name))))}
     paths |= {f"tune.{field.name}" for field in dataclasses.fields(TuneSettings)}
-    scripts = [*ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("scripts/*"), ROOT / "tests/faults/all.py"]
+    scripts = [
+        *ROOT.glob("benchmarks/**/*.py"),
+        *filter(Path.is_file, ROOT.glob("scripts/*")),
+        ROOT / "tests/faults/all.py",
+    ]
     told = set[str]().union(*(re.findall(FLAG, path.read_text()) for path in scripts))
     commands = set[str]().union(*(options_of(verb) for verb in VERBS))
     return commands | set(FLAGS) | {f"--{path.replace('_', '-')}" for path in paths} | told | FOREIGN

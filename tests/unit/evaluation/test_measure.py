@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.vectors import knn_classify, normalise
-from rayssl.pipeline.evaluation import measure
+from rayssl.pipeline.evaluation import measure, metrics
 from rayssl.pipeline.evaluation.measure import (
     Record,
     drop_stale_records,
@@ -22,6 +22,7 @@ from rayssl.pipeline.evaluation.measure import (
     read_evaluation,
     write_evaluation,
 )
+from rayssl.pipeline.evaluation.records import told_of
 from rayssl.pipeline.features.whitening import Whitening, fit_whitening
 from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings
@@ -290,3 +291,22 @@ def test_what_flatters_a_figure_is_added_to_its_protocol_once(tmp_path: Path) ->
     assert flattered([once], tmp_path) == [once]
     elsewhere = cast(Record, {**plain, "data": "others"})
     assert flattered([elsewhere], tmp_path) == [elsewhere]
+
+
+def test_intervals_of_retrieval_are_of_proportions_and_of_a_mean() -> None:
+    test = make("test", 100, seed=1)
+    records = evaluate(make("train", 300), test)
+    assert test.labels is not None
+    figures = metrics.retrieval_per_query(test.vectors, test.labels)
+    recall, mean = figures["recall@1"], figures["map@r"]
+    assert records["retrieval/recall@1"]["interval"] == pytest.approx(
+        metrics.interval_of_proportion(int(recall.sum()), len(recall))
+    )
+    assert records["retrieval/map@r"]["interval"] == pytest.approx(metrics.interval_of_mean(mean, least=0.0, most=1.0))
+
+
+def test_three_figures_that_are_not_shown_are_named(tmp_path: Path) -> None:
+    names = [f"knn/{number}" for number in range(5)]
+    assert told_of(tmp_path, []) == ""
+    assert told_of(tmp_path, names[:3]).startswith("knn/0, knn/1, knn/2 in ")
+    assert told_of(tmp_path, names).startswith("knn/0, knn/1, knn/2 and 2 more in ")

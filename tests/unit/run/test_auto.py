@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -44,3 +45,24 @@ def test_a_network_without_stages_takes_no_layer_decay() -> None:
     restrict(encoder, TrainConfig())
     with pytest.raises(UserError, match=r"--train.layer-decay 0.5: linear has no stages: use 1"):
         restrict(encoder, TrainConfig(layer_decay=0.5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75])
+def test_a_step_takes_the_mean_of_small_views_and_full_ones(
+    share: float, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 4.0 if small else 1.0)  # steps per second
+    config = tiny_config()
+    config = replace(config, train=replace(config.train, small_views=share))
+    assert auto.seconds_a_step(cast(Any, SimpleNamespace(config=config))) == share / 4 + (1 - share)
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_one_worker_writes_down_what_the_precision_became(
+    is_main: bool, tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(changes={"train.precision": "auto"})
+    work = SimpleNamespace(config=config, precision="bf16", is_main=is_main, run=tmp_path)
+    auto.fix_precision(cast(Any, work))
+    assert work.config.train.precision == "bf16"
+    assert (tmp_path / "config.json").exists() == is_main

@@ -1,13 +1,14 @@
 """Which run folder may be continued."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.config import override
+from rayssl.pipeline.config import Config, override
 from rayssl.pipeline.run.folder import read_manifest, update_manifest
-from rayssl.pipeline.run.identity import check_trained
+from rayssl.pipeline.run.identity import as_planned, check_trained
 from rayssl.pipeline.stages.start import Prepared
 
 
@@ -28,3 +29,14 @@ def test_a_run_that_was_stopped_takes_no_fewer_steps(prepared: Callable[..., Pre
     check_trained(override(found.config, {"train.steps": 4}), found.dataset, found.run)
     with pytest.raises(UserError, match="already been trained for 4 steps: 3 is less"):
         check_trained(override(found.config, {"train.steps": 3}), found.dataset, found.run)
+
+
+def test_what_was_planned_for_another_method_is_planned_again(tiny_config: Callable[..., Config]) -> None:
+    plan = ("method.temperature", "train.batch_size")
+    before = override(tiny_config("simclr"), {"method.temperature": 0.9, "train.batch_size": 4})
+    for method, kept in (("simclr", plan), ("essl", ("train.batch_size",))):
+        config = replace(tiny_config(method), plan=plan)
+        found = as_planned(config, before)
+        assert found.train.batch_size == 4
+        assert (found.method.temperature == 0.9) == ("method.temperature" in kept)
+        assert set(found.plan) == set(plan) - set(kept)
