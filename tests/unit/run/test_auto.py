@@ -51,7 +51,7 @@ def test_a_network_without_stages_takes_no_layer_decay() -> None:
 def test_a_step_takes_the_mean_of_small_views_and_full_ones(
     share: float, tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: 4.0 if small else 1.0)  # steps per second
+    monkeypatch.setattr(auto, "measure_speed", lambda work, small, timed: {0.0: 1.0, 1.0: 4.0}[small])
     config = tiny_config()
     config = replace(config, train=replace(config.train, small_views=share))
     assert auto.seconds_a_step(cast(Any, SimpleNamespace(config=config))) == share / 4 + (1 - share)
