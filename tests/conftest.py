@@ -10,6 +10,9 @@ from hypothesis import settings
 # By default an example that takes 0.2 s fails, which on a busy machine any may.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# Before torch is imported, here and in every process that a test starts: calculations are small, and a second thread
+# that waits for its part takes the core on which other tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("WANDB_MODE", "disabled")

@@ -30,7 +30,9 @@ FILES = ("pyproject.toml",)
 CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js"})
 
 NEW_RUN_VERBS = frozenset({"run", "pretrain", "tune"})  # take a recipe and write a run folder: --out
-NO_JOB = frozenset({"__init__", "main", "submit"})  # modules of jobs/ that are no verb of a job
+NO_JOB = frozenset(
+    {"__init__", "main", "submit", "cli", "decoding", "start"}
+)  # modules of jobs/ that are no verb of a job
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 
 REACH_SECONDS = 5.0  # for the first answer of the job server

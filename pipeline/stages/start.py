@@ -87,7 +87,17 @@ def prepare(
     if dataset.idle_rows:
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that match no image: {named}")
+    warn_of_turned_views(config, warn)
     return Prepared(config, run, dataset, planned)
+
+
+def warn_of_turned_views(config: Config, warn: Callable[[str], None]) -> None:
+    """RotNet cannot learn how an image is rotated if its views are rotated already."""
+    if configuration.method_name(config) != "rotnet":
+        return
+    used = {operation["name"] for view in config.augment.views or () for operation in view.get("operations", ())}
+    for name in sorted(used & {"rotation", "quarter_turn"}):
+        warn(f"the views have {name}, and RotNet is to predict how an image is rotated: leave it out of --augment.spec")
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:

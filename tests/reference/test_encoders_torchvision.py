@@ -167,8 +167,8 @@ def test_messages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         ({"name": "mnasnet0_5"}, "mnasnet0_5 cannot be kept as a safetensors file"),
         ({"name": "vit_b_16", "image_size": 30}, "vit_b_16 cannot take images of 30 pixels"),
         ({"name": "alexnet", "image_size": 16}, "alexnet cannot take images of 16 pixels"),
-        ({"name": "resnet18", "weights": "IMAGENET"}, r"no name for resnet18 \(names: IMAGENET1K_V1, DEFAULT\)"),
-        ({"name": "mlp", "weights": "DEFAULT"}, r"no name for mlp \(names: none\)"),
+        ({"name": "resnet18", "weights": "IMAGENET"}, r"a name for resnet18 \(names: IMAGENET1K_V1, DEFAULT\)"),
+        ({"name": "mlp", "weights": "DEFAULT"}, r"a name for mlp \(names: none\)"),
         ({"name": "resnet18", "weights": "DEFAULT"}, "`rayssl weights resnet18` fetches them"),
     ]
     for options, message in cases:

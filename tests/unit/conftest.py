@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import quiet
+from small_run import NEEDED, quiet
 
 from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import Config, override
@@ -65,7 +65,7 @@ def tiny_config(images: Path) -> Callable[..., Config]:
 
     def make(method: str = "simclr", changes: dict[str, Any] | None = None) -> Config:
         recipe = replace(build_recipe(f"{method}-folder"), plan=())
-        return override(recipe, {**TINY, "data.path": str(images), **(changes or {})})
+        return override(recipe, {**TINY, **NEEDED.get(method, {}), "data.path": str(images), **(changes or {})})
 
     return make
 

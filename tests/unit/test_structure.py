@@ -1,6 +1,7 @@
 """What may import what."""
 
 import ast
+import functools
 import importlib
 import subprocess
 import sys
@@ -22,12 +23,23 @@ FLOORS = (
 )  # fmt: skip
 
 
-def imports(path: Path) -> Iterator[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """Read once for all the tests of this file."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
+def imports(path: Path) -> tuple[str, ...]:
     """Names of the modules that a file imports anywhere in it, with the names taken from them.
 
     `rayssl.` in front of the project's own is left out: the names are those of the folders.
     """
-    for node in ast.walk(ast.parse(path.read_text())):
+    return tuple(imported(path))
+
+
+def imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name.removeprefix("rayssl.") for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -138,7 +150,7 @@ def test_files_are_listed_moved_and_locked_in_one_place(path: Path) -> None:
 def test_nothing_is_unpickled(path: Path) -> None:
     packages = {name.split(".")[0] for name in imports(path) if name != "pickle.UnpicklingError"}
     assert not packages & {"pickle", "cloudpickle", "dill", "joblib"}
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call) and ast.unparse(node.func) in ("torch.load", "np.load", "numpy.load"):
             given = {word.arg: ast.unparse(word.value) for word in node.keywords}
             assert given.get("weights_only") == "True" or given.get("allow_pickle", "False") == "False"
@@ -196,3 +208,17 @@ def test_a_method_is_one_file_and_one_line(name: str) -> None:
         for path in others
         if any(is_in(i, method.__module__.removeprefix("rayssl.")) for i in imports(path))
     ] == []
+
+
+def test_no_test_is_given_methods_by_hand() -> None:
+    """`parametrize` takes them from METHODS, so that a new one is tested by what is there."""
+    listed = [
+        f"{relative(path)}:{node.lineno}"
+        for path in sorted(ROOT.glob("tests/**/*.py"))
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("parametrize")
+        for values in node.args[1:2]
+        if isinstance(values, ast.List | ast.Tuple) and len(values.elts) > 1
+        if {getattr(value, "value", None) for value in values.elts} <= set(METHODS)
+    ]
+    assert listed == []

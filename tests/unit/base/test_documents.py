@@ -1,12 +1,15 @@
 """What the documents show works: commands parse, examples run, links lead somewhere, tables are those of the code."""
 
+import dataclasses
+import functools
 import re
 import shlex
 import sys
 import types
 import zipfile
 from collections.abc import Iterator
-from io import BytesIO
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +19,29 @@ import torch
 from PIL import Image
 
 from rayssl.jobs.cli import FLAGS, take_config_paths
-from rayssl.jobs.main import VERBS
+from rayssl.jobs.main import VERBS, main
 from rayssl.pipeline.augment import load_views, view_to_dict
 from rayssl.pipeline.augment.spec import OPERATIONS, _parameters
-from rayssl.pipeline.config import Config, method_config, override
+from rayssl.pipeline.config import Config, method_config, override, to_dict
 from rayssl.pipeline.data import open_dataset, sources
+from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.methods.base import Batch, Traits
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.recipes import RECIPES, build_recipe
-from rayssl.pipeline.tune.search import parse_settings
+from rayssl.pipeline.run.identity import flatten
+from rayssl.pipeline.tune.search import TuneSettings, parse_settings
 from rayssl.pipeline.tune.space import FAMILIES, Parameter, build_space, read_space
 
 ROOT = Path(__file__).resolve().parents[3]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-OWN_OPTIONS = {
-    "--label-fraction",
-    "--labels-per-class",
-    "-k",
-    "--save",
-    "--json",
-    "--help",
-    "--no-follow",
-    "--allow-no-token",
-    "--data",
-}
-OWN_OPTIONS |= {"--clean", "--older-than", "--grid", "--count", "--codes", "--normal", "--scratch", "--encoder"}
+# Flags of other programs, and of torchrun, Ray, pip and ruff
+FOREIGN = {"--address", "--check", "--dashboard-host", "--follow", "--generate", "--head", "--no-deps"}
+FOREIGN |= {"--nproc-per-node", "--num-cpus", "--python", "--runtime-env-json", "--strict", "--working-dir"}
+FLAG = r"(?<![\w-])--?[a-z][\w.-]*\b(?!\.…)"  # not --finetune.…, which is a group
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -66,11 +67,83 @@ def test_commands_name_verbs_recipes_and_options_that_exist(document: Path) -> N
         if verb in ("run", "pretrain", "tune", "recipes") and first not in (None, "RECIPE"):
             assert first in RECIPES
         options = {word.split("=")[0] for word in rest if word.startswith("-")}
-        assert options <= OWN_OPTIONS | set(FLAGS), f"{document.name}: {verb} {words}"
+        assert options <= options_of(verb) | set(FLAGS), f"{document.name}: {verb} {words}"
         values = {path: value for path, value in changes.items() if value not in ("DIR", "N", "M")}
         parse_settings({path[5:]: value for path, value in values.items() if path.startswith("tune.")})
         values = {path: value for path, value in values.items() if not path.startswith("tune.")}
         override(build_recipe(first) if first in RECIPES else Config(method=method_config("simclr")), values)
+
+
+@functools.cache
+def options_of(verb: str) -> set[str]:
+    """What the help of a command shows."""
+    shown = StringIO()
+    with redirect_stdout(shown), redirect_stderr(shown), suppress(SystemExit):
+        main([verb, "--help"])
+    return set(re.findall(FLAG, shown.getvalue()))
+
+
+@functools.cache
+def all_flags() -> set[str]:
+    """Of all commands, of every path of a config, of the scripts and of the benchmarks."""
+    paths = {path for name in METHODS for path in flatten(to_dict(Config(method=method_config(name))))}
+    paths |= {f"tune.{field.name}" for field in dataclasses.fields(TuneSettings)}
+    scripts = [
+        *ROOT.glob("benchmarks/**/*.py"),
+        *filter(Path.is_file, ROOT.glob("scripts/*")),
+        ROOT / "tests/faults/all.py",
+    ]
+    told = set[str]().union(*(re.findall(FLAG, path.read_text()) for path in scripts))
+    commands = set[str]().union(*(options_of(verb) for verb in VERBS))
+    return commands | set(FLAGS) | {f"--{path.replace('_', '-')}" for path in paths} | told | FOREIGN
+
+
+PAGES = [*DOCUMENTS, ROOT / "benchmarks/README.md"]
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_flags_exist(document: Path) -> None:
+    code = " ".join(re.findall(r"```.*?```|`[^`\n]+`", without_examples(document), re.DOTALL))
+    assert {flag for flag in re.findall(FLAG, code) if flag.startswith("--")} - all_flags() == set()
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_files_of_the_project_exist(document: Path) -> None:
+    text = without_examples(document)
+    named = re.findall(r"(?<![\w/])((?:pipeline|jobs|tests|benchmarks|scripts|docs)/[\w./-]*\w/?)(?![\w{*])", text)
+    assert [name for name in named if not (ROOT / name).exists() and "FOLDER" not in name] == []
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_benchmarks_take_the_flags_that_they_are_given(document: Path) -> None:
+    paths = set(flatten(to_dict(Config(method=method_config("simclr")))))
+    for script, words in re.findall(r"python\s+(benchmarks/\w+\.py)([^`]*)`", document.read_text()):
+        given = {flag for flag in re.findall(FLAG, words) if flag.startswith("--")}
+        own = {flag for flag in given if flag[2:].replace("-", "_") not in paths and not flag.startswith("--method.")}
+        source = (ROOT / script).read_text()
+        assert [flag for flag in own if flag not in source] == [], script
+
+
+@pytest.mark.parametrize("document", PAGES, ids=relative)
+def test_keys_of_the_config_exist(document: Path) -> None:
+    """`train.batch_size` and the like; names of files are none."""
+    groups = "|".join(field.name for field in dataclasses.fields(Config) if "Config" in str(field.type))
+    paths = {path for name in METHODS for path in flatten(to_dict(Config(method=method_config(name))))}
+    named = re.findall(rf"`((?:{groups})\.[a-z_]+)`", document.read_text())
+    files = {"encoder.json", "encoder.safetensors", "search.json", "search.safetensors", "cluster.yaml", "index.faiss"}
+    manifest = {"data.concluded", "data.duplicates", "data.started"}
+    assert set(named) - paths - files - manifest - {"finetune.json", "train.parquet"} == set()
+
+
+def without_examples(document: Path) -> str:
+    """The text without code that is not there yet."""
+    text = document.read_text()
+    return re.sub(
+        r"`pipeline/methods/barlow\.py`|`--method\.redundancy [^`]*`|<!-- example: method -->.*?^```$",
+        "",
+        text,
+        flags=re.DOTALL | re.MULTILINE,
+    )
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:

@@ -17,7 +17,9 @@ from typing import Any
 
 import pytest
 
+import rayssl
 import rayssl.jobs.submit
+from rayssl.jobs.main import VERBS
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.cluster import submit
 
@@ -237,6 +239,14 @@ def test_wrong_arguments(client: FakeClient, argv: list[str], message: str) -> N
     with pytest.raises(UserError, match=message):
         send(argv)
     assert client.submitted == {}
+
+
+def test_every_command_but_submit_can_be_a_job(client: FakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submit, "CODE", Path(rayssl.__file__).parents[1])
+    with pytest.raises(UserError) as error:
+        send(["prob"])
+    offered = str(error.value).rpartition("a job runs one of ")[2].split(", ")
+    assert set(offered) == set(VERBS) - {"submit"}
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:8265", "ray://127.0.0.1:10001", "auto", "http://", "os://x"])

@@ -10,6 +10,7 @@ import pytest
 
 from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.evaluation.doubts import doubts_of_figures, doubts_of_training, warnings_of
+from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.stages.story import run_worker_stages
 
@@ -98,7 +99,7 @@ def test_figures_that_say_that_nothing_was_learned(changed: dict[str, float], to
     assert told is None or told in found[0]
 
 
-@pytest.mark.parametrize("method", ["simclr", "rotnet", "autoencoder"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_learns_nothing_says_it_at_the_end_and_keeps_it(method: str, prepared: Prepare) -> None:
     told: list[str] = []
 

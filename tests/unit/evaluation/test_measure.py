@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,17 +11,20 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.vectors import knn_classify, normalise
-from rayssl.pipeline.evaluation import measure
+from rayssl.pipeline.evaluation import measure, metrics
 from rayssl.pipeline.evaluation.measure import (
     Record,
     drop_stale_records,
     evaluate_embeddings,
+    flattered,
     is_evaluated,
     raw_pixel_embeddings,
     read_evaluation,
     write_evaluation,
 )
+from rayssl.pipeline.evaluation.records import told_of
 from rayssl.pipeline.features.whitening import Whitening, fit_whitening
+from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings
 
 
@@ -275,3 +279,35 @@ def test_knn_is_left_out_where_training_images_are_of_some_classes() -> None:
     settings = {"k": 20, "temperature": 0.07, "clusters": None, "seed": 3}
     found = {record["metric"] for record in evaluate_embeddings(*sets, **settings, all_classes=False)}  # type: ignore[arg-type]
     assert found == (LABEL_FREE | LABELLED) - {"knn/top1", "knn-whitened/top1"}
+
+
+def test_what_flatters_a_figure_is_added_to_its_protocol_once(tmp_path: Path) -> None:
+    sizes = {"train": 9, "val": 0, "test": 9, "image_size": 8, "channels": 3, "classes": None}
+    counts = {"test": 9, "test_in_train": 2}
+    update_manifest(tmp_path, {"data": {"name": "pets", "fingerprint": "f", **sizes, "duplicates": counts}})
+    plain = {**evaluate(make("train", 30), make("test", 9))["knn/top1"], "protocol": "k=20"}
+    (once,) = flattered([cast(Record, plain)], tmp_path)
+    assert once["protocol"] == "k=20; flattered: 2 of 9 test images are also in training"
+    assert flattered([once], tmp_path) == [once]
+    elsewhere = cast(Record, {**plain, "data": "others"})
+    assert flattered([elsewhere], tmp_path) == [elsewhere]
+
+
+def test_intervals_of_retrieval_are_of_proportions_and_of_a_mean() -> None:
+    test = make("test", 100, seed=1)
+    records = evaluate(make("train", 300), test)
+    assert test.labels is not None
+    figures = metrics.retrieval_per_query(test.vectors, test.labels)
+    recall, mean = figures["recall@1"], figures["map@r"]
+    assert records["retrieval/recall@1"]["interval"] == pytest.approx(
+        metrics.interval_of_proportion(int(recall.sum()), len(recall))
+    )
+    assert records["retrieval/map@r"]["interval"] == pytest.approx(metrics.interval_of_mean(mean, least=0.0, most=1.0))
+
+
+def test_three_figures_that_are_not_shown_are_named(tmp_path: Path) -> None:
+    names = [f"knn/{number}" for number in range(5)]
+    assert told_of(tmp_path, []) == ""
+    assert told_of(tmp_path, names[:3]).startswith("knn/0, knn/1, knn/2 in ")
+    for count in (4, 5):
+        assert f"knn/2 and {count - 3} more in " in told_of(tmp_path, names[:count])

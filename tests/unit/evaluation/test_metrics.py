@@ -93,6 +93,18 @@ def test_accuracy_is_the_best_of_all_matchings(seed: int) -> None:
     assert metrics.cluster_agreement(assignment, labels)["acc"] == pytest.approx(best)
 
 
+def test_agreement_where_there_is_one_cluster_or_one_class() -> None:
+    one, both = np.zeros(6, dtype=np.int64), np.array([0, 0, 0, 1, 1, 1])
+    for assignment, labels, acc, nmi in ((one, one, 1.0, 1.0), (one, both, 0.5, 0.0), (both, one, 0.5, 0.0)):
+        found = metrics.cluster_agreement(assignment, labels)
+        assert (found["acc"], found["nmi"]) == (acc, nmi)
+
+
+def test_agreement_is_whole_where_only_the_names_differ() -> None:
+    labels = np.array([0, 1, 2, 2, 1, 0, 0])
+    assert metrics.cluster_agreement((labels + 1) % 3, labels) == pytest.approx({"acc": 1.0, "nmi": 1.0, "ari": 1.0})
+
+
 def test_cluster_intervals_hold_their_value_and_narrow() -> None:
     rng = np.random.default_rng(0)
     widths = []

@@ -15,7 +15,7 @@ from rayssl.pipeline.base.errors import MissingError, UserError
 from rayssl.pipeline.base.files import write_json
 from rayssl.pipeline.base.lease import settled, writer_lock
 from rayssl.pipeline.base.seals import note
-from rayssl.pipeline.run.folder import mark_stage, read_manifest, stage_done, stage_key, update_manifest
+from rayssl.pipeline.run.folder import mark_stage, read_manifest, read_race, stage_done, stage_key, update_manifest
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.run.software import describe_software
 
@@ -303,3 +303,8 @@ def test_no_folder_of_a_run_leads_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "linked").symlink_to(run)  # a link to the run itself is none
     write_json(tmp_path / "linked" / "figures" / "a.json", {})
     assert (run / "figures" / "a.json").exists()
+
+
+def test_a_folder_without_a_race_is_told_how_to_run_one(tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match=r"is not a race \(no race.json\): `rayssl race DIR` runs one"):
+        read_race(tmp_path)

@@ -170,6 +170,25 @@ def test_a_run_that_was_trained_wants_its_images_and_no_fewer_steps(tiny_config:
     check_trained(replace(config, method=None), open_data(config), run)  # `rayssl embed` without training
 
 
+@pytest.mark.parametrize(
+    ("method", "operation", "told"),
+    [
+        ("rotnet", "rotation", 1),
+        ("rotnet", "quarter_turn", 1),
+        ("rotnet", "horizontal_flip", 0),
+        ("simclr", "rotation", 0),
+    ],
+)
+def test_rotnet_is_warned_of_rotated_views(
+    method: str, operation: str, told: int, tiny_config: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "views.json").write_text(json.dumps({"operations": [{"name": operation}]}))
+    config = tiny_config(method, {"augment.spec": str(tmp_path / "views.json")})
+    warnings: list[str] = []
+    prepare_quietly(config, tmp_path / "run", warnings)
+    assert len([line for line in warnings if f"the views have {operation}" in line]) == told
+
+
 def test_a_folder_with_something_else(tiny_config: Make, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("all my work")
     with pytest.raises(UserError, match="is not empty and is not a run folder"):

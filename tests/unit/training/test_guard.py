@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import TrainConfig
+from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.trainable import add_adapters, parameter_groups, rate_scales, stage_paths, without_adapters
@@ -158,7 +159,7 @@ def test_one_bad_look_ends_nothing(prepared: Prepare, monkeypatch: pytest.Monkey
     assert len(rows(run, "pretrain")) == 20
 
 
-@pytest.mark.parametrize("method", ["simclr", "autoencoder"])
+@pytest.mark.parametrize("method", METHODS)
 def test_looking_changes_no_bit_of_training(method: str, prepared: Prepare) -> None:
     found = {}
     for watch in ("yes", "no"):

@@ -17,6 +17,7 @@ from rayssl.pipeline.base.device import resolve_precision, to_float
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import Config
+from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
 from rayssl.pipeline.run import auto
 from rayssl.pipeline.run.build import compile_or_capture, new_method
@@ -37,7 +38,6 @@ from rayssl.pipeline.training.step import Step, to_batch
 CPU = torch.device("cpu")
 PLANNED = 40  # steps of the plan that the toy's steps are a part of
 Prepare = Callable[..., Prepared]
-METHODS = ("simclr", "rotnet", "autoencoder", "byol")
 
 
 class Toy(Method[None]):

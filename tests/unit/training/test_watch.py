@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.stages import pretrain
@@ -114,7 +115,7 @@ def trained(run: Path, reporter: Silent) -> dict[str, torch.Tensor]:
     return load_encoder(run).state_dict()
 
 
-@pytest.mark.parametrize("method", ["simclr", "rotnet"])
+@pytest.mark.parametrize("method", METHODS)
 def test_looking_changes_no_bit_of_the_training(
     method: str, prepared: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:
