@@ -114,6 +114,7 @@ from rayssl.pipeline.run.build import (
     views_of,
 )
 from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import resolve
 from rayssl.pipeline.run.software import describe_software
 from rayssl.pipeline.training.batches import load_batches
@@ -201,7 +202,6 @@ class Item:
 def main() -> int:
     """Parse, go through the items until the time is over, keep every result."""
     options = parse()
-    recipes.has_gpu = lambda: True  # the recipes as they are there, also where this is only tried
     path = options.out / "accelerator.json"
     results = json.loads(path.read_text()) if path.exists() else {"benchmark": "accelerator"}
     if results.setdefault("tiny", options.tiny) != options.tiny:
@@ -436,7 +436,8 @@ def new_work(recipe: str, dataset: Dataset, bench: Bench, changes: dict[str, Any
     """A recipe with some changes on a data set, as the stages have it, but without a run folder."""
     small = {"encoder.name": "resnet-tiny", "train.batch_size": 8} if bench.tiny else {}
     config = configuration.override(recipes.build_recipe(recipe), {**small, **changes})
-    config = resolve(config, dataset, print)
+    # As on a GPU, also where this is only tried.
+    config = resolve(configuration.for_device(config, "cuda"), dataset, print, Machine("cuda", os.cpu_count() or 1))
     if config.augment.backend == "auto":
         config = replace(config, augment=replace(config.augment, backend="batched"))
     on = bench.device if device is None else torch.device(device)

@@ -24,9 +24,13 @@ def open_for_profile(config: Config, display: Display) -> "Work":
     from rayssl.pipeline.base.reporter import LocalReporter
     from rayssl.pipeline.run.auto import decide, with_training
     from rayssl.pipeline.run.context import Work
+    from rayssl.pipeline.run.machine import describe_sizes, this_machine
     from rayssl.pipeline.run.resolve import open_and_resolve
 
+    sizes = [path for path in config.on_gpu if path not in config.plan]
     config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
+    for line in describe_sizes(config, this_machine(config), sizes):
+        display({"message": line.strip()})
     work = decide(Work.begin(None, LocalReporter(display), config, dataset))
     if config.train.compile == "auto" and work.device.type == "cuda":
         chosen = work.config.train.compile

@@ -13,11 +13,11 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.run.build import is_guarded, traits_of
 from rayssl.pipeline.run.plan import (
     START_SECONDS,
+    Machine,
     Sizes,
     stages_seconds,
     step_seconds,
 )
-from rayssl.pipeline.run.resolve import machine_of
 
 A_GUESS = "(a guess for an idle machine: the live line knows better)"
 
@@ -53,22 +53,22 @@ def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
     return Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes, depthwise)
 
 
-def training_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
+def training_seconds(config: Config, machine: Machine, flops: float, steps: int, depthwise: float = 0.0) -> float:
     """A rough guess from the operations that a step needs; see `rayssl.pipeline.run.plan.step_seconds`."""
     if config.train.minutes:
         return 60 * config.train.minutes
     sizes = sizes_of(config, flops, depthwise)
-    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+    return steps * step_seconds(sizes, machine, config.train.batch_size, config.train.small_views)
 
 
 def expected_seconds(
-    config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
+    config: Config, machine: Machine, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
 ) -> tuple[float, float]:
     """What the training steps take, and what the stages that follow."""
     from rayssl.pipeline.models.pretrained import FROZEN_MOST, available
 
-    training = training_seconds(config, facts["flops"], steps, facts["depthwise"])
-    sizes, machine = sizes_of(config, facts["flops"], facts["depthwise"]), machine_of(config)
+    training = training_seconds(config, machine, facts["flops"], steps, facts["depthwise"])
+    sizes = sizes_of(config, facts["flops"], facts["depthwise"])
     images = sum(len(split) for split in (data.train, data.val, data.test) if split is not None)
     has_labels = bool(data.class_names) and not data.some_classes
     named = [stage for stage in stages if has_labels or stage not in ("probe", "finetune")]

@@ -18,9 +18,11 @@ from rayssl.pipeline.run.data_paths import at_places_of, check_there, moved, sta
 from rayssl.pipeline.run.estimate import check_disk, expected_length, expected_seconds
 from rayssl.pipeline.run.folder import is_unstarted, recorded, update_manifest
 from rayssl.pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
+from rayssl.pipeline.run.machine import describe_sizes, this_machine
 from rayssl.pipeline.run.plan import (
     MINUTES,
     STRENGTHS,
+    Machine,
 )
 from rayssl.pipeline.run.resolve import open_and_resolve, settled
 from rayssl.pipeline.run.software import describe_software
@@ -39,16 +41,24 @@ class Prepared:
     config: Config
     run: Path
     dataset: Dataset
+    machine: Machine  # that its workers have
     planned: tuple[str, ...] = ()  # paths whose values were planned just now
+    by_device: tuple[str, ...] = ()  # paths whose values the recipe has for this kind of machine
     seconds: float = 0.0  # that its stages are expected to take, the start apart
 
 
 def prepare(
-    config: Config, run: Path, *, command: str, warn: Callable[[str], None], progress: Callable[[int, int], None]
+    config: Config,
+    run: Path,
+    *,
+    command: str,
+    warn: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    machine: Machine | None = None,
 ) -> Prepared:
     """Resolve the config, check it against a run that is there already, and write config.json and manifest.json.
 
-    Raises UserError before anything is written.
+    `machine`: what the workers will have; None: this one. Raises UserError before anything is written.
     """
     if "://" in str(run):
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
@@ -56,8 +66,9 @@ def prepare(
     if before is not None:
         config = read_as_before(settled(as_planned(config, before), before), before)
         check_there(run, config)
-    planned = config.plan
-    config, dataset = open_and_resolve(config, warn, progress)
+    planned, by_device = config.plan, tuple(config.on_gpu)
+    machine = machine or this_machine(config)
+    config, dataset = open_and_resolve(config, warn, progress, machine)
     sizes, _, _ = check_disk(config, dataset, run)
     check_index(config, dataset, sizes["dim"])
     if before is not None:
@@ -87,7 +98,7 @@ def prepare(
     if dataset.idle_rows:
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that match no image: {named}")
-    return Prepared(config, run, dataset, planned)
+    return Prepared(config, run, dataset, machine, planned, by_device)
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
@@ -118,7 +129,7 @@ def announce(
     config, data = prepared.config, prepared.dataset
     sizes, needed, free = check_disk(config, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
-    training, after = expected_seconds(config, sizes, data, steps, stages)
+    training, after = expected_seconds(config, prepared.machine, sizes, data, steps, stages)
     say(f"{prepared.run}")
     for line in lines(data):
         say(line)
@@ -132,6 +143,9 @@ def announce(
     teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]
     if any(teacher):
         say(f"  teacher  {', '.join(filter(None, teacher))}")
+    by_device = [path for path in prepared.by_device if path not in prepared.planned]
+    for line in describe_sizes(config, prepared.machine, by_device):
+        say(line)
     length = expected_length(config, training, after, alone=alone)
     say(f"  expected {length}; {format_bytes(needed)} of {format_bytes(free)} free disk")
     if "train.steps" in prepared.planned:
