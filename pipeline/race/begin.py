@@ -11,7 +11,7 @@ from rayssl.pipeline.race.candidates import Entry, Network, asked_networks, entr
 from rayssl.pipeline.race.networks import sized
 from rayssl.pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
 from rayssl.pipeline.race.race_file import NAME, About, Ledger, load_ledger
-from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.estimate import check_disk, check_network
 from rayssl.pipeline.run.folder import stage_key
 from rayssl.pipeline.run.identity import FREE, flatten
 from rayssl.pipeline.run.machine import this_machine
@@ -51,7 +51,7 @@ def plan_race(
             f"{dataset.path} leaves no image to compare candidates by: hold out more (--data.val-fraction is "
             f"{config.data.val_fraction:g}), or give more labels, at least some of every class, or none"
         )
-    check_disk(config, dataset, Path())
+    check_disk(config, check_network(config, dataset), dataset, out or Path("runs"))
     networks = sized([*asked, *found], channels=dataset.channels, image_side=dataset.image_size, warn=warning_by(shown))
     # One split for all: what is held out is settled here.
     fixed = {**changes, "data.val_fraction": config.data.val_fraction}

@@ -22,10 +22,10 @@ from rayssl.pipeline.run.plan import (
 A_GUESS = "(a guess for an idle machine: the live line knows better)"
 
 
-def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], float, float]:
-    """Facts of the encoder, bytes needed and bytes free; raises UserError where the disk is too small.
+def check_network(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Facts of the encoder, see `rayssl.pipeline.models.encoder.describe`.
 
-    Builds the encoder and the method once, so that what does not go together ends here and not in a worker.
+    Builds the encoder and the method, so that what does not go together ends here and not in a worker: UserError.
     """
     from rayssl.pipeline.methods import load_method
     from rayssl.pipeline.models.encoder import describe
@@ -37,11 +37,16 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
     if method is not None:
         restrict(encoder, config.train)
         load_method(method)(config.method, encoder, traits_of(config, dataset))
+    return facts
+
+
+def check_disk(config: Config, facts: Mapping[str, Any], dataset: Dataset, run: Path) -> tuple[float, float]:
+    """Bytes that a run with such an encoder needs, and bytes free; raises UserError where the disk is too small."""
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     needed, free = expected_bytes(config, facts, images), shutil.disk_usage(existing_parent(run)).free
     if needed > free:
         raise UserError(f"--out {run} needs about {format_bytes(needed)}: only {format_bytes(free)} are free")
-    return facts, needed, free
+    return needed, free
 
 
 def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
@@ -91,7 +96,7 @@ def in_all(seconds: float) -> str:
     return f"about {format_duration(START_SECONDS + seconds)} in all {A_GUESS}"
 
 
-def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
+def expected_bytes(config: Config, facts: Mapping[str, Any], images: int) -> float:
     """Checkpoints (weights and optimiser state), exports, embeddings and index."""
     weights = 4.0 * facts["parameters"]
     checkpoint = 4.5 if is_guarded(config) else 3.5  # the best state is in it, too

@@ -1,8 +1,8 @@
 """Before anything runs: resolve the config against the data, refuse what cannot work, and say what will happen."""
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.data.concluded import facts, lines
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.data_paths import at_places_of, check_there, moved, started_at
-from rayssl.pipeline.run.estimate import check_disk, expected_length, expected_seconds
+from rayssl.pipeline.run.estimate import check_disk, check_network, expected_length, expected_seconds
 from rayssl.pipeline.run.folder import is_unstarted, recorded, update_manifest
 from rayssl.pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
 from rayssl.pipeline.run.machine import describe_sizes, this_machine
@@ -44,6 +44,7 @@ class Prepared:
     machine: Machine  # that its workers have
     planned: tuple[str, ...] = ()  # paths whose values were planned just now
     by_device: tuple[str, ...] = ()  # paths whose values the recipe has for this kind of machine
+    network: Mapping[str, Any] = field(default_factory=dict)  # facts of the encoder of a run that is announced
     seconds: float = 0.0  # that its stages are expected to take, the start apart
 
 
@@ -69,8 +70,9 @@ def prepare(
     planned, by_device = config.plan, tuple(config.on_gpu)
     machine = machine or this_machine(config)
     config, dataset = open_and_resolve(config, warn, progress, machine)
-    sizes, _, _ = check_disk(config, dataset, run)
-    check_index(config, dataset, sizes["dim"])
+    network = check_network(config, dataset)
+    check_disk(config, network, dataset, run)
+    check_index(config, dataset, network["dim"])
     if before is not None:
         known = recorded(run, dataset)
         config = continue_run(before if known is None else at_places_of(before, config), config, run)
@@ -98,7 +100,7 @@ def prepare(
     if dataset.idle_rows:
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that match no image: {named}")
-    return Prepared(config, run, dataset, machine, planned, by_device)
+    return Prepared(config, run, dataset, machine, planned, by_device, network)
 
 
 def data_facts(dataset: Dataset) -> dict[str, Any]:
@@ -127,7 +129,8 @@ def announce(
     Returns the seconds that these are expected to take, the start apart, which a run that is not `alone` shares.
     """
     config, data = prepared.config, prepared.dataset
-    sizes, needed, free = check_disk(config, data, prepared.run)
+    sizes = prepared.network
+    needed, free = check_disk(config, sizes, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
     training, after = expected_seconds(config, prepared.machine, sizes, data, steps, stages)
     say(f"{prepared.run}")

@@ -23,7 +23,7 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.data.concluded import facts
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.run.build import count_steps, traits_of
-from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.estimate import check_disk, check_network
 from rayssl.pipeline.run.identity import as_planned, flatten
 from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import fit_batch, open_and_resolve
@@ -154,7 +154,7 @@ def plan_search(
     config, dataset = open_and_resolve(config, warn, progress, machine)
     if before is None or "train.steps" not in opened:  # else they are the trials' own
         config = with_share(config, dataset, settings.share)
-    check_disk(config, dataset, out)
+    check_disk(config, check_network(config, dataset), dataset, out)
     labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
     objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
     check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)

@@ -12,6 +12,7 @@ import pytest
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.models import encoder
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.estimate import existing_parent, expected_bytes, training_seconds
@@ -237,6 +238,22 @@ def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monke
     assert announce(prepared, lines.append) == 1100
     told = "about 1.5 min of training steps, about 25 min more to start and for what follows: about 27 min in all"
     assert told in lines[-1]
+
+
+def test_the_network_is_built_once_before_a_start(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of itself is known when the run is announced."""
+    built: list[str] = []
+    plain = encoder.describe
+
+    def describe(network: encoder.Encoder) -> dict[str, Any]:
+        built.append(network.name)
+        return plain(network)
+
+    monkeypatch.setattr(encoder, "describe", describe)
+    announce(prepare_quietly(tiny_config(), tmp_path / "run"), lambda line: None)
+    assert built == ["cnn-small"]
 
 
 def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
