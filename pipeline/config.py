@@ -214,7 +214,7 @@ class Config:
     # Paths that a recipe leaves open: they are planned from the data when a run starts, unless they are given.
     plan: tuple[str, ...] = ()
     # Values by path that a recipe has for a GPU; those in the fields are for a CPU. Where training runs is known when a
-    # run starts (`for_device`), and nothing of it is left in a saved run.
+    # run starts (`for_device`), and nothing of it is left in a saved run. What `override` gives counts on both.
     on_gpu: dict[str, Any] = field(default_factory=dict)
 
 

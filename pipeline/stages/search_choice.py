@@ -188,7 +188,9 @@ def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool, *,
     if not measured:
         return f"{chosen.name}, as asked"
     own = [
-        one.candidate for one in tried if is_own_network(one.candidate.source, look) and one.candidate.name.endswith(f":{LAST}")
+        one.candidate
+        for one in tried
+        if is_own_network(one.candidate.source, look) and one.candidate.name.endswith(f":{LAST}")
     ]
     told = f"{chosen.name} ({100 * chosen.score:.1f})"
     if own and own[0].name != chosen.name:
