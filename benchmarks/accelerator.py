@@ -114,6 +114,7 @@ from rayssl.pipeline.run.build import (
     views_of,
 )
 from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import resolve
 from rayssl.pipeline.run.software import describe_software
 from rayssl.pipeline.training.batches import load_batches
@@ -201,7 +202,6 @@ class Item:
 def main() -> int:
     """Parse, go through the items until the time is over, keep every result."""
     options = parse()
-    recipes.has_gpu = lambda: True  # the recipes as they are there, also where this is only tried
     path = options.out / "accelerator.json"
     results = json.loads(path.read_text()) if path.exists() else {"benchmark": "accelerator"}
     if results.setdefault("tiny", options.tiny) != options.tiny:
@@ -436,11 +436,12 @@ def new_work(recipe: str, dataset: Dataset, bench: Bench, changes: dict[str, Any
     """A recipe with some changes on a data set, as the stages have it, but without a run folder."""
     small = {"encoder.name": "resnet-tiny", "train.batch_size": 8} if bench.tiny else {}
     config = configuration.override(recipes.build_recipe(recipe), {**small, **changes})
-    config = resolve(config, dataset, print)
+    # As on a GPU, also where this is only tried.
+    config = resolve(configuration.for_device(config, "cuda"), dataset, print, Machine("cuda", os.cpu_count() or 1))
     if config.augment.backend == "auto":
         config = replace(config, augment=replace(config.augment, backend="batched"))
     on = bench.device if device is None else torch.device(device)
-    return Work(Path(), Silent(), config, dataset, on, resolve_precision(config.train.precision, on))
+    return Work(None, Silent(), config, dataset, on, resolve_precision(config.train.precision, on))
 
 
 def recordable(work: Work) -> bool:
@@ -685,7 +686,7 @@ def check_gradients(method: str, bench: Bench) -> dict[str, Any]:
 
 def step_gradient(work: Work, precision: str, *, exact: bool) -> tuple[float, Tensor]:
     """Loss and gradient of the first step; the views are the CPU's."""
-    work.precision = precision
+    work = replace(work, precision=precision)
     set_speed(not exact, exact=exact)
     torch.backends.cudnn.benchmark = False
     method = new_method(work.config, work).train()
@@ -1028,7 +1029,7 @@ def measure_speedrun(text: str, bench: Bench) -> dict[str, Any]:
     state = Training.begin(checkpoints_of(text, changes, bench), method, work)
     state.steps = state.steps or plan_steps(work, speed, bench, "train.epochs" in changes)
     print(f"[{bench.left:4.0f} s left] {state.steps - state.done} steps at {speed:.2f} a second", flush=True)
-    work.config = with_training(work.config, steps=state.steps)  # a share of which has small views
+    work = replace(work, config=with_training(work.config, steps=state.steps))  # a share of which has small views
     synchronize(work.device)
     setup = time.monotonic() - began
     train_all(work, state, bench.deadline - FOR_RATING, recorded)
@@ -1054,8 +1055,7 @@ def open_speedrun(recipe: str, changes: dict[str, Any], held_out: float, bench: 
         dataset = open_cifar10(bench.data, held_out, 512 if bench.tiny else None)
     tiny = {"train.epochs": 2, "train.minutes": None, "train.batch_size": 64} if bench.tiny else {}
     work = new_work(recipe, dataset, bench, {**changes, **tiny})
-    work.config = replace(work.config, data=replace(work.config.data, val_fraction=held_out))
-    return work
+    return replace(work, config=replace(work.config, data=replace(work.config.data, val_fraction=held_out)))
 
 
 def describe_training(work: Work, state: "Training") -> dict[str, Any]:

@@ -24,16 +24,8 @@ from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.choice import Material, Tried, paired_error, refit
 from rayssl.pipeline.search.parts import PIXELS
 from rayssl.pipeline.search.store import has_search, read_search
-from rayssl.pipeline.stages.search import (
-    Look,
-    by_agreement,
-    compare,
-    compared,
-    find_sources,
-    labels_of,
-    mixture,
-    most_numbers,
-)
+from rayssl.pipeline.stages.search_choice import by_agreement, compare, labels_of, mixture, most_numbers
+from rayssl.pipeline.stages.search_sources import Look, compared, find_sources
 
 BASELINES = (*DESCRIPTORS, PIXELS, "untrained")
 

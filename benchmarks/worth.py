@@ -101,7 +101,7 @@ def changes_of(name: str, data: Path, seed: int, minutes: float | None, method: 
 
 def without_weights(method: str) -> AbstractContextManager[Any]:
     """For those without weights: no pretrained network is at hand."""
-    return mock.patch("rayssl.pipeline.stages.search.available", list) if method in SCRATCH else nullcontext()
+    return mock.patch("rayssl.pipeline.stages.search_networks.available", list) if method in SCRATCH else nullcontext()
 
 
 def finish(run: Path, method: str, changes: dict[str, Any], threads: int | None) -> float:

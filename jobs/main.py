@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from rayssl.pipeline.base.errors import UserError, impossible_name, nearest, outside_fault
+from rayssl.pipeline.base.reporter import Interrupted
 from rayssl.pipeline.base.settings_files import cut
 from rayssl.pipeline.base.terminal import plain_lines, say
 
@@ -99,13 +100,12 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Interrupted as stop:
+        left = {"tune": "goes on with the trials that are left", "race": "goes on with the race"}
+        goes_on = left.get(verb, "continues from the checkpoint")
+        print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
+        return 128 + stop.number
     except Exception as error:
-        number = getattr(error, "number", None)
-        if type(error).__name__ == "Interrupted" and number is not None:
-            left = {"tune": "goes on with the trials that are left", "race": "goes on with the race"}
-            goes_on = left.get(verb, "continues from the checkpoint")
-            print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
-            return 128 + int(number)
         if told := impossible_name(error):
             complain(told)
             return 2

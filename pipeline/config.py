@@ -213,6 +213,9 @@ class Config:
     wandb: Literal["auto", "online", "offline", "disabled"] = "auto"
     # Paths that a recipe leaves open: they are planned from the data when a run starts, unless they are given.
     plan: tuple[str, ...] = ()
+    # Values by path that a recipe has for a GPU; those in the fields are for a CPU. Where training runs is known when a
+    # run starts (`for_device`), and nothing of it is left in a saved run. What `override` gives counts on both.
+    on_gpu: dict[str, Any] = field(default_factory=dict)
 
 
 def method_config(name: str, **values: Any) -> Any:
@@ -258,18 +261,39 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values = to_dict(config)
     if changes.get("encoder.name", config.encoder.name) != config.encoder.name:
         values["encoder"]["width"] = None  # it was said of the other network
+        values["on_gpu"].pop("encoder.width", None)
     known = sorted(_paths(values))
     for path, value in changes.items():
         path = path.replace("-", "_")
         if path not in known or path == "method.name":
             raise UserError(f"unknown option --{path}{nearest(path, known)}: see --help, or config.json of a run")
-        *parents, last = path.split(".")
-        group = values
-        for parent in parents:
-            group = group[parent]
+        group, last = _place_of(path, values)
         group[last] = _from_text(path, value, group[last]) if isinstance(value, str) else value
         values["plan"] = [open_path for open_path in values["plan"] if not _settles(path, open_path)]
+        values["on_gpu"].pop(path, None)
     return from_dict(values)
+
+
+def assign(config: Config, values: Mapping[str, Any]) -> Config:
+    """A new config with values at dotted paths, which are known; unlike `override` it says nothing of other paths."""
+    changed = to_dict(config)
+    for path, value in values.items():
+        group, last = _place_of(path, changed)
+        group[last] = value
+    return from_dict(changed)
+
+
+def for_device(config: Config, device: str) -> Config:
+    """The config for training on "cpu" or "cuda": a recipe's values for a GPU are taken, unless others were given."""
+    return dataclasses.replace(assign(config, config.on_gpu if device == "cuda" else {}), on_gpu={})
+
+
+def _place_of(path: str, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The group that a dotted path lies in, and its name there."""
+    *parents, last = path.split(".")
+    for parent in parents:
+        values = values[parent]
+    return values, last
 
 
 def _settles(path: str, planned: str) -> bool:
@@ -311,7 +335,7 @@ def load(path: Path) -> Config:
 def _paths(values: Mapping[str, Any], prefix: str = "") -> list[str]:
     paths = []
     for key, value in values.items():
-        if prefix == "" and key in ("schema", "recipe", "plan"):
+        if prefix == "" and key in ("schema", "recipe", "plan", "on_gpu"):
             continue
         if isinstance(value, dict):
             paths += _paths(value, f"{prefix}{key}.")

@@ -54,6 +54,31 @@ def lean_trainer(own_cluster: bool) -> Any:
     return LeanTrainer
 
 
+def join_workers(worker_group: Any, meeting_place: str, timeout_s: float) -> None:
+    """Have torch's process group start in every worker, by NCCL where they have GPUs.
+
+    meeting_place: where they find each other, a URL as `torch.distributed.init_process_group` wants it.
+    """
+    import ray
+    from ray.train.torch import config
+
+    gpus = worker_group.get_resources_per_worker().get("GPU", 0)
+    worker_group.execute(config._set_torch_distributed_env_vars)
+    joining = [
+        worker_group.execute_single_async(
+            rank,
+            config._setup_torch_process_group,
+            backend="nccl" if gpus > 0 else "gloo",
+            world_rank=rank,
+            world_size=len(worker_group),
+            init_method=meeting_place,
+            timeout_s=timeout_s,
+        )
+        for rank in range(len(worker_group))
+    ]
+    ray.get(joining)
+
+
 def rungs_of(scheduler: Any) -> list[tuple[int, dict[str, float]]]:
     """Of ASHA: after how many reports trials are compared, and the scores there, by trial."""
     found: list[tuple[int, dict[str, float]]] = scheduler._brackets[0]._rungs

@@ -7,33 +7,17 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import ray
-from ray.train.torch import TorchConfig, config
+from ray.train.torch import TorchConfig
 
-from rayssl.pipeline.cluster.ray_private import session_folder
+from rayssl.pipeline.cluster.ray_private import join_workers, session_folder
 
 
-class FileBackend(config._TorchBackend):
+class FileBackend(TorchConfig().backend_cls):  # type: ignore[misc]
     """Ray's process group of torch, with a file that only this user can read in the place of a server."""
 
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
         """Join the workers."""
-        place = meeting_place(meeting_folder())
-        gpus = worker_group.get_resources_per_worker().get("GPU", 0)
-        worker_group.execute(config._set_torch_distributed_env_vars)
-        joining = [
-            worker_group.execute_single_async(
-                rank,
-                config._setup_torch_process_group,
-                backend="nccl" if gpus > 0 else "gloo",
-                world_rank=rank,
-                world_size=len(worker_group),
-                init_method=place,
-                timeout_s=backend_config.timeout_s,
-            )
-            for rank in range(len(worker_group))
-        ]
-        ray.get(joining)
+        join_workers(worker_group, meeting_place(meeting_folder()), backend_config.timeout_s)
 
 
 def meeting_folder() -> Path:

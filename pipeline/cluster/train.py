@@ -24,6 +24,7 @@ from rayssl.pipeline.base.files import delete, listed, write_json
 from rayssl.pipeline.base.reporter import Interrupted, Silent, handle_signals
 from rayssl.pipeline.cluster.closed import closed_to_others, lets_anybody_in
 from rayssl.pipeline.cluster.ray_private import few_processes, lean_trainer
+from rayssl.pipeline.run.plan import Machine
 
 POLL_SECONDS = 0.2
 REACH_SECONDS = 10  # that a cluster's head may take to accept a connection
@@ -304,6 +305,15 @@ def scaling(resources: Resources) -> Any:
     cpus = resources.cpu_per_worker or max(1, int(have.get("CPU", 1) // resources.workers))
     asked = {"CPU": float(cpus), **({"GPU": float(gpus)} if gpus else {})}
     return ScalingConfig(num_workers=resources.workers, use_gpu=gpus > 0, resources_per_worker=asked)
+
+
+def cluster_machine(resources: Resources) -> Machine:
+    """What the workers of a cluster that is there already are given, GPUs and cores; connects to it for the time."""
+    quiet_ray(cluster_address(resources.address))
+    with connected(resources, lambda row: None):
+        scale = scaling(resources)
+    cores = resources.workers * int(scale.resources_per_worker["CPU"])
+    return Machine("cuda" if scale.use_gpu else "cpu", max(1, cores), resources.workers)
 
 
 def threads_asked() -> int | None:

@@ -1,7 +1,7 @@
 """Runs that are opened in this process for a look at them: a profile, anomalies."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,26 +22,20 @@ if TYPE_CHECKING:
 def open_for_profile(config: Config, display: Display) -> "Work":
     """A run that is opened as for pre-training in this process, without a run folder."""
     from rayssl.pipeline.base.reporter import LocalReporter
-    from rayssl.pipeline.run.auto import choose_backend, compiling_pays
+    from rayssl.pipeline.run.auto import decide, with_training
     from rayssl.pipeline.run.context import Work
+    from rayssl.pipeline.run.machine import describe_sizes, this_machine
     from rayssl.pipeline.run.resolve import open_and_resolve
 
+    sizes = [path for path in config.on_gpu if path not in config.plan]
     config, dataset = open_and_resolve(config, warn_on(display), show_reading(display))
-    work = Work.begin(Path(), LocalReporter(display), config, dataset)
-    backend = config.augment.backend
-    if backend in ("auto", "fastest"):
-        backend, reason = choose_backend(work)
-        display({"message": f"augmentation: {backend} backend ({reason})"})
-    # At full size, which the time of a run mostly goes to.
-    train = replace(config.train, precision=work.precision, small_views=0.0)  # type: ignore[arg-type]
-    augment = replace(config.augment, backend=backend)
-    work.config = replace(config, train=train, augment=augment)
-    if train.compile == "auto":
-        chosen: Any = "yes" if compiling_pays(work) else "no"
-        work.config = replace(work.config, train=replace(train, compile=chosen))
-        if work.device.type == "cuda":
-            display({"message": f"--train.compile {chosen}, which auto chooses by the length of the recipe's run"})
-    return work
+    for line in describe_sizes(config, this_machine(config), sizes):
+        display({"message": line.strip()})
+    work = decide(Work.begin(None, LocalReporter(display), config, dataset))
+    if config.train.compile == "auto" and work.device.type == "cuda":
+        chosen = work.config.train.compile
+        display({"message": f"--train.compile {chosen}, which auto chooses by the length of the recipe's run"})
+    return with_training(work, small_views=0.0)  # at full size, which the time of a run mostly goes to
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from rayssl.pipeline.base.errors import OutsideError, UserError
 from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.stages.start import Prepared, announce, prepare
 
 WORKER = ("pretrain", "probe", "finetune", "embed", "search")
@@ -56,11 +57,12 @@ def prepare_shown(
     display: Display,
     stages: tuple[str, ...] = ("pretrain",),
     *,
+    machine: Machine | None = None,
     alone: bool = True,
 ) -> Prepared:
-    """Prepare a run, say what it will do, and show how the images are read."""
+    """Prepare a run for a machine, None: this one, say what it will do, and show how the images are read."""
     warn = warn_on(display)
-    prepared = prepare(config, run, command=command, warn=warn, progress=show_reading(display))
+    prepared = prepare(config, run, command=command, warn=warn, progress=show_reading(display), machine=machine)
     seconds = announce(prepared, lambda line: display({"message": line}), stages, alone=alone)
     return replace(prepared, seconds=seconds)
 

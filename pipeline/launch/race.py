@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.launch.plan import new_folder
-from rayssl.pipeline.launch.resources import check_resources, resources_of
+from rayssl.pipeline.launch.resources import check_resources, resources_of, training_machine
 from rayssl.pipeline.launch.torchrun import under_torchrun
 
 if TYPE_CHECKING:
@@ -28,11 +28,16 @@ def race(
 ) -> "Race":
     """Let candidates race on the images of `data.path` in `changes`, or go on with the race in `out`."""
     from rayssl.pipeline.race.begin import plan_race
+    from rayssl.pipeline.race.candidates import plain_config
     from rayssl.pipeline.race.networks import found_networks
     from rayssl.pipeline.race.story import run_race
 
     if under_torchrun():
         raise UserError("torchrun starts `run RECIPE` and `pretrain`: a race starts its trials itself")
+    config = plain_config(changes)
+    if config.cluster.workers > 1:
+        raise UserError(f"--cluster.workers is {config.cluster.workers}: the trials of a race have one worker each")
+    check_resources(config)
     planned = plan_race(
         changes,
         candidates,
@@ -42,11 +47,8 @@ def race(
         began=began,
         shown=board,
         command=command,
+        machine=training_machine(config),
     )
-    config = planned.entries[0].config
-    if config.cluster.workers > 1:
-        raise UserError(f"--cluster.workers is {config.cluster.workers}: the trials of a race have one worker each")
-    check_resources(config)
 
     def open_track() -> "AbstractContextManager[Track]":
         from rayssl.pipeline.cluster.race import open_track as connect

@@ -3,6 +3,8 @@
 from typing import TYPE_CHECKING
 
 from rayssl.pipeline.config import Config
+from rayssl.pipeline.run.machine import this_machine
+from rayssl.pipeline.run.plan import Machine
 
 if TYPE_CHECKING:
     from rayssl.pipeline.cluster.train import Resources
@@ -14,6 +16,15 @@ def resources_of(config: Config) -> "Resources":
 
     asked = config.cluster
     return Resources(asked.workers, asked.gpu_per_worker, asked.cpu_per_worker, asked.address, asked.max_failures)
+
+
+def training_machine(config: Config) -> Machine:
+    """The machine that the workers of a run will have: this one, or what a cluster says of its own."""
+    from rayssl.pipeline.cluster.train import cluster_address, cluster_machine
+
+    if cluster_address(config.cluster.address) is None:
+        return this_machine(config)
+    return cluster_machine(resources_of(config))
 
 
 def check_resources(config: Config) -> None:

@@ -11,9 +11,10 @@ from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
-from rayssl.pipeline.launch.resources import check_resources, resources_of
+from rayssl.pipeline.launch.resources import check_resources, resources_of, training_machine
 from rayssl.pipeline.launch.torchrun import start_under_torchrun, under_torchrun
 from rayssl.pipeline.run.estimate import in_all
+from rayssl.pipeline.run.machine import this_machine
 from rayssl.pipeline.stages.start import Prepared
 
 
@@ -25,8 +26,9 @@ def start(plan: Plan, display: Display) -> None:
         check_resources(config)
     with taken_back(plan.folders):
         alone = len(plan.configs) == 1
+        machine = training_machine(plan.configs[0])
         prepared = [
-            prepare_shown(config, run, plan.command, display, plan.stages, alone=alone)
+            prepare_shown(config, run, plan.command, display, plan.stages, machine=machine, alone=alone)
             for config, run in zip(plan.configs, plan.folders)
         ]
         if not alone:
@@ -82,7 +84,7 @@ def continue_runs(plan: Plan, display: Display) -> None:
         dataset = open_own(run, config, show_reading(display))
         for name in {"probe", "finetune"} & set(plan.stages):
             require_labels(dataset, name)
-        prepared.append(Prepared(config, run, dataset))
+        prepared.append(Prepared(config, run, dataset, this_machine(config)))
     with ExitStack() as stack:
         for p in prepared:
             stack.enter_context(changed_config(p.run, p.config))

@@ -21,6 +21,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
     from rayssl.pipeline.base import collectives
     from rayssl.pipeline.base.reporter import LocalReporter, Silent
     from rayssl.pipeline.run.context import Stopped
+    from rayssl.pipeline.run.plan import Machine
     from rayssl.pipeline.stages.story import pending, run_worker_stages
 
     cuda = torch.cuda.is_available()
@@ -28,6 +29,7 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if cuda else "gloo", timeout=timedelta(hours=2))  # rank 0 reads the images first
     configs = [replace(c, cluster=replace(c.cluster, workers=dist.get_world_size())) for c in plan.configs]
+    machine = Machine("cuda" if cuda else "cpu", os.cpu_count() or 1, dist.get_world_size())
     main = collectives.rank() == 0
     reporter = LocalReporter(display)
     prepared = []
@@ -37,7 +39,9 @@ def start_under_torchrun(plan: Plan, display: Display) -> None:
             todo = None  # stays so where rank 0 fails: it alone says why
             try:
                 if main:
-                    shown = prepare_shown(config, run, plan.command, display, plan.stages, alone=len(configs) == 1)
+                    shown = prepare_shown(
+                        config, run, plan.command, display, plan.stages, machine=machine, alone=len(configs) == 1
+                    )
                     prepared.append(shown)
                     todo = pending(run, names, prepared[-1].config, prepared[-1].dataset)
             finally:

@@ -9,6 +9,8 @@ from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data.concluded import lines
 from rayssl.pipeline.launch.plan import new_folder
+from rayssl.pipeline.launch.resources import training_machine
+from rayssl.pipeline.run.machine import describe_sizes
 
 if TYPE_CHECKING:
     from rayssl.pipeline.tune.live_table import Board
@@ -29,7 +31,9 @@ def tune(
 
     with Board() as board:
         command = f"rayssl.tune(config, {str(out)!r})"
-        changes = {"data.path": config.data.path, "encoder.name": config.encoder.name}
+        changes = {"data.path": config.data.path}
+        if "encoder.name" not in config.on_gpu:  # else the recipe's own, by where training runs
+            changes["encoder.name"] = config.encoder.name
         changes |= {f"encoder.{name}": str(size) for name, size in config.encoder.sizes.items() if size is not None}
         return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space, changes)[1]
 
@@ -52,11 +56,22 @@ def run_tuning(
     def warn(text: str) -> None:
         board.say(f"warning: {text}")
 
+    machine, is_new = training_machine(config), not (out / "search.json").exists()
     search, dataset = plan_search(
-        config, settings, out, space=space, changes=changes, warn=warn, progress=lambda done, total: None
+        config,
+        settings,
+        out,
+        space=space,
+        changes=changes,
+        warn=warn,
+        progress=lambda done, total: None,
+        machine=machine,
     )
     for line in lines(dataset):
         board.say(line)
+    if is_new:
+        for line in describe_sizes(search.config, machine, [path for path in config.on_gpu if path not in config.plan]):
+            board.say(line)
     best = None
     with new_folder(out), writer_lock(out):
         before = {trial.number for trial in load_trials(out)}

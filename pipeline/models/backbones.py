@@ -63,7 +63,35 @@ def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
-class ResNet(nn.Module):
+class Backbone(nn.Module):
+    """A network that gives the outputs of its stages."""
+
+    has_code = False  # whether the features are a layer's output and no average of the last map
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """Every stage's output in order and, last, "features" (B, D)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.stages(x)["features"]
+
+
+class Convolutional(Backbone):
+    """Its features are the average of its last map."""
+
+    layer_names: tuple[str, ...]
+
+    def maps(self, x: Tensor) -> dict[str, Tensor]:
+        """The map of every stage, (B, C_s, H_s, W_s), in order."""
+        raise NotImplementedError
+
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps in order and, last, the features."""
+        maps = self.maps(x)
+        return {**maps, "features": pooled(maps[self.layer_names[-1]])}
+
+
+class ResNet(Convolutional):
     """A residual network with torchvision's parameter names and without its classifier.
 
     One group of blocks for each of `depths` and `widths`; every group but the first halves the resolution.
@@ -103,11 +131,8 @@ class ResNet(nn.Module):
             x = found[name] = self.get_submodule(name)(x)
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        return pooled(self.maps(x)[self.layer_names[-1]])
 
-
-class SmallCnn(nn.Module):
+class SmallCnn(Convolutional):
     """3×3 convolutions of stride 2, each with BatchNorm and ReLU, one for each of `widths`; any image size."""
 
     def __init__(self, channels: int, widths: tuple[int, ...]) -> None:
@@ -126,12 +151,11 @@ class SmallCnn(nn.Module):
             x = found[name] = self.get_submodule(name)(x)
         return found
 
-    def forward(self, x: Tensor) -> Tensor:
-        return pooled(self.maps(x)[self.layer_names[-1]])
 
-
-class FullyConnected(nn.Module):
+class FullyConnected(Backbone):
     """Pixels → `widths`, with ReLU between and none at the end; one image size only."""
+
+    has_code = True
 
     def __init__(self, inputs: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -139,22 +163,21 @@ class FullyConnected(nn.Module):
         for name, width_in, width_out in zip(self.layer_names, (inputs, *widths), widths, strict=False):
             self.add_module(name, nn.Linear(width_in, width_out))
 
-    def layers(self, x: Tensor) -> dict[str, Tensor]:
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The hidden activations (B, width) in order and, last, the features."""
         x, found = x.flatten(1), {}
         for name in self.layer_names[:-1]:
             x = found[name] = torch.relu(self.get_submodule(name)(x))
         return {**found, "features": self.get_submodule("output")(x)}
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)["features"]
 
-
-class StridedCnn(nn.Module):
+class StridedCnn(Backbone):
     """Convolutions of stride 2 down to at most 8 pixels a side, then one over all that is left: the code.
 
     Widths are 16, 32, 64, …, with ReLU between. For 28×28 grey it is 1→16 (3, s2, p1), 16→32 (3, s2, p1), 32→64 (7).
     """
+
+    has_code = True
 
     def __init__(self, channels: int, image_size: int, latent_dim: int | None, kernel: int) -> None:
         super().__init__()
@@ -169,15 +192,12 @@ class StridedCnn(nn.Module):
         inputs = widths[-2] if len(sides) > 1 else channels
         self.code = nn.Conv2d(inputs, latent_dim or widths[-1], sides[-1])
 
-    def layers(self, x: Tensor) -> dict[str, Tensor]:
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The map of every strided convolution in order and, last, the features (B, D)."""
         found = {}
         for name in self.layer_names:
             x = found[name] = self.get_submodule(name)(x)
         return {**found, "features": self.code(x).flatten(1)}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)["features"]
 
 
 def strided_sides(image_size: int) -> tuple[int, ...]:
@@ -188,8 +208,10 @@ def strided_sides(image_size: int) -> tuple[int, ...]:
     return tuple(sides)
 
 
-class Coded(nn.Module):
+class Coded(Backbone):
     """A convolutional network whose features are a code of `latent_dim`: one linear layer on its whole last map."""
+
+    has_code = True
 
     def __init__(self, net: "ResNet | SmallCnn", map_shape: tuple[int, int, int], latent_dim: int) -> None:
         super().__init__()
@@ -197,13 +219,10 @@ class Coded(nn.Module):
         self.map_shape = map_shape
         self.code = nn.Linear(map_shape[0] * map_shape[1] * map_shape[2], latent_dim)
 
-    def layers(self, x: Tensor) -> dict[str, Tensor]:
+    def stages(self, x: Tensor) -> dict[str, Tensor]:
         """The network's maps in order and, last, the features (B, latent_dim)."""
         found = self.net.maps(x)
         return {**found, "features": self.code(found[self.net.layer_names[-1]].flatten(1))}
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x)["features"]
 
 
 class MaskedConv2d(nn.Conv2d):
@@ -260,7 +279,7 @@ class GatedLayer(nn.Module):
         return torch.tanh(tanh_tall) * torch.sigmoid(gate_tall), wide + left if self.residual else wide
 
 
-class PixelCnn(nn.Module):
+class PixelCnn(Convolutional):
     """Gated masked convolutions: the output at a pixel has seen only pixels before it, row by row, colour by colour.
 
     `kernel` is the first layer's, the others have 3; the output has as many channels for every colour.
@@ -283,9 +302,6 @@ class PixelCnn(nn.Module):
             above, left = self.get_submodule(name)(above, left)
             found[name] = left
         return found
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pooled(self.maps(x)[self.layer_names[-1]])
 
 
 def pixelcnn_width(channels: int, least: int) -> int:

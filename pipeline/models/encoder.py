@@ -14,12 +14,8 @@ from torch import Tensor, nn
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.models.backbones import (
     RESNETS,
+    Backbone,
     Coded,
-    FullyConnected,
-    PixelCnn,
-    ResNet,
-    SmallCnn,
-    StridedCnn,
     build_backbone,
     choose_stem,
     normalise,
@@ -116,7 +112,7 @@ class Encoder(nn.Module):
     @property
     def has_code(self) -> bool:
         """Whether the features are a layer's output and no average of the last map."""
-        return isinstance(self.net, FullyConnected | StridedCnn | Coded)
+        return isinstance(self.net, Backbone) and self.net.has_code
 
     def feature_map(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) in [0, 1] to the last map before pooling, (B, C_last, h, w).
@@ -357,11 +353,8 @@ def _outputs(name: str, net: nn.Module, x: Tensor, taps: Mapping[str, str | int]
     """
     if is_timm(name):
         return timm_stages(net, x, {stage: int(position) for stage, position in taps.items()})
-    if isinstance(net, ResNet | SmallCnn | PixelCnn):
-        maps = net.maps(x)
-        return {**maps, "features": pooled(maps[net.layer_names[-1]])}
-    if isinstance(net, FullyConnected | StridedCnn | Coded):
-        return net.layers(x)
+    if isinstance(net, Backbone):
+        return net.stages(x)
     found = _recorded(net, x, {stage: str(path) for stage, path in taps.items()})
     return {stage: found[stage] for stage in (*taps, "features")}
 

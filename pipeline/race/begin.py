@@ -11,9 +11,11 @@ from rayssl.pipeline.race.candidates import Entry, Network, asked_networks, entr
 from rayssl.pipeline.race.networks import sized
 from rayssl.pipeline.race.parts import Race, Shown, reading_by, say_nothing, warning_by
 from rayssl.pipeline.race.race_file import NAME, About, Ledger, load_ledger
-from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.estimate import check_disk, check_network
 from rayssl.pipeline.run.folder import stage_key
 from rayssl.pipeline.run.identity import FREE, flatten
+from rayssl.pipeline.run.machine import this_machine
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import open_and_resolve
 from rayssl.pipeline.run.software import describe_software
 
@@ -30,30 +32,35 @@ def plan_race(
     began: float,
     shown: Shown,
     command: str,
+    machine: Machine | None = None,
 ) -> Race:
     """Open the images, settle who takes part, and go on with a race that is there; nothing is written.
+
+    `machine`: what a trial's worker has; None: this one.
 
     Raises UserError for what cannot work, and where the folder holds another race or something else.
     """
     if not minutes > 0 or minutes != minutes or minutes == float("inf"):
         raise UserError(f"--minutes is {minutes:g}: give the minutes of the whole race, e.g. --minutes 15")
     asked = asked_networks(changes)
-    config, dataset = open_and_resolve(plain_config(changes), say_nothing, reading_by(shown))
+    plain = plain_config(changes)
+    machine = machine or this_machine(plain)
+    config, dataset = open_and_resolve(plain, say_nothing, reading_by(shown), machine)
     if not len(dataset.val):
         raise UserError(
             f"{dataset.path} leaves no image to compare candidates by: hold out more (--data.val-fraction is "
             f"{config.data.val_fraction:g}), or give more labels, at least some of every class, or none"
         )
-    check_disk(config, dataset, Path())
+    check_disk(config, check_network(config, dataset), dataset, out or Path("runs"))
     networks = sized([*asked, *found], channels=dataset.channels, image_side=dataset.image_size, warn=warning_by(shown))
     # One split for all: what is held out is settled here.
     fixed = {**changes, "data.val_fraction": config.data.val_fraction}
-    entries = narrowed(entries_of(fixed, networks), names)
+    entries = narrowed(entries_of(fixed, networks, machine.device), names)
     settings = settings_of(changes, names)
     out = out if out is not None else Path("runs") / f"{dataset.name}-{stage_key(dataset.path, settings)[:6]}"
     ledger = ledger_of(out, entries, dataset, settings, minutes)
     ledger.command, ledger.software = command, describe_software()
-    return Race(out, entries, ledger, dataset, began, shown)
+    return Race(out, entries, ledger, dataset, machine, began, shown)
 
 
 def settings_of(changes: Mapping[str, Any], names: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
-from rayssl.pipeline.recipes import HELD_OUT, build_recipe, has_gpu
+from rayssl.pipeline.recipes import HELD_OUT, build_recipe
 
 MOST_NETWORKS = 2  # with weights on this machine, beside those that were named
 ADAPTED_SIZE = 128  # pixels a side, on a CPU
@@ -126,18 +126,21 @@ def asked_networks(changes: Mapping[str, Any]) -> list[Network]:
     return asked
 
 
-def entries_of(changes: Mapping[str, Any], networks: Sequence[Network]) -> list[Entry]:
-    """All candidates in the order of their chances, for the options of a command and networks with their sizes."""
+def entries_of(changes: Mapping[str, Any], networks: Sequence[Network], device: str) -> list[Entry]:
+    """All candidates in the order of their chances, for the options of a command and networks with their sizes.
+
+    `device`: "cpu" or "cuda", on which they train.
+    """
     everywhere, encoder, _ = split_options(changes)
     student = {**everywhere, **student_of(encoder)}
     entries = [Entry(UNTRAINED, UNTRAINED, plain_config(changes))]
     entries += [frozen_entry(network, everywhere) for network in networks]
     for network in networks:
         entries.append(distilled_entry(network, student))
-        entries.append(adapted_entry(network, everywhere))
+        entries.append(adapted_entry(network, everywhere, device))
     for kind in SCRATCH:
         entries.append(Entry(kind, kind, for_race(configuration.override(build_recipe(f"{kind}-folder"), student))))
-    return entries
+    return [replace(entry, config=configuration.for_device(entry.config, device)) for entry in entries]
 
 
 def frozen_entry(network: Network, everywhere: Mapping[str, Any]) -> Entry:
@@ -153,10 +156,10 @@ def distilled_entry(network: Network, changes: Mapping[str, Any]) -> Entry:
     return Entry(f"{DISTILL}-{network.short}", DISTILL, for_race(config), network)
 
 
-def adapted_entry(network: Network, everywhere: Mapping[str, Any]) -> Entry:
+def adapted_entry(network: Network, everywhere: Mapping[str, Any], device: str) -> Entry:
     """Continued pre-training of a network, guarded; on a CPU at a smaller size, where a step takes seconds else."""
     changes = own_images(network, everywhere)
-    if "data.image_size" not in everywhere and not has_gpu():
+    if "data.image_size" not in everywhere and device == "cpu":
         changes["data.image_size"] = min(changes["data.image_size"], ADAPTED_SIZE)
     return Entry(
         f"{ADAPT}-{network.short}",

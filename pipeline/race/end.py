@@ -14,6 +14,7 @@ from rayssl.pipeline.race.networks import weights_line
 from rayssl.pipeline.race.outcome import Circumstances, recommendation
 from rayssl.pipeline.race.parts import Race, Shown, warning_by
 from rayssl.pipeline.race.race_file import FAILED, load_ledger
+from rayssl.pipeline.run.machine import this_machine
 from rayssl.pipeline.run.own_images import open_own
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
@@ -99,8 +100,9 @@ def overrule(out: Path, name: str, shown: Shown) -> Race:
             f"--choose {name}{nearest(name, able)}: what can be chosen in {out}: {', '.join(able) or 'nothing yet'}"
         )
     first = out / ledger.names[0]
-    dataset = open_own(first, configuration.load(first / "config.json"))
+    config = configuration.load(first / "config.json")
+    dataset = open_own(first, config)
     ledger.winner, ledger.chosen_by = name, "hand"
-    race = Race(out, [], ledger, dataset, time.monotonic(), shown)
+    race = Race(out, [], ledger, dataset, this_machine(config), time.monotonic(), shown)
     finish(race, stopped=not ledger.finished)
     return race

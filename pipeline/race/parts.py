@@ -12,6 +12,7 @@ from rayssl.pipeline.race.finals import chosen, own_best
 from rayssl.pipeline.race.live_table import line_of
 from rayssl.pipeline.race.plan import PLANNED_SHARE, reserve
 from rayssl.pipeline.race.race_file import FINISHED, Ledger, Result, save_ledger
+from rayssl.pipeline.run.plan import Machine
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Race:
     entries: list[Entry]
     ledger: Ledger
     dataset: Dataset
+    machine: Machine  # that a trial's worker has
     began: float  # time.monotonic() of the command
     shown: Shown
 

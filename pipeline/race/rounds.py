@@ -179,7 +179,7 @@ def make(race: Race, name: str) -> None:
     try:
         if entry is None:
             raise UserError("its weights are not on this machine any more")
-        make_folder(entry.config, race.run_of(name), race.ledger.command, say_nothing)
+        make_folder(entry.config, race.run_of(name), race.ledger.command, say_nothing, race.machine)
         set_steps(race.run_of(name), None, race.ledger.threads)
     except UserError as error:
         race.ledger.add(name, Result(0, FAILED, 0, None, reason=str(error)))

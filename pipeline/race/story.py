@@ -69,7 +69,7 @@ def run_free(race: Race) -> None:
             continue
         began, run = time.monotonic(), race.run_of(entry.name)
         try:
-            make_folder(entry.config, run, race.ledger.command, say_nothing)
+            make_folder(entry.config, run, race.ledger.command, say_nothing, race.machine)
             clock = Clock(race.shown, entry.source)
             search_untrained(run, clock)
             if entry.kind == UNTRAINED:

@@ -13,10 +13,11 @@ from rayssl.pipeline.base.reporter import LocalReporter, Reporter
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.models.export import export_encoder, load_encoder
 from rayssl.pipeline.race.plan import Overhead
-from rayssl.pipeline.run.auto import fix_backend, fix_compile, fix_precision, seconds_a_step
+from rayssl.pipeline.run.auto import decide_and_keep, seconds_a_step
 from rayssl.pipeline.run.build import count_steps, new_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.folder import own_data
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.stages.start import prepare
 from rayssl.pipeline.stages.story import main_writes, run_worker_stages
 
@@ -26,10 +27,10 @@ TRIAL = ("pretrain", "search")
 WARMUP = 0.1  # largest share of a first round
 
 
-def make_folder(config: Config, run: Path, command: str, warn: Callable[[str], None]) -> None:
-    """The run folder of a candidate, where it is not there yet."""
+def make_folder(config: Config, run: Path, command: str, warn: Callable[[str], None], machine: Machine) -> None:
+    """The run folder of a candidate that trains on such a machine, where it is not there yet."""
     if not (run / "config.json").exists():
-        prepare(config, run, command=command, warn=warn, progress=lambda done, total: None)
+        prepare(config, run, command=command, warn=warn, progress=lambda done, total: None, machine=machine)
 
 
 class Clock(LocalReporter):
@@ -90,10 +91,7 @@ def set_steps(run: Path, steps: int | None, threads: int, vectors: str = "auto")
 def time_step(run: Path, reporter: Reporter) -> float:
     """Seconds a step, after what `auto` leaves open is settled."""
     with main_writes(run):
-        work = Work.open(run, reporter)
-        fix_precision(work)
-        fix_backend(work)
-        fix_compile(work)
+        work = decide_and_keep(Work.open(run, reporter))
         first = seconds_a_step(work, FIRST_STEPS)
         return first if first * TIMED_STEPS > LONG_SECONDS else seconds_a_step(work, TIMED_STEPS)
 

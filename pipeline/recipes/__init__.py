@@ -1,13 +1,13 @@
 """Complete named runs. A recipe is a function that returns a Config; its docstring is its manual.
 
-The CPU's encoder is resnet-tiny; a GPU gets ResNet-18 or ResNet-50. `rayssl recipes` lists them all.
+A recipe has values for a CPU and, in `on_gpu`, those that differ on a GPU: which of them are taken is decided where
+training runs. The CPU's encoder is resnet-tiny; a GPU gets ResNet-18 or ResNet-50. `rayssl recipes` lists them all.
 """
 
 import inspect
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.config import (
@@ -22,8 +22,6 @@ from rayssl.pipeline.config import (
 )
 from rayssl.pipeline.recipes import autoencoder
 
-T = TypeVar("T")
-
 # What folder recipes leave open (pipeline/run/plan.py): the values that stand in them are for what is given beside.
 HELD_OUT = ("data.val_fraction",)  # more where few labels are held out: every choice is made by them
 LENGTH = (*HELD_OUT, "train.steps", "train.batch_size", "train.warmup_epochs")
@@ -34,11 +32,6 @@ TWO_VIEWS = (
 CONTRASTIVE = (*TWO_VIEWS, "method.temperature", "method.projector_layers")
 
 DEFAULT_SUITE = ("simclr-scattered-digits", "rotnet-scattered-digits", "autoencoder-scattered-digits")
-
-
-def has_gpu() -> bool:
-    """Whether this machine has an NVIDIA device, told without importing torch."""
-    return os.path.exists("/dev/nvidia0") and os.environ.get("CUDA_VISIBLE_DEVICES", "0") != ""
 
 
 def simclr_scattered_digits() -> Config:
@@ -106,18 +99,19 @@ def autoencoder_digits() -> Config:
 
 def simclr_mnist() -> Config:
     """SimCLR on MNIST (downloaded, or --data.path of a folder with parquet files)."""
-    train = TrainConfig(epochs=_epochs(200, 6), learning_rate=_by_device(0.03, 0.06), batch_size=_by_device(512, 256))
-    return _mnist(Config(method=method_config("simclr", temperature=0.5), train=train))
+    train = TrainConfig(epochs=6, learning_rate=0.06, batch_size=256)
+    on_gpu = {"train.epochs": 200, "train.learning_rate": 0.03, "train.batch_size": 512}
+    return _mnist(Config(method=method_config("simclr", temperature=0.5), train=train, on_gpu=on_gpu))
 
 
 def rotnet_mnist() -> Config:
     """RotNet on MNIST."""
-    return _mnist(Config(method=method_config("rotnet"), train=_rotnet_training()))
+    return _mnist(_rotnet())
 
 
 def autoencoder_mnist() -> Config:
     """A convolutional denoising autoencoder on MNIST."""
-    return _mnist(Config(method=method_config("autoencoder", corruption="gaussian"), train=_autoencoder_training()))
+    return _mnist(_autoencoder(corruption="gaussian"))
 
 
 def simclr_cifar10() -> Config:
@@ -126,17 +120,22 @@ def simclr_cifar10() -> Config:
     On two CPU cores: resnet-tiny, under 10 minutes for the whole run. On a GPU: ResNet-18, 200 epochs.
     """
     train = TrainConfig(
-        epochs=_epochs(200, 11),
-        batch_size=_by_device(512, 256),
-        optimizer=_by_device("sgd", "muon"),
-        learning_rate=_by_device(0.12, 0.06),
-        weight_decay=_by_device(5e-4, 0.03),
-        warmup_epochs=_by_device(0.0, 0.5),
-        small_views=_by_device(0.0, 0.5),
+        epochs=11,
+        batch_size=256,
+        optimizer="muon",
+        learning_rate=0.06,
+        weight_decay=0.03,
+        warmup_epochs=0.5,
+        small_views=0.5,
         checkpoint_minutes=2.0,
     )
-    method = method_config("simclr", temperature=_by_device(0.5, 0.1), projector_layers=_by_device(2, 3))
-    return _cifar10(Config(method=method, train=train))
+    on_gpu = {
+        "train.epochs": 200, "train.batch_size": 512, "train.optimizer": "sgd", "train.learning_rate": 0.12,
+        "train.weight_decay": 5e-4, "train.warmup_epochs": 0.0, "train.small_views": 0.0,
+        "method.temperature": 0.5, "method.projector_layers": 2,
+    }  # fmt: skip
+    method = method_config("simclr", temperature=0.1, projector_layers=3)
+    return _cifar10(Config(method=method, train=train, on_gpu=on_gpu))
 
 
 def essl_cifar10() -> Config:
@@ -144,18 +143,20 @@ def essl_cifar10() -> Config:
 
     On a GPU the settings that were measured there (docs/speed.md).
     """
-    simclr = simclr_cifar10()
-    method = method_config("essl", temperature=_by_device(0.3, 0.2), projector_layers=_by_device(3, 2))
-    train = replace(
-        simclr.train,
-        epochs=_epochs(200, 7),
+    train = TrainConfig(
+        epochs=7,
+        batch_size=256,
         optimizer="sgd",
-        learning_rate=_by_device(0.12, 0.06),
+        learning_rate=0.06,
         weight_decay=5e-4,
-        warmup_epochs=_by_device(5.0, 0.0),
-        small_views=0.0,
+        checkpoint_minutes=2.0,
     )
-    return replace(simclr, method=method, train=train)
+    on_gpu = {
+        "train.epochs": 200, "train.batch_size": 512, "train.learning_rate": 0.12, "train.warmup_epochs": 5.0,
+        "method.temperature": 0.3, "method.projector_layers": 3,
+    }  # fmt: skip
+    method = method_config("essl", temperature=0.2, projector_layers=2)
+    return _cifar10(Config(method=method, train=train, on_gpu=on_gpu))
 
 
 def byol_cifar10() -> Config:
@@ -165,12 +166,12 @@ def byol_cifar10() -> Config:
 
 def rotnet_cifar10() -> Config:
     """RotNet on CIFAR-10: four turns of every image in one batch (Gidaris et al., 2018)."""
-    return _cifar10(Config(method=method_config("rotnet"), train=_rotnet_training()))
+    return _cifar10(_rotnet())
 
 
 def autoencoder_cifar10() -> Config:
     """A convolutional denoising autoencoder on CIFAR-10."""
-    return _cifar10(Config(method=method_config("autoencoder"), train=_autoencoder_training()))
+    return _cifar10(_autoencoder())
 
 
 def simclr_folder() -> Config:
@@ -197,7 +198,7 @@ def byol_folder() -> Config:
 
 def rotnet_folder() -> Config:
     """RotNet on a folder of your own images, where up is up: not for cells or satellite images."""
-    return _folder(Config(method=method_config("rotnet"), train=_rotnet_training(), plan=LENGTH))
+    return _folder(replace(_rotnet(), plan=LENGTH))
 
 
 def distill_folder() -> Config:
@@ -206,19 +207,16 @@ def distill_folder() -> Config:
     The teacher's weights must be on this machine (`rayssl weights` lists them); no label is used. On a CPU the student
     is resnet-tiny, twice as wide, at 128 px: docs/distillation.md.
     """
-    config = _folder(
-        Config(method=method_config("distill"), train=_distillation(), plan=(*LENGTH, "train.small_views"))
-    )
-    return replace(
-        config,
-        data=replace(config.data, image_size=_by_device(224, 128)),
-        encoder=replace(config.encoder, width=_by_device(None, 2)),
-    )
+    train = TrainConfig(epochs=100, batch_size=128, optimizer="muon", learning_rate=0.05, weight_decay=0.03)
+    on_gpu = {"train.epochs": 300, "encoder.width": None}
+    plan = (*LENGTH, "train.small_views")
+    config = _folder(Config(method=method_config("distill"), train=train, plan=plan, on_gpu=on_gpu))
+    return replace(config, data=replace(config.data, image_size=128), encoder=replace(config.encoder, width=2))
 
 
 def autoencoder_folder() -> Config:
     """A convolutional denoising autoencoder on a folder of your own images."""
-    return _folder(Config(method=method_config("autoencoder"), train=_autoencoder_training(), plan=LENGTH))
+    return _folder(replace(_autoencoder(), plan=LENGTH))
 
 
 RECIPES: dict[str, Callable[[], Config]] = {
@@ -246,7 +244,7 @@ RECIPES: dict[str, Callable[[], Config]] = {
         autoencoder_folder,
     )
 }
-RECIPES |= autoencoder.recipes(lambda: has_gpu())
+RECIPES |= autoencoder.RECIPES
 
 
 def build_recipe(name: str) -> Config:
@@ -286,52 +284,49 @@ def _digits(config: Config) -> Config:
 
 
 def _mnist(config: Config) -> Config:
-    encoder = EncoderConfig(name=_by_device("resnet18", "resnet-tiny"))
-    return replace(config, data=DataConfig(path="mnist"), augment=AugmentConfig(mirror=False), encoder=encoder)
+    return replace(
+        config,
+        data=DataConfig(path="mnist"),
+        augment=AugmentConfig(mirror=False),
+        encoder=EncoderConfig(name="resnet-tiny"),
+        on_gpu={**config.on_gpu, "encoder.name": "resnet18"},
+    )
 
 
 def _cifar10(config: Config) -> Config:
-    encoder = EncoderConfig(name=_by_device("resnet18", "resnet-tiny"))
     return replace(
         config,
         data=DataConfig(path="cifar10"),
-        encoder=encoder,
+        encoder=EncoderConfig(name="resnet-tiny"),
         probe=ProbeConfig(epochs=20),
-        finetune=FinetuneConfig(epochs=_by_device(50, 10)),
+        finetune=FinetuneConfig(epochs=10),
+        on_gpu={**config.on_gpu, "encoder.name": "resnet18", "finetune.epochs": 50},
     )
 
 
 def _folder(config: Config) -> Config:
-    encoder = EncoderConfig(name=_by_device("resnet50", "resnet-tiny"))
-    return replace(config, data=DataConfig(path="", image_size=_by_device(224, 96)), encoder=encoder)
-
-
-def _rotnet_training() -> TrainConfig:
-    # Gidaris et al., 2018: rate 0.1 at a batch of 128, here scaled from a batch of 256.
-    return TrainConfig(epochs=_epochs(100, 5), batch_size=128, learning_rate=0.2, nesterov=True)
-
-
-def _distillation() -> TrainConfig:
-    return TrainConfig(
-        epochs=_epochs(300, 100), batch_size=128, optimizer="muon", learning_rate=0.05, weight_decay=0.03
+    return replace(
+        config,
+        data=DataConfig(path="", image_size=96),
+        encoder=EncoderConfig(name="resnet-tiny"),
+        on_gpu={**config.on_gpu, "encoder.name": "resnet50", "data.image_size": 224},
     )
 
 
-def _autoencoder_training() -> TrainConfig:
+def _rotnet() -> Config:
+    # Gidaris et al., 2018: rate 0.1 at a batch of 128, here scaled from a batch of 256.
+    train = TrainConfig(epochs=5, batch_size=128, learning_rate=0.2, nesterov=True)
+    return Config(method=method_config("rotnet"), train=train, on_gpu={"train.epochs": 100})
+
+
+def _autoencoder(**values: Any) -> Config:
     # More epochs with less weight decay restore better and give worse features (measured on CIFAR-10, resnet-tiny).
-    return TrainConfig(
-        epochs=_epochs(100, 4),
+    train = TrainConfig(
+        epochs=4,
         batch_size=128,
         optimizer="adamw",
         learning_rate=8e-3,
         weight_decay=0.05,
         warmup_epochs=0.2,
     )
-
-
-def _epochs(gpu: int, cpu: int) -> int:
-    return gpu if has_gpu() else cpu
-
-
-def _by_device(gpu: T, cpu: T) -> T:
-    return gpu if has_gpu() else cpu
+    return Config(method=method_config("autoencoder", **values), train=train, on_gpu={"train.epochs": 100})

@@ -94,12 +94,12 @@ SYSTEMS: dict[str, System] = {
 LARGER = {"conv": {"mnist": 64}}  # the code of the notes' reference
 
 
-def build(system: System, key: str, data: str, gpu: bool) -> Config:
+def build(system: System, key: str, data: str) -> Config:
     """The Config of a system on a data set."""
     encoder = system.encoder or ("mlp" if data == "mnist" else "conv")
     code = None if encoder == "pixelcnn" else LARGER.get(key, {}).get(data, CODE[data])
     train = {
-        "epochs": 100 if gpu else 10, "batch_size": 128, "optimizer": "adamw", "learning_rate": 1e-3,
+        "epochs": 10, "batch_size": 128, "optimizer": "adamw", "learning_rate": 1e-3,
         "weight_decay": 1e-5, "warmup_epochs": 0.2, "clip_grad": 100.0, **system.train,
     }  # fmt: skip
     return Config(
@@ -111,17 +111,17 @@ def build(system: System, key: str, data: str, gpu: bool) -> Config:
         probe=ProbeConfig(epochs=20),
         finetune=FinetuneConfig(epochs=10),
         plan=("train.steps",) if data == "folder" else (),
+        on_gpu={"train.epochs": 100},
     )
 
 
-def recipes(has_gpu: Callable[[], bool]) -> dict[str, Callable[[], Config]]:
-    """Name → function with a docstring, as in rayssl.pipeline.recipes; `has_gpu` is asked when a recipe is built."""
+def _recipe(system: System, key: str, data: str) -> Callable[[], Config]:
+    def built() -> Config:
+        return build(system, key, data)
 
-    def recipe(system: System, key: str, data: str) -> Callable[[], Config]:
-        def built() -> Config:
-            return build(system, key, data, has_gpu())
+    built.__doc__ = f"{system.summary[:-1]}, on {NAMES[data]}."
+    return built
 
-        built.__doc__ = f"{system.summary[:-1]}, on {NAMES[data]}."
-        return built
 
-    return {f"{key}-{data}": recipe(system, key, data) for data in NAMES for key, system in SYSTEMS.items()}
+# Name → function with a docstring, as in rayssl.pipeline.recipes.
+RECIPES = {f"{key}-{data}": _recipe(system, key, data) for data in NAMES for key, system in SYSTEMS.items()}

@@ -1,8 +1,9 @@
 """What `auto` and a time budget become at a run's start: measured or looked up once, then kept in config.json."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,32 +33,48 @@ CALIBRATION_STEPS = 30  # a time budget becomes steps by timing so many, the fir
 CALIBRATION_LOGS = 8  # of a compiled step: half a second each, the first two as warm-up
 COMPILED_FROM, COMPILED_FROM_MINUTES = 2000, 3.0  # steps; a ResNet-18 takes 20 s to compile
 ENDLESS = 1 << 40
+T = TypeVar("T")
 
 
-def fix_precision(work: Work) -> None:
-    """Write down what `auto` became, once: a run that is continued on another machine must not change it."""
-    if work.config.train.precision != "auto":
-        return
-    chosen: Any = collectives.broadcast_object(work.precision)
-    work.precision = chosen
-    work.config = replace(work.config, train=replace(work.config.train, precision=chosen))
-    if work.is_main:
+def decide(work: Work) -> Work:
+    """The run without `auto` or `fastest`: its precision, what makes its views, and whether its network is compiled.
+
+    Pre-training, profiles and the trials of a race or a search all decide by this function, and nowhere else. Rank 0
+    decides for all workers. Nothing is written.
+    """
+    chosen = collectives.broadcast_object(work.precision)
+    work = replace(with_training(work, precision=chosen), precision=chosen)
+    if work.config.augment.backend in ("auto", "fastest"):  # the backends' pixels differ by rounding
+        backend, reason = broadcast_choice(choose_backend, work)
+        work.reporter.message(f"augmentation: {backend} backend ({reason})")
+        work = replace(work, config=replace(work.config, augment=replace(work.config.augment, backend=backend)))
+    if work.config.train.compile == "auto":  # what is compiled rounds differently
+        work = with_training(work, compile="yes" if broadcast_choice(compiling_pays, work) else "no")
+    return work
+
+
+def decide_and_keep(work: Work) -> Work:
+    """The run as pre-training starts it: decided, its time budget turned into steps, and written into config.json.
+
+    Written once: a run that is continued, maybe on another machine, finds nothing left to decide.
+    """
+    before, work = work.config, with_steps(decide(work))
+    if work.is_main and work.config != before:
         configuration.save(work.config, work.run / "config.json")
     collectives.barrier()
+    return work
 
 
-def fix_backend(work: Work) -> None:
-    """Choose what makes the views, once: the backends' pixels differ by rounding, so a run must not change it."""
-    if work.config.augment.backend not in ("auto", "fastest"):
-        return
-    found = collectives.broadcast_object(choose_backend(work) if work.is_main else None)
+def broadcast_choice(choose: Callable[[Work], T], work: Work) -> T:
+    """What rank 0 chooses."""
+    found = collectives.broadcast_object(choose(work) if work.is_main else None)
     assert found is not None
-    chosen, reason = found
-    work.reporter.message(f"augmentation: {chosen} backend ({reason})")
-    work.config = replace(work.config, augment=replace(work.config.augment, backend=chosen))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    collectives.barrier()
+    return found
+
+
+def with_training(work: Work, **values: Any) -> Work:
+    """The run with other values of its training."""
+    return replace(work, config=replace(work.config, train=replace(work.config.train, **values)))
 
 
 def choose_backend(work: Work) -> tuple[Any, str]:
@@ -101,29 +118,14 @@ def seconds_a_view(work: Work, backend: str) -> float:
     return min(times[1:]) / (len(raw.ids) * len(views.views))
 
 
-def fix_steps(work: Work) -> Config:
-    """Turn a time budget into a number of steps, once: it is kept in config.json, so nothing depends on the clock."""
-    config = work.config
-    if config.train.minutes is None or config.train.steps is not None:
-        return config
-    work.reporter.message(f"measuring the speed to turn {config.train.minutes:g} min into a number of steps …")
+def with_steps(work: Work) -> Work:
+    """The run with its time budget, if it has one, turned into a number of steps: nothing else depends on the clock."""
+    train = work.config.train
+    if train.minutes is None or train.steps is not None:
+        return work
+    work.reporter.message(f"measuring the speed to turn {train.minutes:g} min into a number of steps …")
     seconds = collectives.broadcast_object(seconds_a_step(work))
-    work.config = replace(config, train=replace(config.train, steps=max(1, round(config.train.minutes * 60 / seconds))))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    collectives.barrier()
-    return work.config
-
-
-def fix_compile(work: Work) -> None:
-    """Decide about `auto`, once: what is compiled rounds differently, so a run must not change it."""
-    if work.config.train.compile != "auto":
-        return
-    chosen: Any = "yes" if compiling_pays(work) else "no"
-    work.config = replace(work.config, train=replace(work.config.train, compile=chosen))
-    if work.is_main:
-        configuration.save(work.config, work.run / "config.json")
-    collectives.barrier()
+    return with_training(work, steps=max(1, round(train.minutes * 60 / seconds)))
 
 
 def compiling_pays(work: Work) -> bool:

@@ -26,11 +26,14 @@ from rayssl.pipeline.run.own_images import open_own
 RESIDENT_SHARE = 0.3  # of a GPU's free memory that decoded images may take
 
 
-@dataclass
+@dataclass(frozen=True)
 class Work:
-    """A run while stages work on it: opened once, shared by the stages of one process."""
+    """A run while stages work on it: opened once, shared by the stages of one process.
 
-    run: Path
+    It is never changed: what is decided later makes another one (`dataclasses.replace`) that shares what was computed.
+    """
+
+    folder: Path | None  # None: nothing is written, as of a trial or a profile
     reporter: Reporter
     config: Config
     dataset: Dataset
@@ -38,7 +41,7 @@ class Work:
     precision: str
     features: dict[str, dict[str, NDArray[np.float32]]] = field(default_factory=dict)
     _at_sizes: dict[int, Dataset] = field(default_factory=dict)
-    _resident: torch.Tensor | None = None
+    _resident: list[torch.Tensor] = field(default_factory=list)  # one, once it was asked for
 
     @classmethod
     def open(cls, run: Path, reporter: Reporter) -> "Work":
@@ -47,7 +50,7 @@ class Work:
         return cls.begin(run, reporter, config, open_own(run, config))
 
     @classmethod
-    def begin(cls, run: Path, reporter: Reporter, config: Config, dataset: Dataset) -> "Work":
+    def begin(cls, folder: Path | None, reporter: Reporter, config: Config, dataset: Dataset) -> "Work":
         """Choose device, precision and threads for a config and data that belong together."""
         device = choose_device()
         if device.type == "cpu":
@@ -56,7 +59,13 @@ class Work:
             torch.set_float32_matmul_precision("high")  # views are off by less than 0.4 of 255, and bf16 rounds more
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
-        return cls(run, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
+        return cls(folder, reporter, config, dataset, device, resolve_precision(config.train.precision, device))
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        assert self.folder is not None, "this run has no folder"
+        return self.folder
 
     @property
     def is_main(self) -> bool:
@@ -81,6 +90,7 @@ class Work:
             return (images if images is not None else found.train.select(np.arange(0))), found.cached_as()
 
         name = source if isinstance(source, str) else source.name
+        run = self.folder.name if self.folder is not None else ""
         return frozen_features(
             source if isinstance(source, str) else source.to(self.device),
             images_at,
@@ -88,7 +98,7 @@ class Work:
             device=self.device,
             precision=plain_precision(self.precision),
             progress=lambda done, total: self.reporter.progress(
-                {"run": self.run.name, "stage": f"{name}/{split}", "done": done, "total": total}
+                {"run": run, "stage": f"{name}/{split}", "done": done, "total": total}
             ),
         )
 
@@ -96,10 +106,10 @@ class Work:
         """(N, H, W, C) training images in the GPU's memory, where they fit and have one size; sent there once."""
         if self.config.augment.backend == "albumentations":  # which needs them on the CPU
             return None
-        if self._resident is None and fits_on_device(self.dataset.train, self.device):
+        if not self._resident and fits_on_device(self.dataset.train, self.device):
             pixels, _ = self.dataset.train.padded(np.arange(len(self.dataset.train)))
-            self._resident = torch.from_numpy(pixels).to(self.device)
-        return self._resident
+            self._resident.append(torch.from_numpy(pixels).to(self.device))
+        return self._resident[0] if self._resident else None
 
 
 def read_at(size: int, config: Config, dataset: Dataset) -> Dataset:

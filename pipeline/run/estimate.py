@@ -13,19 +13,19 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.run.build import is_guarded, traits_of
 from rayssl.pipeline.run.plan import (
     START_SECONDS,
+    Machine,
     Sizes,
     stages_seconds,
     step_seconds,
 )
-from rayssl.pipeline.run.resolve import machine_of
 
 A_GUESS = "(a guess for an idle machine: the live line knows better)"
 
 
-def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, Any], float, float]:
-    """Facts of the encoder, bytes needed and bytes free; raises UserError where the disk is too small.
+def check_network(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """Facts of the encoder, see `rayssl.pipeline.models.encoder.describe`.
 
-    Builds the encoder and the method once, so that what does not go together ends here and not in a worker.
+    Builds the encoder and the method, so that what does not go together ends here and not in a worker: UserError.
     """
     from rayssl.pipeline.methods import load_method
     from rayssl.pipeline.models.encoder import describe
@@ -37,11 +37,16 @@ def check_disk(config: Config, dataset: Dataset, run: Path) -> tuple[dict[str, A
     if method is not None:
         restrict(encoder, config.train)
         load_method(method)(config.method, encoder, traits_of(config, dataset))
+    return facts
+
+
+def check_disk(config: Config, facts: Mapping[str, Any], dataset: Dataset, run: Path) -> tuple[float, float]:
+    """Bytes that a run with such an encoder needs, and bytes free; raises UserError where the disk is too small."""
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     needed, free = expected_bytes(config, facts, images), shutil.disk_usage(existing_parent(run)).free
     if needed > free:
         raise UserError(f"--out {run} needs about {format_bytes(needed)}: only {format_bytes(free)} are free")
-    return facts, needed, free
+    return needed, free
 
 
 def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
@@ -53,22 +58,22 @@ def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
     return Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes, depthwise)
 
 
-def training_seconds(config: Config, flops: float, steps: int, depthwise: float = 0.0) -> float:
+def training_seconds(config: Config, machine: Machine, flops: float, steps: int, depthwise: float = 0.0) -> float:
     """A rough guess from the operations that a step needs; see `rayssl.pipeline.run.plan.step_seconds`."""
     if config.train.minutes:
         return 60 * config.train.minutes
     sizes = sizes_of(config, flops, depthwise)
-    return steps * step_seconds(sizes, machine_of(config), config.train.batch_size, config.train.small_views)
+    return steps * step_seconds(sizes, machine, config.train.batch_size, config.train.small_views)
 
 
 def expected_seconds(
-    config: Config, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
+    config: Config, machine: Machine, facts: Mapping[str, Any], data: Dataset, steps: int, stages: Collection[str]
 ) -> tuple[float, float]:
     """What the training steps take, and what the stages that follow."""
     from rayssl.pipeline.models.pretrained import FROZEN_MOST, available
 
-    training = training_seconds(config, facts["flops"], steps, facts["depthwise"])
-    sizes, machine = sizes_of(config, facts["flops"], facts["depthwise"]), machine_of(config)
+    training = training_seconds(config, machine, facts["flops"], steps, facts["depthwise"])
+    sizes = sizes_of(config, facts["flops"], facts["depthwise"])
     images = sum(len(split) for split in (data.train, data.val, data.test) if split is not None)
     has_labels = bool(data.class_names) and not data.some_classes
     named = [stage for stage in stages if has_labels or stage not in ("probe", "finetune")]
@@ -91,7 +96,7 @@ def in_all(seconds: float) -> str:
     return f"about {format_duration(START_SECONDS + seconds)} in all {A_GUESS}"
 
 
-def expected_bytes(config: Config, facts: dict[str, Any], images: int) -> float:
+def expected_bytes(config: Config, facts: Mapping[str, Any], images: int) -> float:
     """Checkpoints (weights and optimiser state), exports, embeddings and index."""
     weights = 4.0 * facts["parameters"]
     checkpoint = 4.5 if is_guarded(config) else 3.5  # the best state is in it, too

@@ -54,13 +54,17 @@ LENGTH = ("train.steps", "train.epochs", "train.minutes")  # which say one thing
 def as_planned(config: Config, before: Config) -> Config:
     """A config for the run folder of `before`, whose values are kept where the recipe leaves them open."""
     kept = flatten(configuration.to_dict(before))
-    paths = [path for path in config.plan if path in kept]
+    paths = [path for path in (*config.plan, *config.on_gpu) if path in kept]
     if "train.steps" in paths:
         paths += [path for path in LENGTH if path != "train.steps"]
     if configuration.method_name(config) != configuration.method_name(before):
         paths = [path for path in paths if not path.startswith("method.")]
-    filled = configuration.override(config, {path: kept[path] for path in paths})
-    return replace(filled, plan=tuple(path for path in config.plan if path not in paths))
+    filled = configuration.assign(config, {path: kept[path] for path in paths})
+    return replace(
+        filled,
+        plan=tuple(path for path in config.plan if path not in paths),
+        on_gpu={path: value for path, value in config.on_gpu.items() if path not in paths},
+    )
 
 
 def read_as_before(config: Config, before: Config) -> Config:

@@ -1,6 +1,5 @@
 """Every choice that depends on the images or on the machine, made once and written down."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import WORDS, Dataset
 from rayssl.pipeline.run.build import traits_of
 from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.machine import this_machine
 from rayssl.pipeline.run.plan import (
     Machine,
     Plan,
@@ -24,16 +24,24 @@ MORE_VALIDATION = 0.2  # of the training images, where there are fewer
 
 
 def open_and_resolve(
-    config: Config, warn: Callable[[str], None], progress: Callable[[int, int], None] | None = None
+    config: Config,
+    warn: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+    machine: Machine | None = None,
 ) -> tuple[Config, Dataset]:
-    """The config with every choice that depends on the data, and the data; raises UserError where they do not fit."""
+    """The config with every choice that depends on the data or on where training runs, and the data.
+
+    `machine`: what the workers have; None: this one. Raises UserError where config and data do not fit.
+    """
+    machine = machine or this_machine(config)
+    config = configuration.for_device(config, machine.device)
     if not config.data.path:
         raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
     dataset = open_data(config, progress)
     before, config = config.data.val_fraction, with_validation(config, dataset)
     if config.data.val_fraction != before:
         dataset = open_data(config, progress)
-    return resolve(config, dataset, warn), dataset
+    return resolve(config, dataset, warn, machine), dataset
 
 
 def with_validation(config: Config, dataset: Dataset) -> Config:
@@ -48,12 +56,12 @@ def with_validation(config: Config, dataset: Dataset) -> Config:
     return configuration.override(config, {"data.val_fraction": share})
 
 
-def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Config:
+def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None], machine: Machine) -> Config:
     """Every choice that depends on the data, made once and written down."""
     from rayssl.pipeline.augment import View, load_views, view_to_dict
     from rayssl.pipeline.methods import load_method
 
-    config = settled(fill_plan(config, dataset))
+    config = settled(fill_plan(config, dataset, machine))
     traits = traits_of(config, dataset)
     method = configuration.method_name(config)
     views: tuple[View, ...] = load_method(method).views_for(config.method, traits) if method else ()
@@ -87,16 +95,16 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
     )
 
 
-def fill_plan(config: Config, dataset: Dataset) -> Config:
-    """A config without open paths: what its recipe leaves open is planned for these images and this machine."""
+def fill_plan(config: Config, dataset: Dataset, machine: Machine) -> Config:
+    """A config without open paths: what its recipe leaves open is planned for these images and a machine."""
     opened, config = config.plan, replace(config, plan=())
     if not opened or config.method is None:
         return config
-    plan = plan_of(config, opened, dataset)
+    plan = plan_of(config, opened, dataset, machine)
     return configuration.override(config, {path: planned_value(plan, path) for path in opened})
 
 
-def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
+def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset, machine: Machine) -> Plan:
     """The plan for a config whose paths `opened` are open: what is given of the others is planned around."""
     from rayssl.pipeline.methods import load_method
     from rayssl.pipeline.models.encoder import describe
@@ -117,7 +125,7 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
         len(dataset.train),
         Sizes(dataset.image_size, facts["flops"], views, method.encoder_passes, facts["depthwise"]),
         name,
-        machine_of(config),
+        machine,
         batch_size=None if "train.batch_size" in opened else train.batch_size,
         small_views=small_views,
         weights=config.encoder.weights is not None,
@@ -131,13 +139,6 @@ def ask_colors(config: Config, dataset: Dataset) -> bool | None:
 
     classes = 0 if dataset.some_classes else len(dataset.class_names or ())
     return colors_tell(dataset.train, dataset.val, classes, config.train.seed)
-
-
-def machine_of(config: Config) -> Machine:
-    """What a run is planned for."""
-    from rayssl.pipeline.recipes import has_gpu
-
-    return Machine("cuda" if has_gpu() else "cpu", os.cpu_count() or 1, config.cluster.workers)
 
 
 def too_few(dataset: Dataset) -> UserError:

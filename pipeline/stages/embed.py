@@ -25,7 +25,7 @@ from rayssl.pipeline.search.embeddings import save_embeddings
 from rayssl.pipeline.search.store import FOLDER, has_search
 from rayssl.pipeline.stages.done import already_done, at_work, key_of, stage
 from rayssl.pipeline.stages.features import counting, embeddings_of, encoders_to_compare
-from rayssl.pipeline.stages.search import frozen_names, frozen_networks
+from rayssl.pipeline.stages.search_networks import frozen_names, frozen_networks
 
 SPLITS = ("train", "val", "test")
 

@@ -13,7 +13,7 @@ from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.run.build import new_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.described import test_images
-from rayssl.pipeline.stages.search import frozen_names
+from rayssl.pipeline.stages.search_networks import frozen_names
 
 BASELINE = "random-init"
 

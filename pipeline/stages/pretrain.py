@@ -21,7 +21,6 @@ from rayssl.pipeline.generate.reconstruct import measure, reconstructs, save_pic
 from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.models.export import encoder_hash, export_encoder
 from rayssl.pipeline.models.trainable import without_adapters
-from rayssl.pipeline.run.auto import fix_backend, fix_compile, fix_precision, fix_steps
 from rayssl.pipeline.run.build import (
     batches_of,
     compile_or_capture,
@@ -50,11 +49,11 @@ RECONSTRUCTED = 512  # validation images whose errors pre-training ends with; `r
 
 
 def run_pretrain(work: Work) -> None:
-    """Train the method and export its encoder; raises Stopped when asked to stop before the end."""
-    fix_precision(work)
-    fix_backend(work)
-    fix_compile(work)
-    config = fix_steps(work)
+    """Train the method and export its encoder; raises Stopped when asked to stop before the end.
+
+    Nothing is `auto` any more in the run's config: see `rayssl.pipeline.run.auto`.
+    """
+    config = work.config
     per_epoch, steps = count_steps(config, len(work.dataset.train))
     key = key_of("pretrain", work.run, config, work.dataset)
     if already_done(work, "pretrain", key):

@@ -1,8 +1,8 @@
 """Before anything runs: resolve the config against the data, refuse what cannot work, and say what will happen."""
 
 import os
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.data.concluded import facts, lines
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.data_paths import at_places_of, check_there, moved, started_at
-from rayssl.pipeline.run.estimate import check_disk, expected_length, expected_seconds
+from rayssl.pipeline.run.estimate import check_disk, check_network, expected_length, expected_seconds
 from rayssl.pipeline.run.folder import is_unstarted, recorded, update_manifest
 from rayssl.pipeline.run.identity import as_planned, check_trained, continue_run, read_as_before
+from rayssl.pipeline.run.machine import describe_sizes, this_machine
 from rayssl.pipeline.run.plan import (
     MINUTES,
     STRENGTHS,
+    Machine,
 )
 from rayssl.pipeline.run.resolve import open_and_resolve, settled
 from rayssl.pipeline.run.software import describe_software
@@ -39,16 +41,25 @@ class Prepared:
     config: Config
     run: Path
     dataset: Dataset
+    machine: Machine  # that its workers have
     planned: tuple[str, ...] = ()  # paths whose values were planned just now
+    by_device: tuple[str, ...] = ()  # paths whose values the recipe has for this kind of machine
+    network: Mapping[str, Any] = field(default_factory=dict)  # facts of the encoder of a run that is announced
     seconds: float = 0.0  # that its stages are expected to take, the start apart
 
 
 def prepare(
-    config: Config, run: Path, *, command: str, warn: Callable[[str], None], progress: Callable[[int, int], None]
+    config: Config,
+    run: Path,
+    *,
+    command: str,
+    warn: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    machine: Machine | None = None,
 ) -> Prepared:
     """Resolve the config, check it against a run that is there already, and write config.json and manifest.json.
 
-    Raises UserError before anything is written.
+    `machine`: what the workers will have; None: this one. Raises UserError before anything is written.
     """
     if "://" in str(run):
         raise UserError(f"--out {run} is a URL: give a folder, on storage that all workers share")
@@ -56,10 +67,12 @@ def prepare(
     if before is not None:
         config = read_as_before(settled(as_planned(config, before), before), before)
         check_there(run, config)
-    planned = config.plan
-    config, dataset = open_and_resolve(config, warn, progress)
-    sizes, _, _ = check_disk(config, dataset, run)
-    check_index(config, dataset, sizes["dim"])
+    planned, by_device = config.plan, tuple(config.on_gpu)
+    machine = machine or this_machine(config)
+    config, dataset = open_and_resolve(config, warn, progress, machine)
+    network = check_network(config, dataset)
+    check_disk(config, network, dataset, run)
+    check_index(config, dataset, network["dim"])
     if before is not None:
         known = recorded(run, dataset)
         config = continue_run(before if known is None else at_places_of(before, config), config, run)
@@ -88,7 +101,7 @@ def prepare(
         named = f"{len(dataset.idle_rows)}, e.g. '{dataset.idle_rows[0]}'"
         warn(f"paths in {config.data.labels} that match no image: {named}")
     warn_of_turned_views(config, warn)
-    return Prepared(config, run, dataset, planned)
+    return Prepared(config, run, dataset, machine, planned, by_device, network)
 
 
 def warn_of_turned_views(config: Config, warn: Callable[[str], None]) -> None:
@@ -126,9 +139,10 @@ def announce(
     Returns the seconds that these are expected to take, the start apart, which a run that is not `alone` shares.
     """
     config, data = prepared.config, prepared.dataset
-    sizes, needed, free = check_disk(config, data, prepared.run)
+    sizes = prepared.network
+    needed, free = check_disk(config, sizes, data, prepared.run)
     per_epoch, steps = count_steps(config, len(data.train))
-    training, after = expected_seconds(config, sizes, data, steps, stages)
+    training, after = expected_seconds(config, prepared.machine, sizes, data, steps, stages)
     say(f"{prepared.run}")
     for line in lines(data):
         say(line)
@@ -142,6 +156,9 @@ def announce(
     teacher = [getattr(config.method, name, None) for name in ("teacher", "teacher_weights")]
     if any(teacher):
         say(f"  teacher  {', '.join(filter(None, teacher))}")
+    by_device = [path for path in prepared.by_device if path not in prepared.planned]
+    for line in describe_sizes(config, prepared.machine, by_device):
+        say(line)
     length = expected_length(config, training, after, alone=alone)
     say(f"  expected {length}; {format_bytes(needed)} of {format_bytes(free)} free disk")
     if "train.steps" in prepared.planned:

@@ -13,6 +13,7 @@ from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.reporter import Reporter
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Dataset
+from rayssl.pipeline.run.auto import decide_and_keep
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.stages.done import already_done, is_done, key_of, stage
 from rayssl.pipeline.stages.embed import run_embed
@@ -50,6 +51,8 @@ def run_worker_stages(run: Path, names: list[str], reporter: Reporter) -> None:
     """
     with main_writes(run):
         work = Work.open(run, reporter)
+        if "pretrain" in names:
+            work = decide_and_keep(work)
         for name in names:
             WORKER_STAGES[name](work)
 

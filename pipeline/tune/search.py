@@ -23,8 +23,9 @@ from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.data.concluded import facts
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.run.build import count_steps, traits_of
-from rayssl.pipeline.run.estimate import check_disk
+from rayssl.pipeline.run.estimate import check_disk, check_network
 from rayssl.pipeline.run.identity import as_planned, flatten
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import fit_batch, open_and_resolve
 from rayssl.pipeline.run.software import describe_software
 from rayssl.pipeline.tune.objectives import check_objective, measurable
@@ -134,10 +135,12 @@ def plan_search(
     changes: Mapping[str, str] | None = None,
     warn: Callable[[str], None],
     progress: Callable[[int, int], None],
+    machine: Machine | None = None,
 ) -> tuple[Search, Dataset]:
     """Resolve everything, and check it against a search that is there already; nothing is written.
 
     `space` takes the place of what the settings say of it; `changes` are shown in the command that uses the result.
+    `machine`: what the trials' workers have; None: this one.
     Raises UserError for what cannot work.
     """
     settings = _validated(asdict(settings))
@@ -148,10 +151,10 @@ def plan_search(
     opened, before = config.plan, config_before(out)
     if before is not None:
         config = as_planned(config, before)
-    config, dataset = open_and_resolve(config, warn, progress)
+    config, dataset = open_and_resolve(config, warn, progress, machine)
     if before is None or "train.steps" not in opened:  # else they are the trials' own
         config = with_share(config, dataset, settings.share)
-    check_disk(config, dataset, out)
+    check_disk(config, check_network(config, dataset), dataset, out)
     labels = "knn" in measurable(len(dataset.class_names or ()), dataset.val)
     objective = settings.objective if settings.objective != "auto" else "knn" if labels else "rotation"
     check_objective(objective, len(dataset.class_names or ()), dataset.val, dataset.path)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,16 @@ from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.methods.base import Method
-from rayssl.pipeline.run.auto import choose_backend
-from rayssl.pipeline.run.build import batches_of, count_steps, new_method, new_optimizer, schedule_of, step_of
+from rayssl.pipeline.run.auto import decide
+from rayssl.pipeline.run.build import (
+    batches_of,
+    compile_or_capture,
+    count_steps,
+    new_method,
+    new_optimizer,
+    schedule_of,
+    step_of,
+)
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.images import open_data
 from rayssl.pipeline.stages.pretrain import check_finite
@@ -50,15 +58,15 @@ def run_trial(config: Config, course: Course, checkpoints: Path | None = None) -
     Writes a checkpoint there before every report. Every worker must go through all reports. Raises UserError where the
     loss or a weight is not finite.
     """
-    work = Work.begin(Path(), Silent(), config, _opened(_data_key(config)))  # which writes nothing
-    work.config = _settled(work)
+    work = decide(Work.begin(None, Silent(), config, _opened(_data_key(config))))
     per_epoch, steps = count_steps(work.config, len(work.dataset.train))
     method = new_method(work.config, work)
+    captured = compile_or_capture(method, work.config, work)
     optimizer = new_optimizer(method, work.config.train)
     start = 0
     if checkpoints is not None:
         start, _ = load_checkpoint(checkpoints, model=method, optimizer=optimizer)
-    step = step_of(work, work.config, method, optimizer)
+    step = step_of(work, work.config, method, optimizer, captured=captured)
     loop = Loop(step, "trial", per_epoch, schedule_of(work.config.train, steps, per_epoch), Hooks())
     for stop in report_steps(steps, course.reports):
         if stop <= start:
@@ -96,14 +104,6 @@ def _scores(work: Work, method: Method[Any], course: Course, *, last: bool) -> d
         if not math.isfinite(value):
             raise UserError(f"{name} is {value}: the features are not finite")
     return found
-
-
-def _settled(work: Work) -> Config:
-    """What would be chosen at a run's start, chosen here without a run folder."""
-    config = replace(work.config, train=replace(work.config.train, precision=work.precision))  # type: ignore[arg-type]
-    if config.augment.backend in ("auto", "fastest"):
-        config = replace(config, augment=replace(config.augment, backend=choose_backend(work)[0]))
-    return config
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ import torch
 
 import rayssl.jobs.main
 import rayssl.pipeline.launch.runs
-import rayssl.pipeline.stages.search
+import rayssl.pipeline.stages.search_networks
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.base.reporter import LocalReporter
 from rayssl.pipeline.stages.start import Prepared
@@ -33,7 +33,7 @@ from rayssl.pipeline.stages.story import pending, run_worker_stages
 def main() -> None:
     """Answer until stdin ends; never returns."""
     torch.set_num_threads(1)
-    rayssl.pipeline.stages.search.available = list  # no pretrained network: it would be looked at for long
+    rayssl.pipeline.stages.search_networks.available = list  # no pretrained network: it would be looked at for long
     rayssl.pipeline.launch.runs.check_resources = lambda config: None
     rayssl.pipeline.launch.runs.run_on_ray = in_this_process
     for line in sys.stdin:

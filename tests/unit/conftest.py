@@ -41,7 +41,7 @@ def draw_images(folder: Path, classes: tuple[str, ...] = CLASSES, a_class: int =
 @pytest.fixture(autouse=True)
 def no_pretrained_networks(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a run is compared with does not depend on what lies on the machine of whoever runs the tests."""
-    monkeypatch.setattr("rayssl.pipeline.stages.search.available", list)
+    monkeypatch.setattr("rayssl.pipeline.stages.search_networks.available", list)
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def finished(tiny_config: Callable[..., Config], tmp_path_factory: pytest.TempPa
     run = tmp_path_factory.mktemp("finished") / "simclr-folder"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSSL_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setattr("rayssl.pipeline.stages.search.available", list)
+        patch.setattr("rayssl.pipeline.stages.search_networks.available", list)
         prepare_shown(tiny_config(), run, "rayssl run", quiet())
         run_worker_stages(run, ["pretrain", "probe", "finetune", "embed", "search"], Silent())
         run_index(run)

@@ -225,7 +225,7 @@ def test_older_autoencoder_runs_are_read() -> None:
 @pytest.mark.parametrize("recipe", ["simclr-cifar10", "essl-cifar10", "rotnet-cifar10", "cvae-mnist", "pixelcnn-mnist"])
 def test_every_number_can_be_given_as_text(recipe):
     """As the command line gives it."""
-    config = build_recipe(recipe)
+    config = dataclasses.replace(build_recipe(recipe), on_gpu={})
     numbers = {
         f"{part}.{name}": str(value)
         for part in ("method", "train", "probe", "finetune")

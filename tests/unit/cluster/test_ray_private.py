@@ -1,7 +1,10 @@
 """Ray's private names that are used: where one is gone, pipeline/cluster/ray_private.py has to be mended."""
 
+import ast
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,12 +47,40 @@ def session() -> Any:
     return [worker, inspect.getattr_static(worker, "_global_node"), Node.get_session_dir_path]
 
 
-@pytest.mark.parametrize("look", [start_methods, default_callbacks, settings, session])
+def process_group() -> Any:
+    from ray.train.torch import config
+
+    variables, join = config._set_torch_distributed_env_vars, config._setup_torch_process_group
+    taken = {"backend", "world_rank", "world_size", "init_method", "timeout_s"}
+    if missing := taken - set(inspect.signature(join).parameters):
+        raise AttributeError(f"{join.__name__} takes no {', '.join(sorted(missing))}")
+    return [variables, join]
+
+
+@pytest.mark.parametrize("look", [start_methods, default_callbacks, process_group, settings, session])
 def test_the_names_are_there(look: Callable[[], Any]) -> None:
     try:
         look()
     except (ImportError, AttributeError) as error:
         pytest.fail(f"{error}: {REMEDY}")
+
+
+def test_no_other_file_uses_private_names() -> None:
+    """Of Ray's modules, or of what was imported from them."""
+    folder = Path(ray_private.__file__).parent
+    for path in folder.glob("*.py"):
+        if path.name == "ray_private.py":
+            continue
+        tree = ast.parse(path.read_text())
+        modules = [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        modules += [name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names]
+        assert [name for name in modules if re.match(r"ray\b.*\._", name)] == [], path
+        private = [
+            f"{ast.unparse(node.value)}.{node.attr}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr)
+        ]
+        assert [name for name in private if not name.startswith("self.")] == [], path
 
 
 def test_the_loopback_variable_is_read() -> None:

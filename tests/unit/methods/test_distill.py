@@ -257,8 +257,7 @@ def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
         method_config("distill", **values)
 
 
-def test_another_student_does_not_take_the_width_of_the_recipes_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rayssl.pipeline.recipes.has_gpu", lambda: False)
+def test_another_student_does_not_take_the_width_of_the_recipes_own() -> None:
     recipe = build_recipe("distill-folder")
     assert recipe.encoder.width == 2
     assert override(recipe, {"encoder.name": "resnet-tiny"}).encoder.width == 2

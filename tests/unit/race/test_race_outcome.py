@@ -33,7 +33,7 @@ TOLD = Circumstances(
 
 
 def test_candidates_in_the_order_of_their_chances() -> None:
-    entries = entries_of(PHOTOS, [LITE, Network("resnet50", "DEFAULT", size=224)])
+    entries = entries_of(PHOTOS, [LITE, Network("resnet50", "DEFAULT", size=224)], "cpu")
     assert [entry.name for entry in entries] == [
         "untrained",
         "frozen-efficientnet_lite0",
@@ -62,14 +62,14 @@ def test_candidates_in_the_order_of_their_chances() -> None:
 
 
 def test_candidates_are_narrowed_by_name_or_kind() -> None:
-    entries = entries_of(PHOTOS, [LITE])
+    entries = entries_of(PHOTOS, [LITE], "cpu")
     assert [entry.name for entry in narrowed(entries, "frozen, simclr")] == [
         "untrained",
         "frozen-efficientnet_lite0",
         "simclr",
     ]
     with pytest.raises(UserError, match="'distill', which needs a network with weights"):
-        narrowed(entries_of(PHOTOS, []), "distill")
+        narrowed(entries_of(PHOTOS, [], "cpu"), "distill")
 
 
 def test_networks_that_a_command_names() -> None:

@@ -6,10 +6,9 @@ import sys
 import pytest
 import torch
 
-from rayssl.pipeline import recipes
 from rayssl.pipeline.augment import view_from_dict, view_to_dict
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.config import method_name
+from rayssl.pipeline.config import for_device, method_name
 from rayssl.pipeline.methods import METHODS, load_method
 from rayssl.pipeline.methods.base import Traits
 from rayssl.pipeline.models.encoder import build_encoder
@@ -21,19 +20,20 @@ def method_of(recipe: str) -> str:
     return first if first in METHODS else "autoencoder"
 
 
-@pytest.mark.parametrize("gpu", [False, True])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_builds(name: str, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "has_gpu", lambda: gpu)
-    config = build_recipe(name)
+def test_every_recipe_builds(name: str, device: str) -> None:
+    config = for_device(build_recipe(name), device)
+    assert config.on_gpu == {}
+    if name.startswith("simclr") and not name.endswith("digits"):
+        assert config.encoder.name.endswith("tiny") == (device == "cpu")
     assert config.recipe == name
     assert method_name(config) == method_of(name)
     assert (config.data.path == "") == name.endswith("-folder")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_can_be_built_into_a_method(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipes, "has_gpu", lambda: False)
+def test_every_recipe_can_be_built_into_a_method(name: str) -> None:
     config = build_recipe(name)
     known = {"digits": (8, 1), "scattered-digits": (24, 1), "mnist": (28, 1), "cifar10": (32, 3)}
     known[""] = (config.data.image_size, 3)

@@ -29,7 +29,7 @@ from rayssl.pipeline.search.query import query
 from rayssl.pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
-from rayssl.pipeline.stages.search import Given, frozen_one
+from rayssl.pipeline.stages.search_networks import Given, frozen_one
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.stages.story import run_worker_stages
 from rayssl.pipeline.verify import verify
@@ -215,7 +215,7 @@ def test_a_pretrained_network_on_the_machine_takes_part(
     torch.manual_seed(5)
     export_encoder(build_encoder("cnn-small", channels=3, image_size=16), tmp_path / "weights")
     given = type("Found", (), {"name": "cnn-small", "weights": str(tmp_path / "weights")})()
-    monkeypatch.setattr("rayssl.pipeline.stages.search.available", lambda: [given])
+    monkeypatch.setattr("rayssl.pipeline.stages.search_networks.available", lambda: [given])
     changed(finished_copy, search__vectors="cnn-small")
     copied, own = (
         load_encoder(place).state_dict() for place in (finished_copy / "search/cnn-small", tmp_path / "weights")
@@ -251,7 +251,7 @@ def test_a_network_that_would_take_too_long_sees_smaller_images(monkeypatch: pyt
         return build_encoder("cnn-small", channels=channels, image_size=enlarged * image_side)
 
     flops = {times: describe(build_encoder("cnn-small", channels=3, image_size=8 * times))["flops"] for times in (4, 7)}
-    monkeypatch.setattr("rayssl.pipeline.stages.search.pretrained_encoder", build)
+    monkeypatch.setattr("rayssl.pipeline.stages.search_networks.pretrained_encoder", build)
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     said: list[str] = []
     images = SimpleNamespace(train=range(6), val=range(2), test=range(2), channels=3, image_size=8)
@@ -260,7 +260,7 @@ def test_a_network_that_would_take_too_long_sees_smaller_images(monkeypatch: pyt
     )
 
     def size_within(most: float) -> int | None:
-        monkeypatch.setattr("rayssl.pipeline.stages.search.FROZEN_FLOPS", most)
+        monkeypatch.setattr("rayssl.pipeline.stages.search_networks.FROZEN_FLOPS", most)
         found = frozen_one(Given("cnn-small", "weights"), work)
         return found.image_size if found is not None else None
 

@@ -12,15 +12,19 @@ import pytest
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.models import encoder
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.estimate import existing_parent, expected_bytes, training_seconds
 from rayssl.pipeline.run.identity import check_trained, continue_run, flatten, run_name
 from rayssl.pipeline.run.images import open_data
+from rayssl.pipeline.run.plan import Machine
 from rayssl.pipeline.run.resolve import check_small_views, fit_batch, resolve
 from rayssl.pipeline.stages.start import Prepared, announce, prepare
 
 Make = Callable[..., Config]
+
+CPU = Machine("cpu", 2)
 
 
 def prepare_quietly(config: Config, run: Path, warnings: list[str] | None = None) -> Prepared:
@@ -54,7 +58,7 @@ def test_the_name_of_a_set_tells_whether_it_may_be_mirrored(
     path: str, asked: bool | None, mirror: bool, tiny_config: Make
 ) -> None:
     config = tiny_config(changes={"augment.mirror": asked})
-    resolved = resolve(config, replace(open_data(config), path=path), pytest.fail)
+    resolved = resolve(config, replace(open_data(config), path=path), pytest.fail, CPU)
     assert resolved.augment.mirror is mirror
     assert resolved.augment.views is not None
     for view in resolved.augment.views:
@@ -255,6 +259,22 @@ def test_the_time_of_everything_is_told(tiny_config: Make, tmp_path: Path, monke
     assert told in lines[-1]
 
 
+def test_the_network_is_built_once_before_a_start(
+    tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it says of itself is known when the run is announced."""
+    built: list[str] = []
+    plain = encoder.describe
+
+    def describe(network: encoder.Encoder) -> dict[str, Any]:
+        built.append(network.name)
+        return plain(network)
+
+    monkeypatch.setattr(encoder, "describe", describe)
+    announce(prepare_quietly(tiny_config(), tmp_path / "run"), lambda line: None)
+    assert built == ["cnn-small"]
+
+
 def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepared = prepare_quietly(tiny_config(), tmp_path / "run")
     usage = type("Usage", (), {"free": 1000})
@@ -266,9 +286,9 @@ def test_a_full_disk_is_noticed_before(tiny_config: Make, tmp_path: Path, monkey
 def test_guesses_grow_with_the_work(tiny_config: Make, tmp_path: Path) -> None:
     config = prepare_quietly(tiny_config(), tmp_path / "two").config
     more = prepare_quietly(tiny_config(changes={"method.views": 6}), tmp_path / "six").config
-    assert training_seconds(more, 1e6, 100) == pytest.approx(3 * training_seconds(config, 1e6, 100))
-    assert training_seconds(config, 1e6, 200) == pytest.approx(2 * training_seconds(config, 1e6, 100))
-    assert training_seconds(config, 1e9, 100) > training_seconds(config, 1e6, 100)
+    assert training_seconds(more, CPU, 1e6, 100) == pytest.approx(3 * training_seconds(config, CPU, 1e6, 100))
+    assert training_seconds(config, CPU, 1e6, 200) == pytest.approx(2 * training_seconds(config, CPU, 1e6, 100))
+    assert training_seconds(config, CPU, 1e9, 100) > training_seconds(config, CPU, 1e6, 100)
     facts = {"parameters": 1e6, "dim": 100}
     assert expected_bytes(config, facts, 10**6) - expected_bytes(config, facts, 0) == 1.6e9
 
@@ -297,7 +317,7 @@ def test_a_pipeline_of_ones_own_is_not_the_batched_backends(tiny_config: Make, t
     changes = {"augment.spec": str(tmp_path / "own.json"), "augment.backend": "batched"}
     config = tiny_config(changes=changes)
     with pytest.raises(UserError, match=r"--augment\.backend batched: view 0 is a pipeline of your own"):
-        resolve(config, open_data(config), lambda _: None)
+        resolve(config, open_data(config), lambda _: None, CPU)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +328,7 @@ def test_a_pipeline_of_ones_own_is_not_the_batched_backends(tiny_config: Make, t
 def test_small_views_where_they_cannot_be(tiny_config: Make, method: str, changes: dict[str, str], told: str) -> None:
     config = tiny_config(method, changes={"train.small_views": 0.5, **changes})
     with pytest.raises(UserError, match=told):
-        resolve(config, open_data(config), lambda _: None)
+        resolve(config, open_data(config), lambda _: None, CPU)
 
 
 def test_small_views_are_smaller_still_where_the_method_shrinks_them(tiny_config: Make) -> None:

@@ -21,6 +21,7 @@ from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.trainable import add_adapters, parameter_groups, rate_scales, stage_paths, without_adapters
+from rayssl.pipeline.run.auto import decide_and_keep
 from rayssl.pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
 from rayssl.pipeline.run.context import Stopped, Work
 from rayssl.pipeline.run.folder import read_manifest
@@ -64,7 +65,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretrain(run: Path, reporter: Silent | None = None) -> Work:
-    work = Work.open(run, reporter or Silent())
+    work = decide_and_keep(Work.open(run, reporter or Silent()))
     run_pretrain(work)
     return work
 

@@ -275,7 +275,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pretrain(path: Path, reporter: Any = None) -> Work:
-    work = Work.open(path, reporter or Silent())
+    work = auto.decide_and_keep(Work.open(path, reporter or Silent()))
     run_pretrain(work)
     return work
 
@@ -475,13 +475,12 @@ def test_auto_is_decided_once_and_kept(prepared: Prepare, monkeypatch: pytest.Mo
     kept = []
     for number, (pays, told) in enumerate([(True, "yes"), (False, "no")]):
         monkeypatch.setattr(auto, "compiling_pays", lambda work, pays=pays: pays)
-        work = Work.open(prepared(f"run-{number}", "simclr", {"train.epochs": 1}).run, Silent())
-        auto.fix_compile(work)
+        run = prepared(f"run-{number}", "simclr", {"train.epochs": 1}).run
+        work = auto.decide_and_keep(Work.open(run, Silent()))
         kept.append((work.config.train.compile, configuration.load(work.run / "config.json").train.compile))
         assert kept[-1] == (told, told)
         monkeypatch.setattr(auto, "compiling_pays", lambda work, pays=pays: not pays)
-        auto.fix_compile(work)
-        assert work.config.train.compile == told
+        assert auto.decide_and_keep(Work.open(run, Silent())).config == auto.decide_and_keep(work).config == work.config
 
 
 def test_only_a_long_run_whose_step_can_be_recorded_is_compiled(
@@ -541,6 +540,6 @@ def test_a_time_budget_of_a_compiled_step_becomes_steps(prepared: Prepare, monke
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
     work = Work.open(prepared("run", "simclr", {"train.minutes": 0.1, "train.compile": "yes"}).run, Silent())
     with torch.compiler.set_stance("force_eager"):
-        auto.fix_steps(work)
+        work = auto.decide_and_keep(work)
     assert work.config.train.steps is not None
     assert work.config.train.steps > 10

@@ -1,18 +1,26 @@
 """What a trial of the search is measured on, and what it never keeps."""
 
 from collections.abc import Sequence
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from small_run import quiet
 
+from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import Config, override
+from rayssl.pipeline.launch.opened import open_for_profile
 from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run import auto
+from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.images import open_data
 from rayssl.pipeline.run.resolve import open_and_resolve
+from rayssl.pipeline.stages.start import prepare
 from rayssl.pipeline.tune import objectives, trial
 from rayssl.pipeline.tune.objectives import Material
 from rayssl.pipeline.tune.trial import Course, run_trial
@@ -68,3 +76,41 @@ def test_weights_that_are_not_finite_fail_a_trial_before_they_are_kept(
     with pytest.raises(UserError, match="weights are not finite after step 2"):
         list(run_trial(config, Course("rotation", 1, 60), tmp_path / "checkpoints"))
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_trial_a_profile_and_a_run_decide_by_the_same_function(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where compiling pays, a trial's network is compiled, as the run's would be."""
+    opened = override(config, {"train.precision": "auto", "train.compile": "auto", "augment.backend": "auto"})
+    seen: dict[str, tuple[str, ...]] = {}
+
+    def see(config: Config, work: Work) -> tuple[str, str, str]:
+        assert work.precision == config.train.precision
+        return config.train.precision, config.train.compile, config.augment.backend
+
+    def instead(method: Method[Any], config: Config, work: Work) -> bool:
+        seen["trial"] = see(config, work)
+        return False
+
+    monkeypatch.setattr(auto, "compiling_pays", lambda work: True)
+    monkeypatch.setattr(trial, "compile_or_capture", instead)
+    next(run_trial(opened, Course("rotation", 1, 60)))
+    profiled = open_for_profile(opened, quiet())
+    seen["profile"] = see(profiled.config, profiled)
+    run = prepare(opened, tmp_path / "run", command="", warn=pytest.fail, progress=lambda *_: None).run
+    trained = auto.decide_and_keep(Work.open(run, Silent()))
+    seen["run"] = see(configuration.load(run / "config.json"), trained)
+    assert seen["trial"] == seen["profile"] == seen["run"]
+    assert seen["run"][1:] == ("yes", "albumentations" if trained.device.type == "cpu" else "batched")
+    assert seen["run"][0] in ("bf16", "fp32")
+
+
+def test_a_run_that_is_opened_is_never_changed(config: Config) -> None:
+    work = Work.begin(None, Silent(), config, open_data(config))
+    with pytest.raises(FrozenInstanceError):
+        work.precision = "fp64"  # type: ignore[misc]
+    decided = auto.decide(work)
+    assert work.config == config
+    assert decided.config != config
+    assert decided.features is work.features  # what was computed is not computed again
