@@ -35,11 +35,13 @@ def largest() -> int:
     return int(gigabytes * 1e9)
 
 
-def check_size(size: int, what: str) -> None:
-    """Raises UserError for what claims to be larger than what is read in one piece."""
-    if size > largest():
-        most = largest() / 1e9
-        raise UserError(f"{what} has {size / 1e9:.4g} GB: {VARIABLE} says how much is read in one piece, {most:.4g} GB")
+def check_size(size: int, what: str, most: int | None = None) -> None:
+    """Raises UserError for what claims to be larger than `most`, if not given what is read in one piece."""
+    most = largest() if most is None else most
+    if size > most:
+        raise UserError(
+            f"{what} has {size / 1e9:.4g} GB: {VARIABLE} says how much is read in one piece, {most / 1e9:.4g} GB"
+        )
 
 
 def open_regular(path: str | Path) -> BinaryIO:
