@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.documents import parse, read_bytes
 from rayssl.pipeline.base.errors import MissingError, UserError, nearest
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import settled
 from rayssl.pipeline.data import sample_id, storage
 from rayssl.pipeline.data.formats import marks
@@ -106,7 +107,7 @@ def refuse_unread(asked: list[Asked]) -> None:
 
 def check_data_name(run: Path, name: str) -> None:
     """Raises UserError, with the names that there are, where the run has no index of that name."""
-    there = sorted(path.parent.name for path in (run / "index").glob("*/manifest.json"))
+    there = [path.parent.name for path in listed(run / "index", "*/manifest.json")]
     if name not in there:
         raise UserError(
             f"--data {name}: {run} has no index of that name{nearest(name, there)}; there is "
