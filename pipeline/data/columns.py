@@ -345,7 +345,8 @@ def _first_bytes(part: Part, name: str) -> list[bytes]:
     try:
         with opened(part.path, part.footer) as file:
             for group in range(file.metadata.num_row_groups):
-                check_size(_claimed(file.metadata, [group], [name])[0], f"{part.path}: '{name}', decompressed,")
+                size, _ = _claimed(file.metadata, [group], [name], largest())
+                check_size(size, f"{part.path}: '{name}', decompressed,")
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name], use_threads=False):
                     column = batch.column(0)
                     values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()

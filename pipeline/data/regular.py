@@ -91,7 +91,7 @@ def _check_folder(folder: Path, asked: str) -> None:
     while not os.path.lexists(folder):
         folder = folder.parent
     if not folder.is_dir():
-        raise UserError(f"{asked}: {folder} is no folder: choose another place")
+        raise UserError(f"{asked}: {folder} is not a folder: choose another place")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise UserError(f"{asked}: nothing can be written to {folder}: choose another place")
 

@@ -550,8 +550,8 @@ def test_no_picture_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path, target
         ("a\0.png", "is no name of a file"),
         ("s3://bucket/a.png", "is a URL"),
         ("{tmp}/" + "a" * 240 + ".png", "a name of more than 230 bytes"),
-        ("{tmp}/file/below/a.png", "/file is no folder"),
-        ("{tmp}/dead/a.png", "/dead is no folder"),
+        ("{tmp}/file/below/a.png", "/file is not a folder"),
+        ("{tmp}/dead/a.png", "/dead is not a folder"),
         ("{tmp}", "not a regular file"),
     ],
 )

@@ -10,7 +10,6 @@ import pytest
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 
-
 PAIRS = pa.list_(pa.float32(), 2)
 NO_TEXTS = pa.Array.from_buffers(pa.string(), 7, pa.array([b"\xff"] * 7, pa.binary()).buffers())
 
