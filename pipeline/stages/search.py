@@ -6,7 +6,7 @@ networks on this machine, and pairs of the best. Shapes: N images, D numbers.
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -505,21 +505,50 @@ def wanted_of(asked: str, sources: dict[str, Source], own: str) -> list[Seen] | 
     """
     if asked == "auto":
         return None
-    return [_seen(f"{own}:{LAST}" if name == LAST else name, sources) for name in asked.split(JOIN)]
+    known = {name: source.names for name, source in sources.items()}
+    return [_seen(f"{own}:{LAST}" if name == LAST else name, known) for name in asked.split(JOIN)]
 
 
-def _seen(name: str, sources: dict[str, Source]) -> Seen:
+def check_vectors(config: Config) -> None:
+    """Raises UserError for `search.vectors` that there will not be, before anything trains.
+
+    Which stages a pretrained network has, and which networks there are on a cluster, is known only there.
+    """
+    asked = config.search.vectors
+    if asked in ("auto", LAST):
+        return
+    networks = [*named_networks(config), *(Given(one.name, one.weights) for one in available())]
+    labels = {given.label for given in networks} - {own_name(config)}
+    known = known_names(config)
+    for name in asked.split(JOIN):
+        source = name.partition(":")[0]
+        elsewhere = config.cluster.address is not None and source not in known
+        if name != LAST and source not in labels and not elsewhere:
+            _seen(name, known | dict.fromkeys(sorted(labels), (LAST,)))
+
+
+def known_names(config: Config) -> dict[str, tuple[str | None, ...]]:
+    """What a run will have to be searched by, and the stages of each, but for networks that others trained."""
+    found: dict[str, tuple[str | None, ...]] = dict.fromkeys((*DESCRIPTORS, PIXELS), (None,))
+    encoder = new_encoder(config, weights=False)
+    if config.method is None:
+        return found | {own_name(config): frozen_names(encoder)}
+    return found | {UNTRAINED: (LAST,), own_name(config): tuple(names_of(encoder))}
+
+
+def _seen(name: str, sources: Mapping[str, tuple[str | None, ...]]) -> Seen:
+    """Of sources by name, each with the stages that it has."""
     source, _, what = name.partition(":")
-    found = sources.get(source)
-    if found is not None:
-        options = [option for option in found.names if option is not None]
+    names = sources.get(source)
+    if names is not None:
+        options = [option for option in names if option is not None]
         what = what or (LAST if options else "")
         if not options and not what:
             return Seen(source)
         fitting = [option for option in options if option == what or option == f"{what}:avg"]
         if fitting:
             return Seen(source, fitting[0])
-    known = [seen.name for one in sources.values() for seen in one.seen]
+    known = [Seen(source, what).name for source, names in sources.items() for what in names]
     raise UserError(f"--search.vectors {name}{nearest(name, known)}: there are auto, last, {', '.join(known)}")
 
 

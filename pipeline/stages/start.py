@@ -60,6 +60,7 @@ def prepare(
     config, dataset = open_and_resolve(config, warn, progress)
     sizes, _, _ = check_disk(config, dataset, run)
     check_index(config, dataset, sizes["dim"])
+    check_searched(config)
     if before is not None:
         known = recorded(run, dataset)
         config = continue_run(before if known is None else at_places_of(before, config), config, run)
@@ -140,6 +141,13 @@ def announce(
         told = next(told for told, strength in STRENGTHS.items() if strength == color)
         say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
     return training + after
+
+
+def check_searched(config: Config) -> None:
+    """Raises UserError for vectors to search by that there would not be after the training."""
+    from rayssl.pipeline.stages.search import check_vectors
+
+    check_vectors(config)
 
 
 def check_index(config: Config, dataset: Dataset, dim: int) -> None:
