@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     from rayssl.pipeline.run.images import open_data
 
     changes = {**parsed.changes, "data.path": parsed.values["path"]}
-    if parsed.values["sheet"]:
+    if parsed.values["sheet"] not in (None, "none"):
         check_target(Path(parsed.values["sheet"]), "--sheet")
     config = override(Config(recipe="data", data=DataConfig(path="")), changes)
     with Display() as display:

@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
     from rayssl.pipeline.search.query import answer, picture_format, reads_below_zero, save_run_gallery
 
     asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
-    if save:
+    if save is not None:
         picture_format(Path(save), len(asked))  # before anything is computed
     results = answer(run, asked, parsed.values["k"], data)
-    if save:
+    if save is not None:
         save_run_gallery(run, results, Path(save), data, asked)
         say(f"gallery  {save}", file=sys.stderr)
     if parsed.values["json"]:

@@ -20,6 +20,7 @@ from rayssl.pipeline.base.settings_files import cut
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for a newer version
 
 LONGEST = 300  # letters of what albumentations says
+MOST = 10_000  # of any number in a file: of pixels, patches, points; a whole photograph has fewer a side
 
 
 class UserPipeline:
@@ -41,15 +42,14 @@ class UserPipeline:
 
         if not isinstance(values, Mapping) or not isinstance(values.get("transform"), Mapping):
             raise UserError("not an albumentations pipeline: give a file written by albumentations' A.save")
+        _check_numbers(values)
+        _check_names(values["transform"])
         try:
-            return cls(albumentations.from_dict(dict(values)))
-        except KeyError as error:
-            version = albumentations.__version__
-            raise UserError(
-                f"albumentations {version} has no transform {cut(str(error))}: save the pipeline with it"
-            ) from None
+            made = cls(albumentations.from_dict(dict(values)))
         except Exception as error:
             raise UserError(f"albumentations cannot read the pipeline: {_one_line(error)}") from None
+        _check_needs(made.compose)
+        return made
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values as albumentations' A.save writes them. Raises UserError for what it cannot write."""
@@ -97,6 +97,50 @@ class UserPipeline:
         except Exception as error:
             shape = " × ".join(map(str, image.shape))
             raise UserError(f"the albumentations pipeline fails on an image of {shape}: {_one_line(error)}") from None
+
+
+def _check_numbers(value: Any) -> None:
+    """Raises UserError for a number that no image of ours needs, wherever it stands."""
+    stack = [("", value)]
+    while stack:
+        name, one = stack.pop()
+        if isinstance(one, Mapping):
+            stack += [(str(key), each) for key, each in one.items() if key != "seed"]
+        elif isinstance(one, list | tuple):
+            stack += [(name, each) for each in one]
+        elif isinstance(one, int | float) and not -MOST <= one <= MOST:
+            raise UserError(f"the albumentations pipeline has {cut(name)} {cut(str(one))}: at most {MOST:,} is allowed")
+
+
+def _check_names(values: Any) -> None:
+    """Raises UserError where a transform, or one within it, is none that albumentations builds from a file."""
+    from albumentations import __version__
+    from albumentations.core.serialization import NON_SERIALIZABLE_REGISTRY, SERIALIZABLE_REGISTRY, shorten_class_name
+
+    stack = [values]
+    while stack:
+        one = stack.pop()
+        name = one.get("__class_fullname__") if isinstance(one, Mapping) else None
+        if not isinstance(name, str):
+            raise UserError(f"the albumentations pipeline has a transform without a name: {cut(repr(one))}")
+        if name.rpartition(".")[2] in NON_SERIALIZABLE_REGISTRY:
+            raise UserError(f"the albumentations pipeline has a {cut(name)}, whose code is in no file: leave it out")
+        if shorten_class_name(name) not in SERIALIZABLE_REGISTRY:
+            raise UserError(
+                f"albumentations {__version__} has no transform {cut(repr(name))}: save the pipeline with it"
+            )
+        inside = one.get("transforms")
+        stack += inside if isinstance(inside, list) else []
+
+
+def _check_needs(transform: Any) -> None:
+    """Raises UserError for a transform that wants more than the image: a mask, a text, other images."""
+    for one in getattr(transform, "transforms", ()):
+        _check_needs(one)
+    wants = getattr(transform, "targets_as_params", [])
+    if hasattr(transform, "metadata_key") or not set(wants) <= {"image"}:
+        name = type(transform).__name__
+        raise UserError(f"{name} needs more than the image ({cut(', '.join(map(str, wants)))}): leave it out")
 
 
 def _square(result: Any, image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

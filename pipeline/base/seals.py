@@ -9,6 +9,7 @@ A file is hashed in full once; then size, times and inode, remembered in the use
 """
 
 import atexit
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,7 @@ from rayssl.pipeline.base.errors import UserError
 RUN, OTHERS = "manifest.json", "files.json"  # where the notes of a run are, and those of a search or race
 TRIALS = "trials/"  # what a search has in a folder; in a race the folders are runs with notes of their own
 UPWARDS = 6  # folders between a file and the one that notes it
+HOLLOW, FILLED = 1 << 30, 100  # bytes from which a file must not be a hole but for a hundredth
 SETTLED = 0.1  # seconds after which a change shows in a file's times, whatever their granularity
 TRIES = 20  # a reader beside a writer
 
@@ -163,6 +165,25 @@ def digest(path: Path) -> str:
         return ""
 
 
+def check_filled(handle: int) -> None:
+    """Raises DamagedError for a large file that is next to nothing but a hole: its zeros would be read for hours."""
+    size, found, place = os.fstat(handle).st_size, 0, 0
+    if size <= HOLLOW:
+        return
+    try:
+        while place < size and found < size // FILLED:
+            start = os.lseek(handle, place, os.SEEK_DATA)
+            place = os.lseek(handle, start, os.SEEK_HOLE)
+            found += place - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data behind this place; else the file system does not tell
+            return
+    finally:
+        os.lseek(handle, 0, os.SEEK_SET)
+    if found < size // FILLED:
+        raise DamagedError(f"a hole: of {size:,} bytes {found:,} are there")
+
+
 def noted_hash(path: Path) -> str | None:
     """The sha256 of a file as it was noted; None where it was not."""
     store = _store_above(path)
@@ -261,6 +282,7 @@ class Stamps:
             stamp = _stamp(os.fstat(file.fileno()))
             if name in self.known and self.known[name][:-1] == stamp:
                 return str(self.known[name][-1])
+            check_filled(file.fileno())
             found = hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
             after = os.fstat(file.fileno())
         if _stamp(after) == stamp and time.time() - max(after.st_mtime, after.st_ctime) > SETTLED:

@@ -144,23 +144,31 @@ def read_values(path: str, columns: Sequence[str], footer: Any = None) -> list[t
 def read_columns(path: str, columns: Sequence[str], group: int | None = None, footer: Any = None) -> Any:
     """Columns of a parquet file, or of one of its row groups, as a table. Raises UserError for what cannot be read.
 
-    What they say to be once decompressed is looked at first. That may be a lie, and a dictionary may hold a long value
-    once that stands in every row: so rows are counted as they come, and no more of them are read than in one piece.
+    They take no more memory than what is read in one piece.
     """
     import pyarrow as pa
 
     try:
         with opened(path, footer) as file:
-            groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
-            size, expands = _claimed(file.metadata, groups, columns)
-            what = f"{path}: {_listed(columns)}, decompressed,"
-            check_size(size, what)
-            rows = _MOST_ROWS if group is None else _MOST_IMAGES
-            if expands:
-                rows = max(1, min(rows, largest() // (4 * max(1, size))))  # one such piece is read beyond the limit
-            return _in_batches(file, groups, columns, rows, what)
+            return read_bounded(file, path, columns, largest(), group)
     except (pa.ArrowException, *_UNREADABLE) as error:
         raise _unreadable(path, error) from None
+
+
+def read_bounded(file: Any, path: str, columns: Sequence[str], most: int, group: int | None = None) -> Any:
+    """Columns of an open parquet file, or of one of its row groups, of at most so many bytes, as a table.
+
+    What they say to be once decompressed is looked at first. That may be a lie, and a dictionary may hold a long value
+    once that stands in every row: so rows are counted as they come. Raises UserError for more, and what Arrow raises.
+    """
+    groups = list(range(file.metadata.num_row_groups)) if group is None else [group]
+    size, expands = _claimed(file.metadata, groups, columns, most)
+    what = f"{path}: {_listed(columns)}, decompressed,"
+    check_size(size, what, most)
+    rows = _MOST_ROWS if group is None else _MOST_IMAGES
+    if expands:
+        rows = max(1, min(rows, most // (4 * max(1, size))))  # one such piece is read beyond the limit
+    return _in_batches(file, groups, columns, rows, what, most)
 
 
 def _unreadable(path: str, error: BaseException) -> UserError:
@@ -171,8 +179,8 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or "there is not enough memory").splitlines()[0]
 
 
-def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tuple[int, bool]:
-    """Bytes that columns say to have decompressed, and whether they may be more in memory than is read in one piece."""
+def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str], most: int) -> tuple[int, bool]:
+    """Bytes that columns say to have decompressed, and whether they may be more than `most` in memory."""
     paths = [footer.schema.column(i).path for i in range(len(footer.schema))]
     asked = [i for i, path in enumerate(paths) if any(f"{path}.".startswith(f"{name}.") for name in columns)]
     _check_chunks(footer, groups, asked)
@@ -183,7 +191,7 @@ def _claimed(footer: Any, groups: Sequence[int], columns: Sequence[str]) -> tupl
         for chunk in (found.column(i) for i in asked):
             size += chunk.total_uncompressed_size
             texts += chunk.total_uncompressed_size * (chunk.physical_type == "BYTE_ARRAY")
-    return size, rows * texts > largest()
+    return size, rows * texts > most
 
 
 def _check_chunks(footer: Any, groups: Sequence[int], columns: Sequence[int]) -> None:
@@ -218,13 +226,13 @@ class _Hollow(io.RawIOBase):
         return self._place
 
 
-def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], rows: int, what: str) -> Any:
+def _in_batches(file: Any, groups: Sequence[int], columns: Sequence[str], rows: int, what: str, most: int) -> Any:
     import pyarrow as pa
 
     batches, total = [], 0
     for batch in file.iter_batches(rows, row_groups=groups, columns=list(columns), use_threads=False):
         total += batch.nbytes
-        check_size(total, what)
+        check_size(total, what, most)
         batches.append(batch)
     if not batches:  # an empty table of the right columns
         return file.read_row_groups(groups, columns=list(columns), use_threads=False)
@@ -337,7 +345,8 @@ def _first_bytes(part: Part, name: str) -> list[bytes]:
     try:
         with opened(part.path, part.footer) as file:
             for group in range(file.metadata.num_row_groups):
-                check_size(_claimed(file.metadata, [group], [name])[0], f"{part.path}: '{name}', decompressed,")
+                size, _ = _claimed(file.metadata, [group], [name], largest())
+                check_size(size, f"{part.path}: '{name}', decompressed,")
                 for batch in file.iter_batches(_ROWS, row_groups=[group], columns=[name], use_threads=False):
                     column = batch.column(0)
                     values = (column.field("bytes") if hasattr(column, "field") else column).to_pylist()

@@ -4,6 +4,7 @@ import errno
 import io
 import math
 import os
+import re
 import stat
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,8 @@ from rayssl.pipeline.base.errors import UserError
 LARGEST_GB = 1.0  # of what is read in one piece
 VARIABLE = "RAYSSL_LARGEST_GB"
 
+_LONGEST_NAME = 230  # bytes; 255 with what is added while a file is being written
+_URL = re.compile(r"[a-z][a-z0-9+.-]*:/", re.IGNORECASE)  # a Path has made one slash of two
 _NO_WAY = (errno.ELOOP, errno.ENAMETOOLONG)
 _NOWHERE, _OTHERS = "links that lead nowhere", "pipes, sockets and devices"
 
@@ -32,11 +35,13 @@ def largest() -> int:
     return int(gigabytes * 1e9)
 
 
-def check_size(size: int, what: str) -> None:
-    """Raises UserError for what claims to be larger than what is read in one piece."""
-    if size > largest():
-        most = largest() / 1e9
-        raise UserError(f"{what} has {size / 1e9:.4g} GB: {VARIABLE} says how much is read in one piece, {most:.4g} GB")
+def check_size(size: int, what: str, most: int | None = None) -> None:
+    """Raises UserError for what claims to be larger than `most`, if not given what is read in one piece."""
+    most = largest() if most is None else most
+    if size > most:
+        raise UserError(
+            f"{what} has {size / 1e9:.4g} GB: {VARIABLE} says how much is read in one piece, {most / 1e9:.4g} GB"
+        )
 
 
 def open_regular(path: str | Path) -> BinaryIO:
@@ -65,10 +70,30 @@ def read_regular(path: str | Path, start: int = 0, stop: int | None = None) -> b
 
 
 def check_target(path: Path, flag: str) -> None:
-    """Raises UserError where a picture would take the place of a device, a pipe or a folder."""
-    status = status_of(str(path))
+    """Raises UserError where a picture cannot be written, or would take the place of a device, a pipe or a folder."""
+    text = str(path)
+    if text in ("", ".") or text.startswith("--") or "\0" in text:
+        raise UserError(f"{flag} {text!r} is no name of a file: name one, e.g. {flag} found.png")
+    if _URL.match(text):
+        raise UserError(f"{flag} {path} is a URL: pictures are written to this machine's folders")
+    if len(os.fsencode(path.name)) > _LONGEST_NAME:
+        raise UserError(
+            f"{flag} {path.name[:_LONGEST_NAME]}… has a name of more than {_LONGEST_NAME} bytes: shorten it"
+        )
+    status = status_of(text)
     if status is not None and not stat.S_ISREG(status.st_mode):
         raise UserError(f"{flag} {path} is not a regular file: name a new file, or one to be replaced")
+    _check_folder(path.absolute().parent, f"{flag} {path}")
+
+
+def _check_folder(folder: Path, asked: str) -> None:
+    """Raises UserError where nothing can be written to a folder, or to the one where it would be made."""
+    while not os.path.lexists(folder):
+        folder = folder.parent
+    if not folder.is_dir():
+        raise UserError(f"{asked}: {folder} is not a folder: choose another place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{asked}: nothing can be written to {folder}: choose another place")
 
 
 def status_of(path: str, *, folder: int | None = None) -> os.stat_result | None:

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from rayssl.pipeline.base.errors import UserError, nearest
@@ -13,10 +13,12 @@ from rayssl.pipeline.data import folder, formats, parquet, shards, storage
 from rayssl.pipeline.data.listing import NONE, Listing, split_of_file
 from rayssl.pipeline.data.named import NAMED, list_named
 from rayssl.pipeline.data.passed import left_out, looked_at
-from rayssl.pipeline.data.reading import Reading
+from rayssl.pipeline.data.reading import WORDS, Note, Reading
 from rayssl.pipeline.data.storage import Files
 
 NAME = "name:"  # before the name of a data set where a folder has that name, too
+
+COLUMNS = ("image_column", "label_column")
 
 _LONGEST = 80  # bytes of a data set's name
 
@@ -29,14 +31,16 @@ class Kind:
     suffixes: tuple[str, ...]
     list_files: Callable[[str, Files, Reading], Listing]
     holds: Callable[[str], bool] = lambda path: True  # whether a file of these endings holds images at all
+    told: tuple[str, ...] = ()  # fields of Reading that mean something here, of those that do not everywhere
 
 
 # A new kind of source is one function and one line; a new data set with a name is one function and one line in NAMED.
 SOURCES = (
-    Kind("image files", formats.SUFFIXES, folder.list_folder),
-    Kind("parquet files", parquet.SUFFIXES, parquet.list_parquet, parquet.has_images),
-    Kind("tar shards", shards.SUFFIXES, shards.list_shards),
+    Kind("image files", formats.SUFFIXES, folder.list_folder, told=("folder",)),
+    Kind("parquet files", parquet.SUFFIXES, parquet.list_parquet, parquet.has_images, told=(*COLUMNS, "folder")),
+    Kind("tar shards", shards.SUFFIXES, shards.list_shards, told=(*COLUMNS, "key", "folder")),
 )
+TOLD_OF_NAMES = ()
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,8 @@ def find_source(path: str, reading: Reading) -> Source:
             raise UserError(
                 f"--data.path {path}: there is a data set of this name and ./{path} here: give ./{path} or {NAME}{path}"
             )
-        return Source(name, path, replace(list_named(name), kind="a named data set"))
+        check_told(f"the data set '{name}'", reading, TOLD_OF_NAMES)
+        return Source(name, path, replace(_as_told(list_named(name), reading), kind="a named data set"))
     where = storage.normalise(path)
     _check_name(path, where)
     root, files = storage.find(where)
@@ -76,6 +81,7 @@ def find_source(path: str, reading: Reading) -> Source:
     kind, fitting = found[0]
     if kind.list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:
         raise UserError(f"{where} is one image: give a folder of images")
+    check_told(f"{where} ({kind.noun})", reading, kind.told)
     listing = kind.list_files(root, fitting, reading)
     passed = Counter(suffix_of(file) for file in set(files.paths) - set(fitting.paths))
     listing = replace(
@@ -85,6 +91,37 @@ def find_source(path: str, reading: Reading) -> Source:
         passed_over=(*listing.passed_over, *sorted(passed.items()), *aside),
     )
     return Source(_name(where), where, listing)
+
+
+def check_told(what: str, reading: Reading, told: Sequence[str]) -> None:
+    """Raises UserError for what the user says of how images are read, where nothing would come of it."""
+    table = reading.labels not in WORDS
+    given = {
+        "--data.key": ("key", reading.key, reading.key != "first"),
+        "--data.image-column": ("image_column", reading.image_column, reading.image_column is not None),
+        "--data.label-column": ("label_column", reading.label_column, reading.label_column is not None and not table),
+        "--data.labels": ("folder", reading.labels, reading.labels == "folder"),
+        "--data.splits": ("folder", reading.splits, reading.splits == "folder"),
+    }
+    for flag, (field, value, is_given) in given.items():
+        if is_given and field not in told:
+            tables = " or give a table by --data.labels FILE" if field == "label_column" else ""
+            raise UserError(f"{flag} {value} says nothing about {what}: leave it out{tables}")
+    if reading.label_column is not None and reading.labels in ("none", "folder"):
+        raise UserError(
+            f"--data.label-column {reading.label_column} and --data.labels {reading.labels}: give one of them"
+        )
+
+
+def _as_told(listing: Listing, reading: Reading) -> Listing:
+    """A named data set without its labels or splits, where that is asked for."""
+    if reading.labels == "none":
+        listing = replace(listing, labels=None, class_names=None, notes=(*listing.notes, Note("no labels, as asked")))
+    if reading.splits == "none":
+        listing = replace(
+            listing, splits=[NONE] * len(listing.keys), notes=(*listing.notes, Note("no splits, as asked"))
+        )
+    return listing
 
 
 def fitting_files(root: str, files: Files, kind: Kind) -> Files:

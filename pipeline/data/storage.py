@@ -3,6 +3,7 @@
 import contextlib
 import glob
 import hashlib
+import io
 import itertools
 import math
 import operator
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 from rayssl.pipeline.base.digests import digest
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.data.regular import check_size, kinds_aside, largest, open_regular, read_regular, status_of
+from rayssl.pipeline.data.web import BUFFER, WebFile, note_tags, read_part
 
 _WILD = re.compile(r"[*?\[{]")
 _DEEP = re.compile(r"(/\*\*)+(?=/|$)")  # several in a row fit what one does
@@ -168,10 +170,12 @@ def _read_remote(url: str, start: int, stop: int | None) -> bytes:
     system, inner = _system(url)
     if stop is not None:
         check_size(stop - start, url)
-    elif url.startswith(("http://", "https://")):
+        if _is_web(url):
+            return read_part(system, inner, start, stop)
+    elif _is_web(url):
         size = system.info(inner).get("size")
         check_size(int(size or 0), url)
-        return _read_stream(system, inner, url, size)
+        return _read_stream(system, inner, url, size)[start:]
     try:
         found = bytes(system.cat_file(inner, start=start, end=start + largest() + 1 if stop is None else stop))
     except Exception:  # of each kind of server its own: many refuse to send a part of an empty file
@@ -188,7 +192,13 @@ def _read_stream(system: Any, inner: str, url: str, size: int | None) -> bytes:
         while chunk := file.read(min(_PIECE, most + 1 - len(found))):
             found += chunk
             check_size(len(found), url)
+    if size and len(found) != size:  # of what it does not know a server may say 0
+        raise UserError(f"{url} cannot be read: the server sends {len(found):,} bytes where it says {size:,}")
     return bytes(found)
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 def size_of(path: str) -> int:
@@ -211,6 +221,8 @@ def open_binary(path: str) -> Any:
     """A seekable binary file, to be used in a with-statement."""
     if is_url(path):
         system, inner = _system(path)
+        if _is_web(path):
+            return io.BufferedReader(WebFile(system, inner), BUFFER)
         return system.open(inner, "rb")
     return open_regular(path)
 
@@ -427,6 +439,8 @@ def _find_remote(url: str) -> tuple[str, Files]:
             raise UserError(f"{url} does not exist")
     except (OSError, ValueError) as error:
         raise UserError(f"{url} cannot be read: {error}") from None
+    if _is_web(url):
+        note_tags(found)
     found = {name[len(root) :].lstrip("/"): info for name, info in found.items()}
     paths = [path for path in found if not _hidden(path)]
     sizes = [int(found[path].get("size") or 0) for path in paths]

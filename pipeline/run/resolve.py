@@ -59,6 +59,7 @@ def with_validation(config: Config, dataset: Dataset) -> Config:
 def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None], machine: Machine) -> Config:
     """Every choice that depends on the data, made once and written down."""
     from rayssl.pipeline.augment import View, load_views, view_to_dict
+    from rayssl.pipeline.augment.trial import try_pipelines
     from rayssl.pipeline.methods import load_method
 
     config = settled(fill_plan(config, dataset, machine))
@@ -68,6 +69,7 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None], machi
     if config.augment.spec is not None:
         refuse_strengths(config)
         views = load_views(config.augment.spec, len(views))
+        try_pipelines(views, size=dataset.image_size, channels=dataset.channels, seed=config.train.seed)
     if config.train.small_views > 0:
         check_small_views(method, config, dataset)
     made = config.augment.views or tuple(view_to_dict(view) for view in views)

@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -25,9 +26,13 @@ from rayssl.pipeline.base.errors import MissingError, UserError
 from rayssl.pipeline.base.files import listed, replacing
 from rayssl.pipeline.base.schemas import EmbeddingsFacts
 from rayssl.pipeline.base.seals import check
+from rayssl.pipeline.data.columns import read_bounded
+from rayssl.pipeline.data.regular import largest
 from rayssl.pipeline.run.folder import data_name
 
 SCHEMA = 1
+MOST_DIM = 1 << 16  # numbers of an embedding
+MOST_EXPANDED = 64  # bytes in memory for one of the file, of a file whose content is larger than is read in one piece
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D
 FACTS = ("class_names", "encoder_hash", "data_fingerprint", "split", "data", "data_path")
 
@@ -73,16 +78,16 @@ def load_embeddings(path: Path | str) -> Embeddings:
     check(path, f"{_remedy(path)} writes it again")
     table, facts = _read(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
+    if len(np.unique(ids)) != len(ids):
+        raise _damaged(path, "an id twice")
     vectors = _vectors(table["embedding"], path)
-    if vectors.shape[0] != len(ids):
-        raise _damaged(path, "rows without an embedding")
-    labels = _labels(table["label"])
+    labels = _labels(table["label"], path)
     facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
     if labels is not None and len(labels) and labels.max() >= len(facts["class_names"] or labels):
         raise _damaged(path, f"label {labels.max()} is of no class")
     return Embeddings(
         ids=ids,
-        paths=table["path"].to_pylist(),
+        paths=_paths(table["path"], path),
         labels=labels,
         vectors=vectors,
         **{name: facts[name] for name in FACTS},
@@ -140,27 +145,37 @@ def _reading(path: Path) -> Iterator[None]:
         raise MissingError(f"{path} does not exist: {_remedy(path)} writes it") from None
     except DamagedError as error:
         raise _damaged(path, str(error)) from None
-    except (OSError, pa.ArrowException):
+    except (OSError, MemoryError, ValueError, ArithmeticError, LookupError, pa.ArrowException):
         raise _damaged(path, "not readable as parquet") from None
 
 
 def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
     # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
     with _reading(path), pa.OSFile(str(path)) as file:
-        table = pq.ParquetFile(file, page_checksum_verification=True).read()
-    _check_columns(table, path)
-    return table, _facts_of(table.schema.metadata, path)
-
-
-def _check_columns(table: pa.Table, path: Path) -> None:
-    missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
-    if missing:
-        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it again")
-    for name, kind in COLUMNS.items():
-        if table[name].type != kind:
-            raise _damaged(path, f"{name} is {table[name].type}, not {kind}")
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_columns(parquet.schema_arrow, path)
+        size = path.stat().st_size
+        if not 0 <= parquet.metadata.num_rows <= size:
+            raise _damaged(path, f"{parquet.metadata.num_rows:,} rows in {size:,} bytes")
+        table = read_bounded(parquet, str(path), (*COLUMNS, "embedding"), max(largest(), MOST_EXPANDED * size))
     if table["id"].null_count or table["path"].null_count:
         raise _damaged(path, "rows without an id or path")
+    return table, _facts_of(parquet.schema_arrow.metadata, path)
+
+
+def _check_columns(schema: pa.Schema, path: Path) -> None:
+    names = (*COLUMNS, "embedding")
+    missing = [name for name in names if name not in schema.names]
+    if missing:
+        raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it again")
+    if any(schema.names.count(name) > 1 for name in names):
+        raise _damaged(path, "a column twice")
+    for name, kind in COLUMNS.items():
+        if schema.field(name).type != kind:
+            raise _damaged(path, f"{name} is {schema.field(name).type}, not {kind}")
+    kind = schema.field("embedding").type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32() or not 0 < kind.list_size <= MOST_DIM:
+        raise _damaged(path, f"embedding is {kind}, not a fixed-size list of float32, 1 to {MOST_DIM:,}")
 
 
 def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
@@ -176,20 +191,29 @@ def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
     return facts
 
 
+def _paths(column: pa.ChunkedArray, path: Path) -> list[str]:
+    try:
+        return cast(list[str], column.to_pylist())
+    except UnicodeDecodeError:
+        raise _damaged(path, "a path is not UTF-8") from None
+
+
 def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
-    kind = column.type
-    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
-        raise _damaged(path, f"embedding is {kind}, not a fixed-size list of float32")
-    flat: NDArray[np.float32] = np.asarray(np.from_dlpack(column.combine_chunks().flatten()), dtype=np.float32)
-    return flat.reshape(-1, kind.list_size)
+    values = column.combine_chunks().flatten()  # a row that is null has none
+    if values.null_count or len(values) != len(column) * column.type.list_size:
+        raise _damaged(path, "rows without an embedding")
+    flat: NDArray[np.float32] = np.asarray(np.from_dlpack(values), dtype=np.float32)
+    return flat.reshape(-1, column.type.list_size)
 
 
-def _labels(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
+def _labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | None:
     if column.null_count == len(column):
         return None
     array = column.combine_chunks()
     known, values = array.buffers()
     labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
+    if len(labels) and pc.min(array).as_py() < 0:
+        raise _damaged(path, "a label below zero")
     if known is not None:  # a bit an image
         bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")
         labels[bits[array.offset :][: len(array)] == 0] = -1

@@ -126,12 +126,12 @@ def reads_below_zero(run: Path) -> bool:
 
 def picture_format(path: Path, queries: int = 1) -> str:
     """The format that a suffix names; raises UserError for one that pictures are not written in, and for too many."""
+    check_target(path, "--save")
     kind = path.suffix.lower().removeprefix(".") or "png"
     if kind not in PICTURES:
         raise UserError(f"--save {path}: pictures are written as {', '.join(f'.{one}' for one in PICTURES)}")
     if queries > MOST_ROWS:
         raise UserError(f"--save {path}: {queries} queries are too many for one picture: at most {MOST_ROWS}")
-    check_target(path, "--save")
     return kind
 
 

@@ -19,7 +19,8 @@ from rayssl.pipeline.search.parts import Vectors
 from rayssl.pipeline.search.store import Search, write_search
 from rayssl.pipeline.stages.search_choice import decide
 from rayssl.pipeline.stages.search_files import drop_unused, forget, placed, save_vectors
-from rayssl.pipeline.stages.search_sources import Look, compared, find_sources, own_name, wanted_of
+from rayssl.pipeline.stages.search_names import wanted_of
+from rayssl.pipeline.stages.search_sources import Look, compared, find_sources, own_name
 
 
 def choose_vectors(work: Work) -> Search | None:

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.device import plain_precision
-from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Images
 from rayssl.pipeline.features.frozen import descriptor_features, digest_of, frozen_stages
@@ -22,7 +21,7 @@ from rayssl.pipeline.models.export import encoder_hash, load_encoder
 from rayssl.pipeline.run.build import new_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.apply import described, flat_pixels, pixel_side
-from rayssl.pipeline.search.parts import JOIN, PIXELS, Seen
+from rayssl.pipeline.search.parts import PIXELS, Seen
 from rayssl.pipeline.search.store import OWN, Origin
 from rayssl.pipeline.stages.search_networks import frozen_names, frozen_networks
 
@@ -146,31 +145,6 @@ def find_sources(work: Work) -> list[Source]:
     name = own_name(work.config)
     found.append(Source(name, origin, names, flops, own, trained=True, kept=not trains, pretrained=taught))
     return found
-
-
-def wanted_of(asked: str, sources: dict[str, Source], own: str) -> list[Seen] | None:
-    """What `search.vectors` names, NAME[:STAGE[:POOL]] or two of them with a plus; None: everything.
-
-    Raises UserError for what there is not.
-    """
-    if asked == "auto":
-        return None
-    return [_seen(f"{own}:{LAST}" if name == LAST else name, sources) for name in asked.split(JOIN)]
-
-
-def _seen(name: str, sources: dict[str, Source]) -> Seen:
-    source, _, what = name.partition(":")
-    found = sources.get(source)
-    if found is not None:
-        options = [option for option in found.names if option is not None]
-        what = what or (LAST if options else "")
-        if not options and not what:
-            return Seen(source)
-        fitting = [option for option in options if option == what or option == f"{what}:avg"]
-        if fitting:
-            return Seen(source, fitting[0])
-    known = [seen.name for one in sources.values() for seen in one.seen]
-    raise UserError(f"--search.vectors {name}{nearest(name, known)}: there are auto, last, {', '.join(known)}")
 
 
 def seconds_an_image(source: Source, device: torch.device, count: int = 16) -> float:

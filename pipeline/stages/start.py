@@ -73,6 +73,7 @@ def prepare(
     network = check_network(config, dataset)
     check_disk(config, network, dataset, run)
     check_index(config, dataset, network["dim"])
+    check_searched(config)
     if before is not None:
         known = recorded(run, dataset)
         config = continue_run(before if known is None else at_places_of(before, config), config, run)
@@ -167,6 +168,13 @@ def announce(
         told = next(told for told, strength in STRENGTHS.items() if strength == color)
         say(f"  colours  jitter of strength {color:g}, for {COLOR_REASONS[told]}: --augment.color changes it")
     return training + after
+
+
+def check_searched(config: Config) -> None:
+    """Raises UserError for vectors to search by that there would not be after the training."""
+    from rayssl.pipeline.stages.search_names import check_vectors
+
+    check_vectors(config)
 
 
 def check_index(config: Config, dataset: Dataset, dim: int) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rayssl.pipeline.augment import Spec, UserPipeline, apply_batch, view_from_dict, view_to_dict
+from rayssl.pipeline.augment.trial import try_pipelines
 from rayssl.pipeline.base.errors import UserError
 
 N = 1500
@@ -131,6 +132,50 @@ def test_unreadable_values_are_told_in_one_line(values: Any, message: str) -> No
     with pytest.raises(UserError, match=message) as caught:
         view_from_dict(values)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [
+        ({"__class_fullname__": "Lambda", "__name__": "os.system"}, "has a Lambda, whose code is in no file"),
+        ({"__class_fullname__": "albumentations.x.Lambda", "__name__": "f"}, "Lambda, whose code is in no file"),
+        ({"__class_fullname__": "os.system", "command": "true"}, "has no transform 'os.system'"),
+        ({"p": 1.0}, "a transform without a name"),
+        ({"__class_fullname__": ["Blur"]}, "a transform without a name"),
+        ("Blur", "a transform without a name: 'Blur'"),
+        ({"__class_fullname__": "TextImage", "p": 1, "font_path": "a", "metadata_key": "image"}, "TextImage needs"),
+        (
+            {"__class_fullname__": "FDA", "p": 1, "reference_images": ["/dev/zero"]},
+            "FDA needs more than the image",
+        ),
+        ({"__class_fullname__": "MaskDropout", "p": 1}, r"MaskDropout needs more than the image \(mask\)"),
+        ({"__class_fullname__": "Resize", "height": 10**9, "width": 5}, "has height 1000000000: at most 10,000"),
+        ({"__class_fullname__": "GaussianBlur", "sigma_limit": [1e300, 1e300]}, r"has sigma_limit 1e\+300: at most"),
+        ({"__class_fullname__": "RandomGravel", "number_of_patches": math.nan}, "has number_of_patches nan: at most"),
+    ],
+)
+def test_transforms_that_run_code_read_files_or_never_end_are_refused(transform: Any, message: str) -> None:
+    inside = {"__class_fullname__": "OneOf", "p": 1.0, "transforms": [transform]}
+    with pytest.raises(UserError, match=message) as caught:
+        view_from_dict(
+            {"transform": {"__class_fullname__": "Compose", "p": 1.0, "transforms": [inside], "seed": 2**40}}
+        )
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"),
+    [(A.Defocus(radius=(9999, 9999), p=1.0), "Unable to allocate|within 30 seconds"), (A.Normalize(), "float32")],
+)
+def test_a_trial_tells_what_fails_before_anything_trains(transform: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        try_pipelines([Spec(), UserPipeline(transform)], size=8, channels=3, seed=0)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_trial_lets_usable_pipelines_pass() -> None:
+    pipeline = UserPipeline(flip_and_grey())
+    try_pipelines([pipeline, pipeline], size=8, channels=3, seed=0)
 
 
 def test_what_cannot_be_written_is_told() -> None:

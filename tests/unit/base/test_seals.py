@@ -172,3 +172,12 @@ def test_a_reader_beside_a_writer_never_takes_the_new_for_damage(run: Path, monk
     monkeypatch.setattr(seals, "_fault", slow)
     seals.check(run / "a.txt", "")
     assert seals.fits(run / "a.txt") is True
+
+
+def test_a_hole_is_not_read(tmp_path: Path) -> None:
+    """1 TB of zeros that takes no room on the disk: whoever hashed it would sit there for an hour."""
+    (tmp_path / "whole").write_bytes(b"weights" * 1000)
+    whole = seals.digest(tmp_path / "whole")
+    os.truncate(tmp_path / "whole", 1 << 40)
+    assert seals.digest(tmp_path / "whole") == ""
+    assert len(whole) == 64

@@ -542,6 +542,34 @@ def test_no_picture_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path, target
         picture_format(tmp_path / target)
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("", "is no name of a file"),
+        ("--json", "'--json' is no name of a file"),
+        ("a\0.png", "is no name of a file"),
+        ("s3://bucket/a.png", "is a URL"),
+        ("{tmp}/" + "a" * 240 + ".png", "a name of more than 230 bytes"),
+        ("{tmp}/file/below/a.png", "/file is not a folder"),
+        ("{tmp}/dead/a.png", "/dead is not a folder"),
+        ("{tmp}", "not a regular file"),
+    ],
+)
+def test_a_picture_that_cannot_be_written_is_told_before(tmp_path: Path, target: str, message: str) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dead").symlink_to(tmp_path / "none")
+    with pytest.raises(UserError, match=message) as caught:
+        picture_format(Path(target.format(tmp=tmp_path)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["new/deep/a.png", "no suffix", ".png", "a.JPG", "loop.png"])
+def test_odd_names_of_pictures_that_can_be_written(tmp_path: Path, target: str) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    picture_format(tmp_path / target)
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_class_whose_name_is_no_text_is_none(folder: Path) -> None:
     odd = os.fsencode(folder) + b"/od\xff"
     os.mkdir(odd)

@@ -368,3 +368,60 @@ def test_cache_dir_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_dir() == tmp_path / ".cache" / "rayssl"
     assert os.listdir(tmp_path / "a") == []
+
+
+FOLDER, PARQUET, TAR = "folder", "a.parquet", "a.tar"
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> Path:
+    """Four images as a folder, a parquet file and a tar shard."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = {f"{kind}{i}.png": png(i) for i, kind in enumerate(("cat", "cat", "dog", "dog"))}
+    (tmp_path / FOLDER).mkdir()
+    for name, data in files.items():
+        (tmp_path / FOLDER / name).write_bytes(data)
+    pq.write_table(pa.table({"image": list(files.values()), "label": [0, 0, 1, 1]}), tmp_path / PARQUET)
+    with tarfile.open(tmp_path / TAR, "w") as shard:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            shard.addfile(member, io.BytesIO(data))
+    (tmp_path / "labels.csv").write_text("path,kind\n" + "".join(f"{name},{name[:3]}\n" for name in files))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "message"),
+    [
+        (FOLDER, {"label_column": "kind"}, "--data.label-column kind says nothing about .* give a table"),
+        (FOLDER, {"image_column": "kind"}, "--data.image-column kind says nothing about"),
+        (FOLDER, {"key": "last"}, "--data.key last says nothing about"),
+        (PARQUET, {"key": "last"}, "--data.key last says nothing about"),
+        ("digits", {"key": "last"}, "--data.key last says nothing about the data set 'digits'"),
+        ("digits", {"image_column": "a"}, "--data.image-column a says nothing"),
+        ("digits", {"label_column": "a"}, "--data.label-column a says nothing"),
+        ("digits", {"labels": "folder"}, "--data.labels folder says nothing"),
+        ("digits", {"splits": "folder"}, "--data.splits folder says nothing"),
+        (PARQUET, {"label_column": "label", "labels": "none"}, "--data.labels none: give one of them"),
+        (TAR, {"label_column": "a", "labels": "folder"}, "--data.labels folder: give one of them"),
+    ],
+)
+def test_what_would_be_ignored_is_refused(kinds: Path, source: str, given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        open_dataset(source if source == "digits" else str(kinds / source), **given)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_column_of_a_table_means_something_everywhere(kinds: Path) -> None:
+    found = open_dataset(str(kinds / FOLDER), labels=kinds / "labels.csv", label_column="kind", val_fraction=0)
+    assert found.class_names == ("cat", "dog")
+
+
+def test_a_named_data_set_is_read_without_labels_and_splits() -> None:
+    found = open_dataset("digits", labels="none", splits="none", limit=50)
+    assert found.class_names is None
+    assert found.train.labels is None
+    assert "no labels, as asked" in [note.text for note in found.notes]

@@ -10,6 +10,9 @@ import pytest
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 
+PAIRS = pa.list_(pa.float32(), 2)
+NO_TEXTS = pa.Array.from_buffers(pa.string(), 7, pa.array([b"\xff"] * 7, pa.binary()).buffers())
+
 
 def make(n: int = 7, labelled: bool = True) -> Embeddings:
     rng = np.random.default_rng(0)
@@ -108,6 +111,11 @@ def test_cut_off_file(path: Path) -> None:
         (lambda t: t.set_column(3, "embedding", pa.array([[1.0]] * 7)), "not a fixed-size list of float32"),
         (lambda t: t.set_column(0, "id", pa.array(["x"] * 7)), "id is string"),
         (lambda t: t.set_column(3, "embedding", pa.nulls(7, pa.list_(pa.float32(), 5))), "without an embedding"),
+        (lambda t: t.set_column(3, "embedding", pa.array([[1.0, None]] * 7, PAIRS)), "without an embedding"),
+        (lambda t: t.set_column(0, "id", pa.array([3] * 7)), "an id twice"),
+        (lambda t: t.set_column(2, "label", pa.array([-2] * 7)), "a label below zero"),
+        (lambda t: t.set_column(1, "path", NO_TEXTS), "a path is not UTF-8"),
+        (lambda t: t.append_column("id", t["id"]), "a column twice"),
     ],
 )
 def test_wrong_content(path: Path, change: object, message: str) -> None:
@@ -116,6 +124,37 @@ def test_wrong_content(path: Path, change: object, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load_embeddings(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["path", "embedding"])
+def test_what_grows_when_it_is_read_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch, column: str) -> None:
+    """A dictionary holds once what stands in every row."""
+    rows = 2_000
+    columns = {
+        "id": pa.array(range(rows)),
+        "path": pa.array(["a" * (5_000 if column == "path" else 1)] * rows),
+        "label": pa.nulls(rows, pa.int64()),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 1_000, np.float32)), 1_000),
+    }
+    if column == "path":
+        columns["embedding"] = pa.array([[0.0, 0.0]] * rows, PAIRS)
+    save_embeddings(make(), path)
+    pq.write_table(pa.table(columns).replace_schema_metadata(pq.read_schema(path).metadata), path)
+    assert path.stat().st_size < 100_000
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "0.001")
+    with pytest.raises(UserError, match=r"decompressed, has .* GB: RAYSSL_LARGEST_GB says how much"):
+        load_embeddings(path)
+    monkeypatch.setenv("RAYSSL_LARGEST_GB", "1")
+    assert len(load_embeddings(path).ids) == rows
+
+
+def test_more_rows_than_bytes_are_refused(path: Path) -> None:
+    save_embeddings(make(), path)
+    rows = {"id": pa.nulls(100_000, pa.int64()), "path": pa.nulls(100_000, pa.string())}
+    rows |= {"label": rows["id"], "embedding": pa.nulls(100_000, PAIRS)}
+    pq.write_table(pa.table(rows).replace_schema_metadata(pq.read_schema(path).metadata), path)
+    with pytest.raises(UserError, match="100,000 rows in"):
+        load_embeddings(path)
 
 
 def test_a_failing_write_leaves_the_old_file(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_run import quiet
+from small_run import prepare_run, quiet
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
@@ -134,6 +134,18 @@ def test_what_there_is_not_is_refused_and_named(finished_copy: Path, asked: str)
     with pytest.raises(UserError, match=r"--search.vectors .* there are auto, last, color-histogram"):
         changed(finished_copy, search__vectors=asked)
     assert has_search(finished_copy)
+
+
+@pytest.mark.parametrize("asked", ["nothing", "simclr:layer9", "hog:layer1", "hog+nothing", "hog+"])
+def test_what_there_will_not_be_is_refused_before_training(tmp_path: Path, asked: str) -> None:
+    with pytest.raises(UserError, match=r"--search.vectors .* there are auto, last, color-histogram"):
+        prepare_run(tmp_path / "run", search__vectors=asked)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("asked", ["hog+simclr:layer1:2x2", "simclr", "untrained", "pixels"])
+def test_what_there_will_be_is_not_refused(tmp_path: Path, asked: str) -> None:
+    prepare_run(tmp_path / "run", search__vectors=asked)
 
 
 def test_a_second_folder_is_searched_by_the_same_function(finished_copy: Path, tmp_path: Path, images: Path) -> None:
