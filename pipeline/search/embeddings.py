@@ -9,7 +9,7 @@ Reading keeps away from what makes pyarrow import pandas where that is installed
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,16 +70,12 @@ def load_embeddings(path: Path | str) -> Embeddings:
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
     path = Path(path)
-    check(path, f"{_remedy(path)} writes it again")
-    table, facts = _read(path)
+    table, facts = read_columns(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     vectors = _vectors(table["embedding"], path)
     if vectors.shape[0] != len(ids):
         raise _damaged(path, "rows without an embedding")
-    labels = _labels(table["label"])
-    facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
-    if labels is not None and len(labels) and labels.max() >= len(facts["class_names"] or labels):
-        raise _damaged(path, f"label {labels.max()} is of no class")
+    labels = None if table["label"].null_count == len(table) else known_labels(table["label"])
     return Embeddings(
         ids=ids,
         paths=table["path"].to_pylist(),
@@ -87,6 +83,27 @@ def load_embeddings(path: Path | str) -> Embeddings:
         vectors=vectors,
         **{name: facts[name] for name in FACTS},
     )
+
+
+def read_columns(path: Path, names: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """The columns of these names, or all of them, and what the file tells of itself; other columns are not read.
+
+    Raises UserError like `load_embeddings`.
+    """
+    check(path, f"{_remedy(path)} writes it again")
+    # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
+    with _reading(path), pa.OSFile(str(path)) as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_schema(parquet.schema_arrow, path)
+        table = parquet.read(columns=None if names is None else list(names))
+    if table["id"].null_count or table["path"].null_count:
+        raise _damaged(path, "rows without an id or path")
+    facts = _facts_of(table.schema.metadata, path)
+    facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
+    labels = known_labels(table["label"])
+    if len(labels) and labels.max() >= len(facts["class_names"] or labels):
+        raise _damaged(path, f"label {labels.max()} is of no class")
+    return table, facts
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -144,23 +161,13 @@ def _reading(path: Path) -> Iterator[None]:
         raise _damaged(path, "not readable as parquet") from None
 
 
-def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
-    with _reading(path), pa.OSFile(str(path)) as file:
-        table = pq.ParquetFile(file, page_checksum_verification=True).read()
-    _check_columns(table, path)
-    return table, _facts_of(table.schema.metadata, path)
-
-
-def _check_columns(table: pa.Table, path: Path) -> None:
-    missing = [name for name in (*COLUMNS, "embedding") if name not in table.column_names]
+def _check_schema(schema: pa.Schema, path: Path) -> None:
+    missing = [name for name in (*COLUMNS, "embedding") if name not in schema.names]
     if missing:
         raise UserError(f"{path} lacks the columns {', '.join(missing)}: {_remedy(path)} writes it again")
     for name, kind in COLUMNS.items():
-        if table[name].type != kind:
-            raise _damaged(path, f"{name} is {table[name].type}, not {kind}")
-    if table["id"].null_count or table["path"].null_count:
-        raise _damaged(path, "rows without an id or path")
+        if schema.field(name).type != kind:
+            raise _damaged(path, f"{name} is {schema.field(name).type}, not {kind}")
 
 
 def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
@@ -184,11 +191,12 @@ def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     return flat.reshape(-1, kind.list_size)
 
 
-def _labels(column: pa.ChunkedArray) -> NDArray[np.int64] | None:
-    if column.null_count == len(column):
-        return None
+def known_labels(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """(N,) with -1 where there is none."""
     array = column.combine_chunks()
     known, values = array.buffers()
+    if values is None or array.null_count == len(array):
+        return np.full(len(array), -1)
     labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
     if known is not None:  # a bit an image
         bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")

@@ -19,22 +19,16 @@ from rayssl.pipeline.base.seals import files_of
 from rayssl.pipeline.data import Dataset, Images, open_dataset, sample_id
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+from rayssl.pipeline.search.exclusion import own_address, own_ids
+from rayssl.pipeline.search.gallery import UNREAD, picture_format, save_gallery, save_run_gallery
 from rayssl.pipeline.search.index import build_index, save_index
 from rayssl.pipeline.search.queries import images_of
-from rayssl.pipeline.search.query import (
-    UNREAD,
-    _own_address,
-    _own_ids,
-    answer,
-    picture_format,
-    query,
-    save_gallery,
-    save_run_gallery,
-)
+from rayssl.pipeline.search.query import open_index, query
 from rayssl.pipeline.stages.start import data_facts
 
 SIZE = 16
@@ -247,7 +241,7 @@ def test_another_data_set_that_is_not_there_names_what_is(name: str, built: Case
 def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str, built: Case, tmp_path: Path) -> None:
     path = tmp_path / f"gallery{suffix}"
     asked = images_of([COLOUR, b"broken"])
-    results = answer(built.run, asked, 2)
+    results = open_index(built.run).search(asked, k=2)
     save_gallery(results, lambda wanted: COLOUR, path, asked)
     with Image.open(path) as picture:
         assert picture.format == kind
@@ -259,9 +253,9 @@ def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str
 
 
 def test_an_image_of_a_store_does_not_find_itself() -> None:
-    assert _own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
-    assert _own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
-    assert _own_ids("", Path("/photos")) == set()
+    assert own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
+    assert own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
+    assert own_ids("", Path("/photos")) == set()
 
 
 def test_pieces_that_are_missing_or_do_not_match(case: Case) -> None:
@@ -308,7 +302,7 @@ def test_a_gallery_has_a_grey_square_for_an_image_that_is_gone(
     gone = paths_of(results[0])[2]
     (images / gone).unlink()
     shown = []
-    monkeypatch.setattr("rayssl.pipeline.search.query._show", lambda cell, image, caption: shown.append(image))
+    monkeypatch.setattr("rayssl.pipeline.search.gallery._show", lambda cell, image, caption: shown.append(image))
     save_run_gallery(case.run, results, tmp_path / "gallery.png")
     assert [image is UNREAD for image in shown] == [False, False, False, True, False]
     assert (tmp_path / "gallery.png").exists()

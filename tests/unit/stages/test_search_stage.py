@@ -19,13 +19,16 @@ from rayssl.pipeline.config import override
 from rayssl.pipeline.evaluation.measure import read_evaluation
 from rayssl.pipeline.launch.embed import embed_run, search_anew
 from rayssl.pipeline.models.encoder import Encoder, build_encoder, describe
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.folder import read_manifest
 from rayssl.pipeline.run.images import open_data
-from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.apply import searched_by
 from rayssl.pipeline.search.described import searched_splits
 from rayssl.pipeline.search.index import load_index
-from rayssl.pipeline.search.query import query
+from rayssl.pipeline.search.networks import load_networks
+from rayssl.pipeline.search.queries import images_of, squares_of
+from rayssl.pipeline.search.query import open_index, query
 from rayssl.pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
@@ -81,18 +84,15 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     splits = searched_splits(finished, name)
     test = splits["test"]
     paths = [str(Path(test.data_path) / path) for path in test.paths[:4]]
-    searcher = load_searcher(finished, 3, torch.device("cpu"), "fp32")
-    from rayssl.pipeline.search.queries import images_of, squares_of
-
-    found = searcher(squares_of(images_of(paths), 3))
-    np.testing.assert_allclose(found, test.vectors[:4], atol=1e-4)
+    found = open_index(finished).encode(squares_of(images_of(paths), 3))
+    np.testing.assert_allclose(found, test.vectors[:4], rtol=0, atol=1e-5)
     (answer,) = query(finished, [paths[0]], k=3)
     every = np.concatenate([split.vectors for split in splits.values()])
     others = [path for split in splits.values() for path in split.paths]
     cosines = every @ test.vectors[0]
     cosines[others.index(test.paths[0])] = -2
     assert answer["neighbors"][0]["path"] == others[int(cosines.argmax())]
-    assert answer["neighbors"][0]["score"] == pytest.approx(float(cosines.max()), abs=1e-4)
+    assert answer["neighbors"][0]["score"] == pytest.approx(float(cosines.max()), abs=1e-5)
 
 
 @pytest.mark.parametrize("asked", ["hog", "simclr:layer2:2x2", "hog+simclr:layer1", "color-histogram+pixels+hog"])
@@ -178,7 +178,7 @@ def test_damage_is_found_and_told_in_a_line(finished_copy: Path) -> None:
     outside["parts"][0]["origin"].update(kind="network", encoder="../elsewhere", hash="0" * 64)
     path.write_text(json.dumps(outside))
     with pytest.raises(UserError):
-        load_searcher(finished_copy, 3, torch.device("cpu"), "fp32")
+        load_networks(finished_copy, searched_by(finished_copy), 3)
 
 
 def test_without_labels_the_choice_is_a_guess_and_said(
