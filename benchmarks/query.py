@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=DIR")
     options = parser.parse_args()
+    options.run = options.run.resolve()
     if not (options.run / "index").exists():
         make_run(options.run, options.rows, options.factory)
     trees = dict(one.split("=", 1) for one in options.tree) or {"after": str(ROOT)}
@@ -83,7 +84,8 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
 def cost_of(command: list[str], tree: str) -> tuple[float, float]:
     """Seconds and peak resident GiB of a whole process."""
     began = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": tree})
+    # In the tree: `python -m` looks into the current folder first.
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tree, env={**os.environ, "PYTHONPATH": tree})
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -105,7 +107,8 @@ def summary(costs: list[tuple[float, float]]) -> dict[str, Any]:
 def search_times(run: Path, tree: str) -> dict[str, float] | None:
     """Median milliseconds of one search by a vector, k 10, and of FAISS alone; None of a tree without `open_index`."""
     environment = {**os.environ, "PYTHONPATH": tree}
-    done = subprocess.run([sys.executable, "-c", SEARCH, str(run)], env=environment, capture_output=True, text=True)
+    program = [sys.executable, "-c", SEARCH, str(run)]
+    done = subprocess.run(program, cwd=tree, env=environment, capture_output=True, text=True)
     if done.returncode:
         return None
     with_paths, alone = (round(1000 * float(one), 3) for one in done.stdout.split())
