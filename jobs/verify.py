@@ -73,9 +73,10 @@ def show(folder: Path, findings: "list[Finding]") -> None:
 
 def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[str]:
     """Remove what is left over, and tell or run what makes the rest whole; returns the commands that failed."""
+    from rayssl.pipeline.base.files import delete
     from rayssl.pipeline.base.lease import writer_lock
     from rayssl.pipeline.verify import left_over, owner_of
-    from rayssl.pipeline.verify.repair import AGAIN, clear, remove, repairs_of
+    from rayssl.pipeline.verify.repair import AGAIN, clear, repairs_of
 
     damaged: dict[Path, list[str]] = {}
     for one in findings:
@@ -86,7 +87,7 @@ def make_whole(folder: Path, findings: "list[Finding]", *, run: bool) -> list[st
     with writer_lock(folder):
         gone = left_over(folder)
         for path in gone:
-            remove(path)
+            delete(path)
         if run:
             gone += [path for owner, names in damaged.items() for path in clear(owner, names)]
     for path in gone:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rayssl.pipeline.base import wandb_tracker
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import delete
 from rayssl.pipeline.base.memory import give_back_memory
 from rayssl.pipeline.base.reporter import Interrupted
 from rayssl.pipeline.cluster.capacity import alive_nodes, count_workers
@@ -68,7 +69,7 @@ class Track:
         ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
         tails = [Tail(self.control / f"{task.name}.jsonl") for task in tasks]
         for tail in tails:
-            tail.path.unlink(missing_ok=True)
+            delete(tail.path)
 
         def tell() -> None:
             for tail in tails:

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import rayssl
 from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.run.software import COMMIT, describe_software
 
 CODE = Path(rayssl.__file__).resolve().parents[1]  # the folder that holds the package
@@ -120,7 +121,7 @@ def package_code(folder: Path) -> Path:
 
 def _code_in(root: Path) -> Iterator[Path]:
     """Paths of code files below a package's folder; nothing hidden, nothing linked."""
-    for path in sorted(root.rglob("*")):
+    for path in listed(root, below=True):
         relative = path.relative_to(root)
         hidden = any(part.startswith((".", "__pycache__")) for part in relative.parts)
         linked = any((root / part).is_symlink() for part in (relative, *relative.parents) if part.name)
@@ -137,7 +138,7 @@ def _checked_address(address: str) -> str:
 
 def _checked_run_folder(argv: Sequence[str]) -> str | None:
     """The run folder that the verb writes or reads, where it has one."""
-    verbs = sorted({path.stem for path in (CODE / "rayssl/jobs").glob("*.py")} - NO_JOB)
+    verbs = sorted({path.stem for path in listed(CODE / "rayssl/jobs", "*.py")} - NO_JOB)
     if not argv or argv[0] not in verbs:
         given = f"unknown command '{argv[0]}'{nearest(argv[0], verbs)}" if argv else "no command after --"
         raise UserError(f"{given}: a job runs one of {', '.join(verbs)}")
@@ -231,7 +232,7 @@ def _start(client: Any, address: str, argv: Sequence[str], run: str | None) -> s
     except RuntimeError as error:
         raise UserError(f"{address} refuses the job: {_first_line(str(error))}") from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        delete(staging)
 
 
 def _refuse_second_writer(jobs: Sequence[Any], address: str, run: str | None) -> None:

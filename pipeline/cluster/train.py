@@ -7,7 +7,6 @@ the run folder is the only truth, and a restarted worker goes on from our own ch
 import json
 import logging
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 from rayssl.pipeline.base import wandb_tracker
 from rayssl.pipeline.base.errors import OutsideError, UserError
-from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.files import delete, listed, write_json
 from rayssl.pipeline.base.reporter import Interrupted, Silent, handle_signals
 from rayssl.pipeline.cluster.closed import closed_to_others, lets_anybody_in
 from rayssl.pipeline.cluster.ray_private import few_processes, lean_trainer
@@ -87,14 +86,14 @@ def control_folder(folder: Path) -> Iterator[Path]:
     try:
         yield control
     finally:
-        shutil.rmtree(control, ignore_errors=True)
+        delete(control)
 
 
 def remove_left_behind(folder: Path) -> None:
     """Control folders of drivers of this machine that were killed."""
-    for left in folder.glob(f"{CONTROL}-{socket.gethostname()}-*"):
+    for left in listed(folder, f"{CONTROL}-{socket.gethostname()}-*"):
         if not Path("/proc", left.name.split("-")[-2]).exists():
-            shutil.rmtree(left, ignore_errors=True)
+            delete(left)
 
 
 def quiet_ray(address: str | None) -> None:

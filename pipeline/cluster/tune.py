@@ -7,7 +7,6 @@ actor is rank 0 and the others are tasks in its placement group, so no trial eve
 import json
 import logging
 import os
-import shutil
 import socket
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from typing import Any
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.memory import give_back_memory
 from rayssl.pipeline.base.reporter import Interrupted
 from rayssl.pipeline.cluster.capacity import alive_nodes, cores_a_worker, count_workers
@@ -552,8 +552,8 @@ def resumed(checkpoint: Any, scratch: Path, trial: str) -> Iterator[Path]:
     Tune ends a trial by ending its process, which cleans up nothing: what an earlier process of the trial left goes
     now, the rest with `scratch`.
     """
-    for left in scratch.glob(f"{trial}-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    for left in listed(scratch, f"{trial}-*"):
+        delete(left)
     with tempfile.TemporaryDirectory(prefix=f"{trial}-", dir=scratch) as folder:
         if checkpoint is not None:
             checkpoint.to_directory(folder)

@@ -4,11 +4,10 @@ import contextlib
 import errno
 import json
 import os
-import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -18,7 +17,8 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.cache_folder import cache_dir
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.base.files import delete, listed, move, replacing, write_json
+from rayssl.pipeline.base.locks import in_turn
 from rayssl.pipeline.data.cache_room import hold, make_room, touch
 from rayssl.pipeline.data.scan import is_flat
 from rayssl.pipeline.data.shown import Pixels
@@ -164,7 +164,7 @@ def open_pack(
     if (pack := _sound(folder, n, channels)) is not None:
         return pack
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with _turn(folder):
+    with in_turn(folder.parent / f"{folder.name}.lock"):
         if (pack := _sound(folder, n, channels)) is not None:  # built while this process waited
             return pack
         make_room(cache_dir(), expected)
@@ -198,15 +198,15 @@ def _sound(folder: Path, n: int, channels: int) -> Pack | None:
 def _build(
     folder: Path, channels: int, images: Iterable[Pixels | str], progress: Callable[[int], None], data: str
 ) -> Pack:
-    for left_over in folder.parent.glob(f".{folder.name}-*"):  # of a process that was killed: it is our turn now
-        shutil.rmtree(left_over, ignore_errors=True)
+    for left_over in listed(folder.parent, f".{folder.name}-*"):  # of a process that was killed: it is our turn now
+        delete(left_over)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         _write(temporary, images, progress, data)
-        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
+        delete(folder)  # a damaged one
         held = Pack(temporary, channels)  # so that it does not go before it is opened in its place
         with contextlib.suppress(FileExistsError):
-            _rename(temporary, folder)
+            move(temporary, folder)
         pack = Pack(folder, channels)
         del held
         return pack
@@ -217,16 +217,7 @@ def _build(
             ) from None
         raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _rename(source: Path, target: Path) -> None:
-    try:
-        os.replace(source, target)
-    except OSError as error:
-        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-            raise FileExistsError(str(target)) from None  # where files cannot be locked another was quicker
-        raise
+        delete(temporary)
 
 
 def _write(folder: Path, images: Iterable[Pixels | str], progress: Callable[[int], None], data: str) -> None:
@@ -266,14 +257,3 @@ def _checksum(path: Path) -> int:
             file.seek(start)
             total = zlib.crc32(file.read(_BLOCK), total)
     return total
-
-
-@contextlib.contextmanager
-def _turn(folder: Path) -> Iterator[None]:
-    """One process at a time; without effect where files cannot be locked."""
-    with (folder.parent / f"{folder.name}.lock").open("w") as file:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

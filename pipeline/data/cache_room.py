@@ -9,11 +9,12 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import delete, listed, move
+from rayssl.pipeline.base.locks import alone, share
 
 LARGEST = 64e9  # bytes of decoded images
 SHARE = 0.25  # or this part of the disk, where that is less
@@ -53,10 +54,7 @@ def hold(path: Path) -> int:
     """
     handle = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(ImportError, OSError):  # without effect where files cannot be locked
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_SH)
+        share(handle)
         if not os.path.samestat(os.fstat(handle), os.stat(path)):
             raise FileNotFoundError(str(path))
         touch(path)
@@ -109,7 +107,7 @@ def _packs(root: Path) -> list[Kept]:
 
 def _pack(place: Path) -> Kept | None:
     try:
-        used = max(path.stat().st_mtime for path in (place, *place.glob("pack.json")))
+        used = max(path.stat().st_mtime for path in (place, *listed(place, "pack.json")))
         return Kept(IMAGES, place, _data_of(place / "pack.json"), _size(place), used)
     except FileNotFoundError:  # gone meanwhile
         return None
@@ -138,57 +136,35 @@ def _downloads(root: Path) -> list[Kept]:
 
 def _visible(folder: Path) -> list[Path]:
     """What is in a folder, but for what is half made or half removed; nothing where there is no such folder."""
-    return sorted(place for place in folder.glob("*") if not place.name.startswith("."))
+    return [place for place in listed(folder) if not place.name.startswith(".")]
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in listed(folder, below=True) if path.is_file())
 
 
 def _is_held(folder: Path) -> bool:
-    with _alone(folder / "pack.json") as alone:
-        return not alone
+    with alone(folder / "pack.json") as free:
+        return not free
 
 
 def _remove(place: Path) -> bool:
     """Whether it is gone now: not where a process uses it."""
     if not place.is_dir():
-        place.unlink(missing_ok=True)
+        delete(place)
         return True
     gone = place.with_name(f".{place.name}-{os.getpid()}-{time.time_ns()}")
-    with _alone(place / "pack.json") as alone:
-        if alone:
+    with alone(place / "pack.json") as free:
+        if free:
             with contextlib.suppress(FileNotFoundError):  # another process was quicker
-                os.rename(place, gone)  # at once: nobody opens half of it
-    shutil.rmtree(gone, ignore_errors=True)
-    return alone
+                move(place, gone)  # at once: nobody opens half of it
+    delete(gone)
+    return free
 
 
 def _sweep(root: Path) -> None:
     """Remove what processes that were killed had half made or half removed."""
-    for place in (root / "packs").glob(".*-*"):
-        with _alone(place.with_name(f"{place.name[1:].rpartition('-')[0]}.lock")) as alone:
-            if alone:
-                shutil.rmtree(place, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[bool]:
-    """Whether no other holds the lock of this file (or it does not exist), and then none can while the block lasts."""
-    try:
-        file = path.open("r+b")
-    except FileNotFoundError:
-        yield True
-        return
-    except OSError:
-        yield False
-        return
-    with file:
-        try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (ImportError, OSError):  # held, or not to be known where files cannot be locked
-            yield False
-            return
-        yield True
+    for place in listed(root / "packs", ".*-*"):
+        with alone(place.with_name(f"{place.name[1:].rpartition('-')[0]}.lock")) as free:
+            if free:
+                delete(place)

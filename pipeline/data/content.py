@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.cache_folder import cache_dir
 from rayssl.pipeline.base.digests import digest
-from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.base.files import delete, replacing
 from rayssl.pipeline.data import storage
 from rayssl.pipeline.data.cache_room import touch
 from rayssl.pipeline.data.dataset import sample_ids
@@ -140,7 +140,7 @@ class _Table:
                     digests=self.digests,
                 )
         except OSError:  # a full disk
-            path.unlink(missing_ok=True)
+            delete(path)
 
     def find(self, files: Files, marks: _Marks) -> tuple[Digests, NDArray[np.int64]]:
         """(N, 16) digests, and which of them are not known."""

@@ -4,8 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
@@ -19,6 +17,7 @@ from PIL import Image
 from rayssl.pipeline.base.cache_folder import cache_dir
 from rayssl.pipeline.base.digests import digest
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import delete, move
 from rayssl.pipeline.data import storage
 from rayssl.pipeline.data.cache_room import touch
 from rayssl.pipeline.data.listing import Listing
@@ -65,9 +64,9 @@ def _make(name: str, folder: Path) -> None:
         for split, examples in made.splits.items():
             _write(finished / f"{split}.parquet", examples, made.class_names)
         with contextlib.suppress(OSError):  # another process was quicker: its files are as good
-            os.replace(finished, folder)
+            move(finished, folder)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        delete(temporary)
 
 
 def _write(path: Path, examples: Examples, class_names: list[str]) -> None:

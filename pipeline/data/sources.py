@@ -59,7 +59,7 @@ def find_source(path: str, reading: Reading) -> Source:
             raise UserError(
                 f"--data.path {path}: there is a data set of this name and ./{path} here: give ./{path} or {NAME}{path}"
             )
-        return Source(name, path, replace(list_named(name), kind=f"the data set {name}"))
+        return Source(name, path, replace(list_named(name), kind="a named data set"))
     where = storage.normalise(path)
     _check_name(path, where)
     root, files = storage.find(where)

@@ -254,6 +254,11 @@ def _existing(pattern: str, names: list[str]) -> list[str]:
     return names
 
 
+def matches(pattern: str) -> bool:
+    """Whether a pattern, or one of those that its braces stand for, fits something on this machine."""
+    return any(glob.glob(part, recursive=True) for part in braces(pattern))
+
+
 def _matching(pattern: str) -> list[str]:
     """What a pattern fits, sorted; ** goes into every folder once, where links lead to it more than once too."""
     pattern = _DEEP.sub("/**", pattern)

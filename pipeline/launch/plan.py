@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.stages.start import Prepared, announce, prepare
@@ -79,7 +80,7 @@ def new_folder(out: Path) -> Iterator[None]:
     try:
         yield
     except (UserError, OutsideError):
-        if not there and out.is_dir() and {path.name for path in out.iterdir()} <= {".lock"}:
-            (out / ".lock").unlink()
+        if not there and out.is_dir() and {path.name for path in listed(out)} <= {".lock"}:
+            delete(out / ".lock")
             out.rmdir()
         raise

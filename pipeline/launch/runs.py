@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import OutsideError, UserError
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
@@ -55,9 +56,9 @@ def taken_back(folders: list[Path]) -> Iterator[None]:
 
 def remove_unstarted(folder: Path) -> None:
     """Remove a run folder in which there is only what was to be done."""
-    if folder.is_dir() and {path.name for path in folder.iterdir()} <= UNSTARTED:
-        for path in folder.iterdir():
-            path.unlink()
+    if folder.is_dir() and {path.name for path in listed(folder)} <= UNSTARTED:
+        for path in listed(folder):
+            delete(path)
         folder.rmdir()
 
 

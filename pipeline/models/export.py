@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.files import replacing, sha256, write_json, write_text
+from rayssl.pipeline.base.files import delete, replacing, sha256, write_json, write_text
 from rayssl.pipeline.base.seals import forget, note
 from rayssl.pipeline.models import backbones
 from rayssl.pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
@@ -111,7 +111,7 @@ def export_encoder(
     library = _library(encoder)
     if library is not None:
         forget(module)
-        module.unlink(missing_ok=True)
+        delete(module)
         note(module)
     else:
         write_text(

@@ -11,6 +11,8 @@ from functools import cache
 from importlib import metadata, util
 from pathlib import Path, PurePosixPath
 
+from rayssl.pipeline.base.files import listed
+
 SUFFIXES = (".safetensors", ".pth", ".pt")  # that are read without executing anything
 LEAST_BYTES = 100_000  # what is smaller holds no network; Python's own .pth files are among them
 _HASH = re.compile(r"[-_][0-9a-f]{8}$")  # with which torch ends the names of files that it downloads
@@ -55,7 +57,7 @@ def downloaded() -> list[Path]:
 def hub_snapshots() -> list[Snapshot]:
     """One file a repository in the hub's cache: of the revision that `main` stands for, else of any."""
     found = []
-    for folder in sorted(hub_cache().glob("models--*--*")):
+    for folder in listed(hub_cache(), "models--*--*"):
         repository = folder.name.removeprefix("models--").replace("--", "/", 1)
         if path := snapshot_file(repository):
             found.append(Snapshot(repository, path))
@@ -114,12 +116,12 @@ def _revisions(folder: Path) -> list[Path]:
         main = (folder / "refs" / "main").read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         main = ""
-    found = sorted(path for path in snapshots.glob("*") if path.is_dir())
+    found = [path for path in listed(snapshots) if path.is_dir()]
     return sorted(found, key=lambda path: path.name != main)
 
 
 def _weights_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix in SUFFIXES and _bytes(path) >= LEAST_BYTES)
+    return sorted(path for path in listed(folder) if path.suffix in SUFFIXES and _bytes(path) >= LEAST_BYTES)
 
 
 def _bytes(path: Path) -> int:
@@ -163,5 +165,5 @@ def _stated_licence(distribution: metadata.Distribution) -> str:
 def _timm_sources() -> tuple[str, ...]:
     spec = util.find_spec("timm")
     folders = spec.submodule_search_locations if spec is not None else None
-    paths = [path for folder in folders or () for path in sorted(Path(folder).glob("models/*.py"))]
+    paths = [path for folder in folders or () for path in listed(Path(folder), "models/*.py")]
     return tuple(path.read_text(encoding="utf-8") for path in paths)

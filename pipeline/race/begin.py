@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.race.candidates import Entry, Network, asked_networks, entries_of, narrowed, plain_config
 from rayssl.pipeline.race.networks import sized
@@ -106,7 +107,7 @@ def check_empty(out: Path) -> None:
         raise UserError(f"--out {out} is a URL: give a folder, on storage that all workers share")
     if (out / "config.json").exists():
         raise UserError(f"--out {out} is the folder of one run, not of a race: give a new or empty folder")
-    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {".lock"}):
+    if out.exists() and (not out.is_dir() or {path.name for path in listed(out)} - {".lock"}):
         raise UserError(f"--out {out} is not empty and is not a race: give a new or empty folder")
 
 

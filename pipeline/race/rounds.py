@@ -2,11 +2,11 @@
 
 import math
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import delete
 from rayssl.pipeline.base.seals import forget_folder
 from rayssl.pipeline.race.parts import Ended, Race, Task, Track, ended, result_of, say_nothing
 from rayssl.pipeline.race.plan import (
@@ -240,4 +240,4 @@ def drop_checkpoints(race: Race, number: int) -> None:
     staying |= set(ledger.entrants(number + 1))
     for name in set(ledger.entrants(number)) - staying:
         forget_folder(race.run_of(name) / "checkpoints")
-        shutil.rmtree(race.run_of(name) / "checkpoints", ignore_errors=True)
+        delete(race.run_of(name) / "checkpoints")

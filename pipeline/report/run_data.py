@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.report.html import escape, grid, paragraph
 from rayssl.pipeline.report.results import Run
 from rayssl.pipeline.run.metrics_log import MetricsLog
@@ -71,7 +72,7 @@ class Material:
 
     def _embeddings_folder(self) -> Path:
         parent = self.run.folder / "embeddings"
-        folders = sorted(path for path in parent.glob("*") if path.is_dir())
+        folders = [path for path in listed(parent) if path.is_dir()]
         if not folders:
             raise NothingToShowError(f"no embeddings: `rayssl embed {self.run.folder}` writes them")
         own = self.run.manifest.get("data", {}).get("name")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.randomness import permutation
 from rayssl.pipeline.report import figures, galleries, table
 from rayssl.pipeline.report.html import bar, bullets, escape, grid, paragraph
@@ -220,7 +221,7 @@ def _reconstruction_errors(material: Material) -> list[str]:
 
 
 def _picture_paths(material: Material) -> list[Path]:
-    return sorted((material.run.folder / "figures").glob("*.png"))
+    return listed(material.run.folder / "figures", "*.png")
 
 
 def _picture(path: Path) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 
 from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.schemas import EncoderFile
 from rayssl.pipeline.evaluation.doubts import warnings_of
 from rayssl.pipeline.report import table
@@ -317,7 +318,7 @@ def _count(n: int) -> str:
 
 
 def _size(path: Path) -> str:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    files = [path] if path.is_file() else [file for file in listed(path, below=True) if file.is_file()]
     size = float(sum(file.stat().st_size for file in files))
     for unit in ("B", "kB", "MB"):
         if size < 1000:

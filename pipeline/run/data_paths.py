@@ -1,6 +1,5 @@
 """Where the images of a run lie: they may move, and it is the same run as long as they are the same images."""
 
-import glob
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -62,7 +61,7 @@ def is_gone(path: str) -> bool:
     """Whether a folder, file or pattern on this machine leads nowhere."""
     if not path or is_named(path) or storage.is_url(where := storage.normalise(path)) or os.path.exists(where):
         return False
-    return not any(glob.glob(part, recursive=True) for part in storage.braces(where))
+    return not storage.matches(where)
 
 
 def moved(run: Path, before: str, now: str) -> str:

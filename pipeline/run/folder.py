@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rayssl.pipeline.base.atomic import UNFINISHED
 from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.schemas import Manifest, RaceFile
 from rayssl.pipeline.base.seals import check, note, seal_of, update
 
@@ -24,7 +25,7 @@ SCHEMA = 1
 
 def is_unstarted(run: Path) -> bool:
     """Whether a folder holds nothing, or what a command that was killed at its first file has left."""
-    return all(path.name == ".lock" or path.name.endswith(UNFINISHED) for path in run.iterdir())
+    return all(path.name == ".lock" or path.name.endswith(UNFINISHED) for path in listed(run))
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

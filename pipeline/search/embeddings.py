@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.documents import DamagedError, OtherSchemaError, fit, open_regular, parse
 from rayssl.pipeline.base.errors import MissingError, UserError
-from rayssl.pipeline.base.files import replacing
+from rayssl.pipeline.base.files import listed, replacing
 from rayssl.pipeline.base.schemas import EmbeddingsFacts
 from rayssl.pipeline.base.seals import check
 from rayssl.pipeline.run.folder import data_name
@@ -108,7 +108,7 @@ def read_columns(path: Path, names: Sequence[str] | None = None) -> tuple[pa.Tab
 
 def files_of(folder: Path) -> list[Path]:
     """The files of embeddings in a folder; what a killed writer of an older version left there begins with a dot."""
-    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+    return [path for path in listed(folder, "*.parquet") if not path.name.startswith(".")]
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -123,7 +123,7 @@ def name_in(run: Path, name: str, path: str) -> str:
     Those that it has from this very path are replaced.
     """
     own = data_name(run)
-    found = {file.parent.name: _data_path(file) for file in sorted((run / "embeddings").glob("*/train.parquet"))}
+    found = {file.parent.name: _data_path(file) for file in listed(run / "embeddings", "*/train.parquet")}
     others = {one: where for one, where in found.items() if one != own and where is not None}
     if path in others.values():
         return next(one for one, where in others.items() if where == path)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from rayssl.pipeline.base.documents import parse, read_bytes
 from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import settled
 from rayssl.pipeline.data import storage
 from rayssl.pipeline.data.shown import BY_TYPE, Shown
@@ -187,7 +188,7 @@ def refuse_unread(asked: list[Asked]) -> None:
 
 def check_data_name(run: Path, name: str) -> None:
     """Raises UserError, with the names that there are, where the run has no index of that name."""
-    there = sorted(path.parent.name for path in (run / "index").glob("*/manifest.json"))
+    there = [path.parent.name for path in listed(run / "index", "*/manifest.json")]
     if name not in there:
         raise UserError(
             f"--data {name}: {run} has no index of that name{nearest(name, there)}; there is "

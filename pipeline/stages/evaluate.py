@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.evaluation.baselines import VERSIONS, Pictures, evaluate_baseline
@@ -27,7 +28,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     config, name = configuration.load(run / "config.json"), data_name(run)
     splits = load_splits(run, name)
     first = splits["train"]
-    networks = sorted(path.parent for path in embeddings_folder(run, name, "baseline").glob("*/train.parquet"))
+    networks = [path.parent for path in listed(embeddings_folder(run, name, "baseline"), "*/train.parquet")]
     own = [dataclasses.asdict(config.evaluate), VERSIONS]
     contents = [digests(run, name, part) for part in ("", FOLDER, *(f"baseline/{one.name}" for one in networks))]
     key = stage_key("evaluate", own, first.encoder_hash, search_hash(run), contents)

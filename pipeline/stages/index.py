@@ -9,6 +9,7 @@ import numpy as np
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.features.whitening import Whitening, fit_whitening
@@ -25,7 +26,7 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
     """
     own = data_name(run)
     index_embeddings(run, own, warn)
-    for path in sorted((run / "embeddings").glob("*/train.parquet")):
+    for path in listed(run / "embeddings", "*/train.parquet"):
         name = path.parent.name
         try:
             if name != own:

@@ -3,7 +3,6 @@
 Times are milliseconds a step.
 """
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.pipeline.base.device import autocast
+from rayssl.pipeline.base.files import move
 from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
 from rayssl.pipeline.models.flops import count_operations
 from rayssl.pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, step_of, views_of
@@ -308,7 +308,7 @@ def trace_steps(bench: Bench, path: Path) -> list[tuple[str, float]]:
         bench.wait()
     unfinished = path.with_name(f".{path.name}.unfinished.json")
     recorded.export_chrome_trace(str(unfinished))
-    os.replace(unfinished, path)
+    move(unfinished, path)
     own = "self_device_time_total" if cuda else "self_cpu_time_total"
     rows = sorted(recorded.key_averages(), key=lambda row: -float(getattr(row, own)))
     return [(row.key, float(getattr(row, own)) / 1e3 / TRACED) for row in rows[:OPERATORS]]

@@ -5,7 +5,6 @@ networks on this machine, and pairs of the best. Shapes: N images, D numbers.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base import collectives, seals
 from rayssl.pipeline.base.errors import UserError, nearest
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.randomness import permutation
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Images
@@ -363,10 +363,10 @@ def placed(work: Work, source: Source) -> Origin:
 
 def drop_unused(run: Path, places: Sequence[str | None]) -> None:
     """Encoders of an earlier choice."""
-    for folder in (run / FOLDER).glob("*"):
+    for folder in listed(run / FOLDER):
         if f"{FOLDER}/{folder.name}" not in places:
             seals.forget_folder(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            delete(folder)
 
 
 def save_vectors(work: Work, search: Search, train: Floats, test: Floats) -> None:
@@ -388,11 +388,11 @@ def forget(run: Path) -> None:
     files = (run / FILE, run / TENSORS)
     seals.forget(*files)
     for path in files:
-        path.unlink(missing_ok=True)
+        delete(path)
     seals.note(*files)  # that they are not there
-    for folder in (run / FOLDER, *run.glob(f"embeddings/*/{FOLDER}")):
+    for folder in (run / FOLDER, *listed(run, f"embeddings/*/{FOLDER}")):
         seals.forget_folder(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+        delete(folder)
 
 
 def own_name(config: Config) -> str:

@@ -6,7 +6,6 @@ manifest with the sha256 of each file. It is written under another name and rena
 
 import json
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.optim import Optimizer
 from rayssl.pipeline.base.atomic import writing
 from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.files import sha256
+from rayssl.pipeline.base.files import delete, listed, move, sha256
 from rayssl.pipeline.base.schemas import CheckpointFile, CheckpointState
 from rayssl.pipeline.base.seals import check, digest, forget, forget_folder, note
 
@@ -54,11 +53,11 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps({"step": step, "optimizer": numbers, "facts": facts}))
         _write_manifest(temporary, step)
         if final.exists() and checkpoint_fault(final) is None:  # the same step again holds the same state
-            shutil.rmtree(temporary)
+            delete(temporary)
         else:
             forget(final / "manifest.json")
-            _clear(final)
-            os.replace(temporary, final)
+            delete(final)
+            move(temporary, final)
         _sync(folder)
         note(final / "manifest.json")
         _prune(folder, keep, step)
@@ -67,8 +66,8 @@ def save_checkpoint(
 
 def _remove_unfinished(folder: Path) -> None:
     """What a killed writer has left: there is one writer at a time."""
-    for left in folder.glob(f"{WRITING}*"):
-        _clear(left)
+    for left in listed(folder, f"{WRITING}*"):
+        delete(left)
 
 
 def load_checkpoint(folder: Path, *, model: nn.Module, optimizer: Optimizer | None = None) -> tuple[int, Any]:
@@ -118,7 +117,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that were written to the end, newest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir()), reverse=True)
+    return [path for path in reversed(listed(folder, "step-*")) if path.is_dir()]
 
 
 def checkpoint_fault(checkpoint: Path) -> str | None:
@@ -143,7 +142,7 @@ def checkpoint_fault(checkpoint: Path) -> str | None:
 
 def _write_manifest(folder: Path, step: int) -> None:
     digests = {}
-    for path in sorted(folder.iterdir()):
+    for path in listed(folder):
         with path.open("rb") as file:
             os.fsync(file.fileno())
         digests[path.name] = sha256(path)
@@ -163,14 +162,7 @@ def _prune(folder: Path, keep: int, step: int) -> None:
     kept = [path for path in found if path.name <= f"step-{step:09d}"][:keep]
     for old in set(found) - set(kept):
         forget_folder(old)
-        _clear(old)
-
-
-def _clear(path: Path) -> None:
-    """Remove a folder; of a link only the link."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
-    shutil.rmtree(path, ignore_errors=True)
+        delete(old)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

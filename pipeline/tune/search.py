@@ -15,7 +15,7 @@ from rayssl.pipeline import config as configuration
 from rayssl.pipeline.augment import view_to_dict
 from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import UserError, nearest
-from rayssl.pipeline.base.files import write_json
+from rayssl.pipeline.base.files import listed, write_json
 from rayssl.pipeline.base.schemas import TuneFile
 from rayssl.pipeline.base.seals import check, started
 from rayssl.pipeline.config import Config
@@ -344,7 +344,7 @@ def check_same_search(search: Search, dataset: Dataset) -> None:
                     f"{search.out} holds another search: {key} is {old.get(key)!r} there and {new.get(key)!r} here: "
                     "use another --out, or the same value"
                 )
-    elif search.out.exists() and (not search.out.is_dir() or any(search.out.iterdir())):
+    elif search.out.exists() and (not search.out.is_dir() or listed(search.out)):
         raise UserError(f"--out {search.out} is not empty and is not a search: give a new or empty folder")
 
 

@@ -2,14 +2,13 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rayssl.pipeline.base.documents import DamagedError, load, made_of, parse, read_bytes
-from rayssl.pipeline.base.files import replacing, write_json
+from rayssl.pipeline.base.files import delete, listed, move, replacing, write_json
 from rayssl.pipeline.base.schemas import TrialFile
 from rayssl.pipeline.base.seals import check
 
@@ -44,7 +43,7 @@ def save_trial(folder: Path, trial: Trial) -> None:
 def load_trials(folder: Path) -> list[Trial]:
     """The trials that have ended, by number; raises UserError where a file is damaged."""
     trials = []
-    for path in sorted((folder / "trials").glob("[0-9]*.json")):
+    for path in listed(folder / "trials", "[0-9]*.json"):
         remedy = "remove it, and its trial is done again"
         values = load(path, TrialFile, remedy)
         check(path, remedy)
@@ -63,13 +62,13 @@ def save_member(folder: Path, number: int, rows: Sequence[dict[str, Any]], copy:
     place = member_folder(folder, number)
     new, old = place.with_suffix(".new"), place.with_suffix(".old")
     for leftover in (new, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        delete(leftover)
     copy(new / "checkpoint")
     write_json(new / "rows.json", list(rows))
     if place.exists():
-        place.rename(old)
-    new.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+        move(place, old)
+    move(new, place)
+    delete(old)
 
 
 def load_member(folder: Path, number: int) -> list[dict[str, Any]]:
@@ -83,7 +82,7 @@ def load_member(folder: Path, number: int) -> list[dict[str, Any]]:
 
 def drop_member(folder: Path, number: int) -> None:
     """It has ended: its trial's file is all that is needed."""
-    shutil.rmtree(member_folder(folder, number), ignore_errors=True)
+    delete(member_folder(folder, number))
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.atomic import UNFINISHED, is_locked
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from rayssl.pipeline.evaluation.records import read_evaluation, told_of
 from rayssl.pipeline.generate.decoder import read_decoder
@@ -60,10 +61,10 @@ def is_older(folder: Path) -> bool:
 
 def left_over(folder: Path) -> list[Path]:
     """What a killed writer left: files that never got their name."""
-    found = {path for path in folder.rglob(f".*{UNFINISHED}") if is_locked(path) is False}
-    found |= {path for path in folder.rglob(".*.*") if path.is_file() and _is_temporary(path)}
-    found |= set(folder.glob("checkpoints/.writing-*"))
-    found |= {path for ending in ("new", "old") for path in folder.glob(f"population/*.{ending}")}
+    found = {path for path in listed(folder, f".*{UNFINISHED}", below=True) if is_locked(path) is False}
+    found |= {path for path in listed(folder, ".*.*", below=True) if path.is_file() and _is_temporary(path)}
+    found |= set(listed(folder, "checkpoints/.writing-*"))
+    found |= {path for ending in ("new", "old") for path in listed(folder, f"population/*.{ending}")}
     return sorted(found)
 
 
@@ -72,7 +73,7 @@ def runs_of(folder: Path) -> list[Path]:
     if not os.path.lexists(folder / "race.json"):
         return [folder]
     marks = ("config.json", "manifest.json", "encoder.json", "checkpoints")
-    return sorted({path.parent for mark in marks for path in folder.glob(f"*/{mark}")})
+    return sorted({path.parent for mark in marks for path in listed(folder, f"*/{mark}")})
 
 
 def owner_of(folder: Path, path: Path) -> Path:
@@ -158,14 +159,14 @@ def _together(run: Path) -> Iterator[Finding]:
         yield _try(run / "decoder.safetensors", lambda: read_decoder(run))
     if has_search(run) or (run / TENSORS).exists():
         yield _or_stale(_try(run / FILE, lambda: _check_search(run)))
-    for folder in sorted(path.parent for path in run.glob("finetuned/encoder.json")):
+    for folder in [path.parent for path in listed(run, "finetuned/encoder.json")]:
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
-    for folder in sorted(path.parent for path in run.glob(f"{FOLDER}/*/encoder.json")):
+    for folder in [path.parent for path in listed(run, f"{FOLDER}/*/encoder.json")]:
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
-    for folder in sorted({path.parent for path in run.glob("embeddings/**/*.parquet")}):
+    for folder in sorted({path.parent for path in listed(run, "embeddings/**/*.parquet")}):
         for path in files_of(folder):
             yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
-    for folder in sorted(path.parent for path in run.glob("index/*/manifest.json")):
+    for folder in [path.parent for path in listed(run, "index/*/manifest.json")]:
         yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
     if (run / "evaluation.json").exists():
         yield _or_stale(_try(run / "evaluation.json", lambda: _check_evaluation(run)))

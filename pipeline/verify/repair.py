@@ -5,12 +5,12 @@ started it, is told and never run: it may come from elsewhere.
 """
 
 import shlex
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.seals import OTHERS, forget_folder, note
 from rayssl.pipeline.evaluation.records import VERBS, read_evaluation
 from rayssl.pipeline.run.folder import data_name, read_manifest
@@ -62,9 +62,9 @@ def clear(folder: Path, names: Iterable[str]) -> list[Path]:
         if name.startswith("checkpoints/step-"):
             place = folder / "/".join(name.split("/")[:2])
             forget_folder(place)
-            remove(place)
+            delete(place)
         elif name in ("metrics.jsonl", OTHERS) or (name == "evaluation.json" and not _is_readable(folder)):
-            remove(place)
+            delete(place)
             note(place)  # that it is not there
         elif not place.exists() and not _repairs(folder, name) and name not in IRREPLACEABLE:
             note(place)
@@ -77,17 +77,9 @@ def clear(folder: Path, names: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys(gone))
 
 
-def remove(path: Path) -> None:
-    """Remove a file, a link or a whole folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
 def _stands_in_the_way(place: Path) -> bool:
     """Whether there is an empty folder, which no file can be renamed to; one that holds something is the user's."""
-    return place.is_dir() and not place.is_symlink() and not any(place.iterdir())
+    return place.is_dir() and not place.is_symlink() and not listed(place)
 
 
 def _is_readable(run: Path) -> bool:
@@ -119,7 +111,7 @@ def _report(folder: Path) -> Repair:
     """Of a race, whose name stands for its winner, the page over all of it is told and not run."""
     if not (folder / "race.json").exists():
         return _command(folder, "report")
-    runs = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    runs = [path.parent for path in listed(folder, "*/manifest.json")]
     return Repair(folder, "", f"rayssl report {shlex.join(map(str, runs))} --out {shlex.quote(str(folder))}")
 
 

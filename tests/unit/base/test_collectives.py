@@ -72,7 +72,7 @@ def test_statistics_of_many_values_are_more_exact_than_torchs():
 
 
 def test_one_value_a_channel_is_refused():
-    with pytest.raises(UserError, match=r"use a larger --train\.batch-size"):
+    with pytest.raises(UserError, match=r"increase --train\.batch-size"):
         GlobalBatchNorm(4)(torch.rand(1, 4))
 
 

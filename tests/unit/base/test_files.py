@@ -10,7 +10,8 @@ import pytest
 
 from rayssl.pipeline.base.atomic import UNFINISHED
 from rayssl.pipeline.base.errors import UserError, outside_fault
-from rayssl.pipeline.base.files import replacing, sha256, write_json, write_text
+from rayssl.pipeline.base.files import delete, listed, move, replacing, sha256, write_json, write_text
+from rayssl.pipeline.base.locks import alone, in_turn, share
 
 
 def test_written_and_replaced(tmp_path: Path) -> None:
@@ -153,3 +154,42 @@ def test_what_the_system_refuses_while_a_file_is_written_is_no_fault_of_ours(tmp
     assert line is not None
     assert line.startswith(f"{os.strerror(number)}: {tmp_path / 'a'}: what is finished is kept; ")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_listed_moved_and_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    assert listed(folder) == []
+    write_text(folder / "b" / "two.txt", "2")
+    write_text(folder / "one.txt", "1")
+    assert [path.name for path in listed(folder)] == ["b", "one.txt"]
+    assert [path.name for path in listed(folder, "*.txt", below=True)] == ["two.txt", "one.txt"]
+    write_text(tmp_path / "taken" / "file.txt", "kept")
+    with pytest.raises(FileExistsError):
+        move(folder, tmp_path / "taken")
+    (tmp_path / "empty").mkdir()
+    move(folder, tmp_path / "empty")
+    assert not folder.exists()
+    assert (tmp_path / "empty" / "b" / "two.txt").read_text() == "2"
+    (tmp_path / "link").symlink_to(tmp_path / "taken")
+    delete(tmp_path / "link")
+    assert (tmp_path / "taken" / "file.txt").read_text() == "kept"
+    for path in (tmp_path / "empty", tmp_path / "taken" / "file.txt", tmp_path / "never"):
+        delete(path)
+        assert not path.exists()
+
+
+def test_a_lock_is_free_shared_or_held(tmp_path: Path) -> None:
+    path = tmp_path / "file.lock"
+    with alone(path) as free:
+        assert free  # nobody can hold what is not there
+    with in_turn(path), alone(path) as free:
+        assert not free
+    with alone(path) as free:
+        assert free
+    handle = os.open(path, os.O_RDONLY)
+    share(handle)
+    with alone(path) as free:
+        assert not free
+    os.close(handle)
+    with alone(path) as free:
+        assert free
