@@ -15,6 +15,7 @@ from small_run import quiet
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.config import override
 from rayssl.pipeline.evaluation.measure import read_evaluation
 from rayssl.pipeline.launch.embed import embed_run, search_anew
@@ -93,6 +94,20 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     cosines[others.index(test.paths[0])] = -2
     assert answer["neighbors"][0]["path"] == others[int(cosines.argmax())]
     assert answer["neighbors"][0]["score"] == pytest.approx(float(cosines.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("stages", [["embed"], ["probe", "embed"]])
+def test_what_a_run_in_bf16_stores_is_what_a_query_computes(
+    prepared: Callable[..., Prepared], stages: list[str]
+) -> None:
+    """Also where the probe has computed the features of all stages before."""
+    run = prepared("bf16", changes={"train.precision": "bf16"}).run
+    run_worker_stages(run, ["pretrain", *stages], Silent())
+    run_index(run)
+    opened, stored = open_index(run), searched_splits(run, "colours")["test"]
+    asked = images_of([str(Path(stored.data_path) / path) for path in stored.paths])
+    found = opened.encode(squares_of(asked, 3))
+    np.testing.assert_allclose(found, normalise(stored.vectors), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("asked", ["hog", "simclr:layer2:2x2", "hog+simclr:layer1", "color-histogram+pixels+hog"])
