@@ -57,7 +57,7 @@ def main() -> None:
     asked = [sys.executable, "-m", "rayssl.jobs.query", str(options.run), str(options.run / "asked.png"), "--json"]
     commands = {name: (asked, tree) for name, tree in trees.items()}
     commands["import torch"] = ([sys.executable, "-c", "import torch"], str(ROOT))
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
     for one in range(-1, options.rounds):  # the first round only warms up: files are hashed and compiled once
         for name, (command, tree) in commands.items():
             cost = cost_of(command, tree)
@@ -68,7 +68,7 @@ def main() -> None:
         "whole command": {name: summary(costs) for name, costs in found.items()},
         "search of an open index": {name: search_times(options.run, tree) for name, tree in trees.items()},
     }
-    RESULT.write_text(json.dumps(result, indent=2) + "\n")
+    RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     print(json.dumps(result, indent=2))
 
 
@@ -76,13 +76,15 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     """The command, without this machine's places, the commit, versions and machine."""
     from rayssl.pipeline.run.software import describe_software
 
-    command = f"python benchmarks/query.py RUN --rows {options.rows} --factory {options.factory}"
+    command = (
+        f"python benchmarks/query.py RUN --rows {options.rows} --factory {options.factory} --rounds {options.rounds}"
+    )
     trees = "".join(f" --tree {one.partition('=')[0]}=DIR" for one in options.tree)
     return {"benchmark": "query", "command": f"{command}{trees}", **describe_software()}
 
 
-def cost_of(command: list[str], tree: str) -> tuple[float, float]:
-    """Seconds and peak resident GiB of a whole process."""
+def cost_of(command: list[str], tree: str) -> tuple[float, float, float]:
+    """Seconds, seconds of CPU time and peak resident GiB of a whole process."""
     began = time.perf_counter()
     # In the tree: `python -m` looks into the current folder first.
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=tree, env={**os.environ, "PYTHONPATH": tree})
@@ -90,16 +92,17 @@ def cost_of(command: list[str], tree: str) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command} failed")
-    return time.perf_counter() - began, usage.ru_maxrss / 1024**2
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024**2
 
 
-def summary(costs: list[tuple[float, float]]) -> dict[str, Any]:
+def summary(costs: list[tuple[float, float, float]]) -> dict[str, Any]:
     """Median and extremes."""
-    seconds, memory = zip(*costs, strict=True)
+    seconds, cpu, memory = zip(*costs, strict=True)
     extremes = [round(min(seconds), 2), round(max(seconds), 2)]
     return {
         "seconds": round(statistics.median(seconds), 2),
         "from … to": extremes,
+        "CPU seconds": round(statistics.median(cpu), 2),
         "peak GiB": round(statistics.median(memory), 2),
     }
 
