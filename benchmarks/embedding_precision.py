@@ -24,7 +24,7 @@ from rayssl.pipeline.features.extract import embed_images
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.run.software import describe_software
 
-CASES = (("resnet-tiny", 32, 2048), ("resnet18", 32, 512), ("resnet18", 96, 256))  # network, pixels a side, images
+CASES = (("resnet-tiny", 32, 512), ("resnet18", 32, 256))  # network, pixels a side, images
 
 
 @dataclass(frozen=True)
