@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rayssl.pipeline.base.errors import UserError, nearest
-from rayssl.pipeline.methods import METHODS, load_method
+from rayssl.pipeline.methods import load_method
 
 SCHEMA = 1
 LISTS = ("data.classes",)  # where there may be none, and text stands for several
@@ -199,7 +199,7 @@ class Config:
 
     __pydantic_config__ = _STRICT
     recipe: str = ""
-    method: Any = None  # the Config of one of METHODS; None: an encoder that is used as it comes
+    method: Any = None  # a method's MethodConfig, which has its name; None: an encoder that is used as it comes
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -217,22 +217,18 @@ class Config:
 
 def method_config(name: str, **values: Any) -> Any:
     """The Config of the method `name`; raises UserError for an unknown method or value."""
-    if name not in METHODS:
-        raise UserError(f"unknown method '{name}'{nearest(name, METHODS)}: known are {', '.join(METHODS)}")
-    return _validate(load_method(name).Config, values, "method.")
+    return _validate(load_method(name).Config, {"name": name, **values}, "method.")
 
 
 def method_name(config: Config) -> str | None:
-    """The name of the run's method in METHODS, or None."""
-    if config.method is None:
-        return None
-    return next(name for name in METHODS if isinstance(config.method, load_method(name).Config))
+    """The name of the run's method, or None."""
+    return None if config.method is None else str(config.method.name)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Plain JSON values; the method is told by `method.name`."""
     values = dataclasses.asdict(config)
-    values["method"] = {"name": method_name(config), **(values["method"] or {})}
+    values["method"] = values["method"] or {"name": None}
     return {"schema": SCHEMA, **json.loads(json.dumps(values))}
 
 

@@ -15,7 +15,17 @@ from rayssl.pipeline.augment.user_pipeline import UserPipeline
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.settings_files import read_given, shown
 
-__all__ = ["Spec", "UserPipeline", "View", "apply_batch", "gallery", "load_views", "view_from_dict", "view_to_dict"]
+__all__ = [
+    "Spec",
+    "UserPipeline",
+    "View",
+    "apply_batch",
+    "gallery",
+    "load_views",
+    "side_of",
+    "view_from_dict",
+    "view_to_dict",
+]
 
 View = Spec | UserPipeline
 
@@ -41,6 +51,11 @@ def apply_batch(
     spec = spec.restricted(images[0].shape[2])
     table = spec.draw(seed=seed, epoch=epoch, ids=np.asarray(ids), view=view)
     return albumentations_backend.apply_table(spec, table, images, size)
+
+
+def side_of(view: View, image_size: int) -> int:
+    """Of a view, in pixels: smaller where a spec has a scale."""
+    return view.side(image_size) if isinstance(view, Spec) else image_size
 
 
 def view_to_dict(view: View) -> dict[str, Any]:

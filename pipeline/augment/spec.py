@@ -10,7 +10,7 @@ Shapes: B images.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Self, get_args, get_type_hints
 
 import numpy as np
@@ -34,6 +34,7 @@ Strength = Annotated[float, Interval(ge=0, le=10)]
 Turns = Annotated[float, Interval(ge=0, le=0.5)]
 
 CROP_TRIES = 10  # as torchvision's RandomResizedCrop.get_params
+SCALES = Interval(ge=0.05, le=1.0)  # of a view's side in units of the image size
 # A crop that shrinks at least so many times in both directions is averaged; up to there bilinear weights are as near.
 AVERAGED_FROM = 1.5
 
@@ -344,9 +345,11 @@ class Spec:
     """
 
     operations: tuple[Operation, ...] = ()
+    scale: float = 1.0  # side of the view in units of the image size; smaller for the local views of multi-crop
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
+        object.__setattr__(self, "scale", _number("scale", self.scale, SCALES))
         late = [i for i, operation in enumerate(self.operations) if isinstance(operation, RandomResizedCrop) and i > 0]
         if late:
             raise UserError(
@@ -355,8 +358,9 @@ class Spec:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """{"operations": [{"name": "horizontal_flip", "p": 0.5}, …]}, plain JSON values."""
-        return {"operations": [operation.to_dict() for operation in self.operations]}
+        """{"operations": [{"name": "horizontal_flip", "p": 0.5}, …]}, plain JSON values; "scale" where it is not 1."""
+        scale = {} if self.scale == 1 else {"scale": self.scale}
+        return {"operations": [operation.to_dict() for operation in self.operations], **scale}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -365,11 +369,15 @@ class Spec:
         Raises UserError for an unknown operation or parameter (with the nearest) or a value outside its range.
         """
         operations = values.get("operations")
-        unknown = sorted(set(values) - {"operations"})
+        unknown = sorted(set(values) - {"operations", "scale"})
         if unknown or not isinstance(operations, list | tuple):
             found = ", ".join(map(str, values)) or "nothing"
             raise UserError(f'augmentation spec has the keys {cut(found)}: it must be {{"operations": [ … ]}}')
-        return cls(tuple(_operation_from_dict(operation) for operation in operations))
+        return cls(tuple(_operation_from_dict(operation) for operation in operations), values.get("scale", 1.0))
+
+    def side(self, image_size: int) -> int:
+        """Of the view, in pixels."""
+        return max(1, round(self.scale * image_size))
 
     def draw(self, *, seed: int, epoch: int, ids: NDArray[np.int64], view: int) -> Table:
         """The table of parameters of the images `ids` (B,) in one view.
@@ -391,7 +399,7 @@ class Spec:
         Operations that stay draw as before.
         """
         operations = (operation.restricted(channels) for operation in self.operations)
-        return Spec(tuple(operation for operation in operations if operation is not None))
+        return replace(self, operations=tuple(operation for operation in operations if operation is not None))
 
 
 def between(u: Floats, limits: Range) -> Floats:

@@ -19,6 +19,7 @@ from rayssl.pipeline.data import Images
 from rayssl.pipeline.features.extract import embed_images
 from rayssl.pipeline.generate.decoder import Progress, Trained
 from rayssl.pipeline.generate.reconstruct import squared_error
+from rayssl.pipeline.methods.base import BoundsLikelihood, HasLikelihood, Key, Method, Reconstructs
 from rayssl.pipeline.models.encoder import Encoder
 
 SHOWN = 12  # images in a row of the gallery
@@ -79,14 +80,16 @@ def model_scores(trained: Trained, images: Images, progress: Progress) -> Scores
     return {name: torch.cat(values).numpy() for name, values in parts.items()}
 
 
-def scores_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
+def scores_of(method: Method[Any], x: Tensor, ids: Tensor, labels: Tensor, seed: int) -> dict[str, Tensor]:
     """(B,) each. Draws are keyed by the image's id."""
-    key = [seed, 0, ids, 0]
-    if hasattr(method, "nats"):
+    key: Key = [seed, 0, ids, 0]
+    if isinstance(method, HasLikelihood):
         return {"nats": method.nats(x, key)}
+    if not isinstance(method, Reconstructs):
+        raise UserError(f"{type(method).__name__} gives no image back and has no likelihood: nothing tells an anomaly")
     clean = method.target(x, key)
     found = {}
-    if method.has_likelihood:
+    if isinstance(method, BoundsLikelihood) and method.has_likelihood:
         found["negative-elbo"] = -method.log_likelihood(clean, labels, DRAWS, key)[0]
     return {**found, "error": squared_error(method.reconstruct(clean, labels), clean)}
 

@@ -100,7 +100,8 @@ def save_decoder(method: Method[Any], run: Path) -> None:
     """Write decoder.safetensors beside the exported encoder, whole or not at all."""
     from safetensors.torch import save
 
-    state = {key: value for key, value in method.state_dict().items() if not key.startswith("encoder.")}
+    kept = method.kept_prefix()
+    state = {key: value for key, value in method.state_dict().items() if not key.startswith(kept)}
     plain = {key: value.detach().cpu() for key, value in state.items()}
     plain = {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in plain.items()}
     forget(run / FILE, run / FACTS)  # until both are there, neither is finished
@@ -129,16 +130,20 @@ def load_trained(run: Path, config: Config, dataset: Dataset, encoder: Encoder |
     UserError where the method kept nothing but its encoder.
     """
     name = configuration.method_name(config)
-    if name is None or not load_method(name).keeps_decoder:
+    if name is None or not load_method(name).exports_decoder:
         raise UserError(f"{run} was trained by {name or 'no method'}: only autoencoder and pixelcnn keep a decoder")
     state = read_decoder(run)
     with torch.random.fork_rng(devices=[]):
-        method = load_method(name)(config.method, encoder or load_encoder(run), traits_of(config, dataset))
+        encoder = encoder or load_encoder(run)
+        method = load_method(name)(config.method, encoder, traits_of(config, dataset))
+    if method.kept() is not encoder:
+        method.kept().load_state_dict(encoder.state_dict())
+    kept = method.kept_prefix()
     try:
         _, unexpected = method.load_state_dict(state, strict=False)
     except RuntimeError:  # shapes
         raise UserError(f"{run}/{FILE} is of another network; start the run again in a new --out") from None
-    missing = [key for key in method.state_dict() if key not in state and not key.startswith("encoder.")]
+    missing = [key for key in method.state_dict() if key not in state and not key.startswith(kept)]
     if missing or unexpected:
         raise UserError(f"{run}/{FILE} and config.json disagree; start the run again in a new --out")
     return method.eval()

@@ -18,6 +18,7 @@ from rayssl.pipeline.data.decode import load_size_of
 from rayssl.pipeline.data.shown import Shown
 from rayssl.pipeline.generate.decoder import Clean, Trained
 from rayssl.pipeline.generate.reconstruct import squared_error, to_pixels
+from rayssl.pipeline.methods.base import HasCodes
 
 EDGE = 0.98  # a grid over a Gaussian prior covers so much of it in each direction
 
@@ -27,9 +28,8 @@ def interpolate(trained: Trained, first: str, second: str, steps: int, label: st
 
     `first`, `second`: image files, or the number of an evaluation image. The row is A, its way to B by codes, and B.
     """
-    require_codes(trained)
+    method = require_codes(trained)
     a, b = (read_end(trained, name, label) for name in (first, second))
-    method: Any = trained.method
     with torch.inference_mode(), trained.computing():
         codes = [method.codes(end.x, end.labels).float() for end in (a, b)]
         spherical = method.has_prior
@@ -61,8 +61,7 @@ def interpolate(trained: Trained, first: str, second: str, steps: int, label: st
 
 def draw_grid(trained: Trained, side: int, label: str | None, out: Path) -> dict[str, Any]:
     """Write grid.png, side × side images decoded from a code of two numbers, and grid.json with the codes."""
-    require_codes(trained)
-    method: Any = trained.method
+    method = require_codes(trained)
     images = trained.held_out
     with torch.inference_mode(), trained.computing():
         batch = trained.clean(images, np.arange(min(len(images), 1_000)))
@@ -119,10 +118,11 @@ def normal_quantile(share: Tensor) -> Tensor:
     return found.to(share.dtype)
 
 
-def require_codes(trained: Trained) -> None:
-    """Raises UserError for a model without a code that can be decoded."""
-    if not hasattr(trained.method, "codes"):
+def require_codes(trained: Trained) -> HasCodes:
+    """The method; raises UserError for one without a code that can be decoded."""
+    if not isinstance(trained.method, HasCodes):
         raise UserError(f"{trained.run} has no code between encoder and decoder: only autoencoder runs interpolate")
+    return trained.method
 
 
 def read_end(trained: Trained, name: str, label: str | None) -> Clean:

@@ -15,7 +15,7 @@ from rayssl.pipeline.base.files import replacing, write_json
 from rayssl.pipeline.data import Images
 from rayssl.pipeline.evaluation.measure import Record
 from rayssl.pipeline.generate.decoder import Progress, Trained
-from rayssl.pipeline.methods.base import Method
+from rayssl.pipeline.methods.base import BoundsLikelihood, HasLikelihood, Key, Method, Reconstructs
 from rayssl.pipeline.models.identity import encoder_hash
 
 SHOWN = 12
@@ -42,7 +42,7 @@ def reconstruct(trained: Trained, out: Path, draws: int, progress: Progress) -> 
 
 def reconstructs(trained: Trained) -> bool:
     """Whether an image comes back from its code: not from a PixelCNN, which has none."""
-    return hasattr(trained.method, "reconstruct")
+    return isinstance(trained.method, Reconstructs)
 
 
 def measure(trained: Trained, images: Images, draws: int, progress: Progress) -> Figures:
@@ -53,7 +53,7 @@ def measure(trained: Trained, images: Images, draws: int, progress: Progress) ->
     for batch in trained.batches(images):
         with torch.inference_mode(), trained.computing():
             found: dict[str, Tensor] = {}
-            if mean is not None:
+            if mean is not None and isinstance(trained.method, Reconstructs):
                 found |= errors_of(trained.method, batch.x, batch.ids, batch.labels, trained.seed, mean)
             found |= likelihood_of(trained.method, batch.x, batch.ids, batch.labels, trained.seed, draws)
         for name, value in found.items():
@@ -63,11 +63,13 @@ def measure(trained: Trained, images: Images, draws: int, progress: Progress) ->
     return {name: torch.cat(values).numpy() for name, values in parts.items()}
 
 
-def errors_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, mean: Tensor) -> dict[str, Tensor]:
+def errors_of(
+    method: Reconstructs, x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, mean: Tensor
+) -> dict[str, Tensor]:
     """Mean squared errors (B,) against the clean image, pixels in [0, 1]."""
     clean = method.target(x, [seed, 0, ids, 0])
     found = {"reconstruct/mse": squared_error(method.reconstruct(clean, labels), clean)}
-    if method.config.corruption != "none":
+    if method.corrupts:
         corrupted = method.corrupt(clean, ids, seed, 0)
         found["reconstruct/denoised-mse"] = squared_error(method.reconstruct(corrupted, labels), clean)
         found["reconstruct/corrupted-mse"] = squared_error(corrupted, clean)
@@ -77,14 +79,14 @@ def errors_of(method: Any, x: Tensor, ids: Tensor, labels: Tensor | None, seed: 
 def likelihood_of(
     method: Method[Any], x: Tensor, ids: Tensor, labels: Tensor | None, seed: int, draws: int
 ) -> dict[str, Tensor]:
-    """(B,) −log p(x) of a PixelCNN; of another model with a likelihood −ELBO and the importance-weighted bound."""
-    key: list[int | str | Tensor] = [seed, 0, ids, 0]
-    if hasattr(method, "nats"):
-        nats: Tensor = method.nats(x, key)  # type: ignore[operator]
+    """(B,) −log p(x) where it is exact, as of a PixelCNN; else −ELBO and the importance-weighted bound, if any."""
+    key: Key = [seed, 0, ids, 0]
+    if isinstance(method, HasLikelihood):
+        nats = method.nats(x, key)
         return {"likelihood/nats": nats, "likelihood/bits-per-dim": nats / (math.log(2) * x[0].numel())}
-    if draws == 0 or not getattr(method, "has_likelihood", False):
+    if draws == 0 or not isinstance(method, BoundsLikelihood) or not method.has_likelihood:
         return {}
-    elbo, bound = method.log_likelihood(method.target(x, key), labels, draws, key)  # type: ignore[operator]
+    elbo, bound = method.log_likelihood(method.target(x, key), labels, draws, key)
     return {"likelihood/negative-elbo": -elbo, f"likelihood/iwae-{draws}": -bound}
 
 
@@ -123,11 +125,11 @@ def summarise(trained: Trained, name: str, values: NDArray[np.float64], draws: i
 
 def how_likely(trained: Trained, name: str, draws: int) -> str:
     """Unit, binarisation, and whether it is exact."""
-    method: Any = trained.method
+    method = trained.method
+    assert isinstance(method, HasLikelihood | BoundsLikelihood)
     unit = "bits a value" if name.endswith("bits-per-dim") else "nats an image"
-    binarised = f"{method.config.binarize if method.config.binarize != 'none' else 'no'} binarisation"
-    exactness = f"exact for {method.levels} levels" if hasattr(method, "nats") else f"{draws} draws of z"
-    return f"{unit}, {binarised}, {exactness}"
+    drawn = "" if isinstance(method, HasLikelihood) else f", {draws} draws of z"
+    return f"{unit}, {method.likelihood_protocol}{drawn}"
 
 
 def save_figures(images: Images, figures: Figures, path: Path) -> None:
@@ -142,12 +144,13 @@ def save_pictures(trained: Trained, images: Images, path: Path) -> None:
     from rayssl.pipeline.report.galleries import save_contact_sheet
 
     batch = trained.clean(images, np.arange(min(len(images), SHOWN)))
-    method: Any = trained.method
+    method = trained.method
+    assert isinstance(method, Reconstructs)
     with torch.inference_mode(), trained.computing():
         clean = method.target(batch.x, [trained.seed, 0, batch.ids, 0])
         corrupted = method.corrupt(clean, batch.ids, trained.seed, 0)
         rows = [clean, corrupted, method.reconstruct(corrupted, batch.labels)]
-    shown = rows if method.config.corruption != "none" else rows[::2]
+    shown = rows if method.corrupts else rows[::2]
     save_contact_sheet([to_pixels(row) for row in shown], path)
 
 

@@ -23,6 +23,7 @@ from rayssl.pipeline.data import Images, to_square
 from rayssl.pipeline.evaluation.measure import RAW_PIXEL_VALUES
 from rayssl.pipeline.generate.decoder import BATCH, Progress, Trained
 from rayssl.pipeline.generate.reconstruct import to_pixels
+from rayssl.pipeline.methods.base import HasCodes, Samples
 
 ROW = 10  # images in a row of the sheet
 NEIGHBOURS_OF = 20_000  # training images that samples are compared with, at most
@@ -63,12 +64,11 @@ def draw(
     trained: Trained, count: int, seed: int, progress: Progress, codes: str = "prior"
 ) -> tuple[Tensor, Tensor | None]:
     """(N, C, H, W) in [0, 1], and the class (N,) of each of a conditional model."""
-    method: Any = trained.method
-    if hasattr(method, "sample"):
+    if isinstance(trained.method, Samples):
         if codes == "fitted":
-            raise UserError(f"--codes fitted is for an autoencoder: {trained.run} draws pixel by pixel and has no code")
-        return method.sample(count, seed, progress), None
-    check_codes(trained, codes)
+            raise UserError(f"--codes fitted is for an autoencoder: {trained.run} draws images without a code")
+        return trained.method.sample(count, seed, progress), None
+    method = check_codes(trained, codes)
     classes = method.conditions
     labels = torch.arange(classes, device=trained.device).repeat_interleave(count) if classes else None
     ids = torch.arange(1, count * max(classes, 1) + 1, device=trained.device)
@@ -82,9 +82,11 @@ def draw(
     return images, labels
 
 
-def check_codes(trained: Trained, codes: str) -> None:
-    """Raises UserError where an autoencoder has nothing to draw codes from."""
-    method: Any = trained.method
+def check_codes(trained: Trained, codes: str) -> HasCodes:
+    """The method; raises UserError where it has nothing to draw codes from."""
+    method = trained.method
+    if not isinstance(method, HasCodes):
+        raise UserError(f"{trained.run} cannot sample: it has no code that could be drawn and decoded")
     if codes == "prior" and not method.has_prior:
         raise UserError(
             f"{trained.run} cannot sample: its code has no prior; use --codes fitted, or train with "
@@ -95,6 +97,7 @@ def check_codes(trained: Trained, codes: str) -> None:
             f"--codes fitted needs a code of a few numbers and that of {trained.run} is a map: train with "
             "--encoder.latent-dim 32"
         )
+    return method
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def open_for_anomalies(
     encoder, device = load_encoder(run), choose_device()
     name = configuration.method_name(config)
     trained = None
-    if name is not None and load_method(name).keeps_decoder:
+    if name is not None and load_method(name).exports_decoder:
         trained = open_trained(run, None, show_reading(display))
     own = trained.dataset if trained is not None else open_own(run, config, show_reading(display))
     images, names = own.test if own.test is not None and len(own.test) else own.val, own.class_names

@@ -21,19 +21,24 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.methods.autoencoders.bottlenecks import BOTTLENECKS, Contractive, Seen, Sizes, Variational, one_hot
 from rayssl.pipeline.methods.autoencoders.corruptions import build_corruption
 from rayssl.pipeline.methods.autoencoders.decoders import build_decoder
-from rayssl.pipeline.methods.autoencoders.reconstruction import LIKELIHOODS, OUTPUTS, binarise, build_reconstruction
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.autoencoders.reconstruction import (
+    LIKELIHOODS,
+    OUTPUTS,
+    binarise,
+    build_reconstruction,
+    told_of_binarisation,
+)
+from rayssl.pipeline.methods.base import Batch, Key, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.losses import at_least_float32
 from rayssl.pipeline.models.encoder import Encoder
 
-Key = list[int | str | Tensor]
-
 
 @dataclass(frozen=True)
-class AutoencoderConfig:
+class AutoencoderConfig(MethodConfig):
     """Three choices that combine freely, and what the reconstruction is measured by."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "autoencoder"
     corruption: Literal["none", "gaussian", "salt-and-pepper", "masking"] = "masking"
     noise: Annotated[float, Gt(0)] = 0.4  # gaussian: standard deviation, of pixels in [0, 1]
     share: Annotated[float, Gt(0), Le(1)] = (
@@ -56,9 +61,9 @@ class Autoencoder(Method[AutoencoderConfig]):
     """Reconstruct the clean image from a corrupted one."""
 
     Config = AutoencoderConfig
-    passes = 2  # the decoder costs about as much as the encoder
-    any_size = False  # a code has so many numbers for one size
-    keeps_decoder = True
+    encoder_passes = 2  # the decoder costs about as much as the encoder
+    any_view_size = False  # a code has so many numbers for one size
+    exports_decoder = True
 
     def __init__(self, config: AutoencoderConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
@@ -77,6 +82,8 @@ class Autoencoder(Method[AutoencoderConfig]):
         sizes = Sizes(encoder.dim, before_dim, traits.classes, config.sparsity, config.rate)
         self.bottleneck = BOTTLENECKS[config.bottleneck](sizes)
         self.conditions = traits.classes if self.bottleneck.takes_labels else 0  # K that the decoder is given
+        self.corrupts = config.corruption != "none"
+        self.likelihood_protocol = told_of_binarisation(config.binarize)
         self.has_prior = self.bottleneck.gaussian_prior
         self.has_likelihood = self.has_prior and config.reconstruction in LIKELIHOODS
         self.decoder = build_decoder(encoder, encoder.dim + self.conditions)

@@ -25,7 +25,7 @@ from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.features.whitening import covariance
-from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.base import Batch, Before, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.heads import build_projector
 from rayssl.pipeline.methods.losses import at_least_float32
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
@@ -35,10 +35,11 @@ from rayssl.pipeline.models.teachers import build_teacher, choose_teacher
 
 
 @dataclass(frozen=True)
-class DistillConfig:
+class DistillConfig(MethodConfig):
     """The teacher, its targets, and the projection head, which is thrown away after training."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "distill"
     teacher: str | None = None  # an encoder's name, or a descriptor's; None: the best on this machine
     teacher_weights: str | None = None  # as --encoder.weights; of a run folder the name need not be given
     dim: Annotated[int, Gt(0)] = 256  # of the targets: the teacher's principal directions, whitened
@@ -51,7 +52,7 @@ class Distill(Method[DistillConfig]):
     """The cosine between what the projector makes of a view and the teacher's whitened vector of the image."""
 
     Config = DistillConfig
-    draws_only_views = True
+    deterministic = True
     ids: Tensor  # (N,) int64, sorted
     targets: Tensor  # (N, D) of unit length, in the order of `ids`
 

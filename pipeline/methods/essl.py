@@ -15,17 +15,18 @@ from torch.nn import functional as F
 from rayssl.pipeline.augment.defaults import rotation_view, simclr_views
 from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.base import Batch, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.heads import TURNS, all_turns, build_projector, positive_similarity
 from rayssl.pipeline.methods.losses import at_least_float32, nt_xent_at_chance, nt_xent_of_views
 from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class ESSLConfig:
+class ESSLConfig(MethodConfig):
     """SimCLR's loss and head, and those of the rotations."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "essl"
     temperature: Annotated[float, Gt(0)] = 0.5
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
@@ -42,9 +43,9 @@ class ESSL(Method[ESSLConfig]):
     """
 
     Config = ESSLConfig
-    least_batch = 2
-    shrinks = 2
-    draws_only_views = True
+    smallest_batch = 2
+    smallest_view = 0.5
+    deterministic = True
 
     def __init__(self, config: ESSLConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

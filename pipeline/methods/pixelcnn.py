@@ -19,20 +19,19 @@ from rayssl.pipeline.augment.defaults import autoencoder_views
 from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base import randomness_torch
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.methods.autoencoders.reconstruction import binarise
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.autoencoders.reconstruction import binarise, told_of_binarisation
+from rayssl.pipeline.methods.base import Batch, Key, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.losses import at_least_float32
 from rayssl.pipeline.models.backbones import MaskedConv2d, PixelCnn
 from rayssl.pipeline.models.encoder import Encoder
 
-Key = list[int | str | Tensor]
-
 
 @dataclass(frozen=True)
-class PixelCNNConfig:
+class PixelCNNConfig(MethodConfig):
     """How finely a pixel's value is told."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "pixelcnn"
     levels: Annotated[int, Ge(2), Le(256)] = 256  # values a pixel may have; 256: all of them
     binarize: Literal["none", "static", "dynamic"] = "none"  # of the images; then there are two levels
 
@@ -41,7 +40,7 @@ class PixelCNN(Method[PixelCNNConfig]):
     """The exact likelihood of every value of an image, given those before it."""
 
     Config = PixelCNNConfig
-    keeps_decoder = True
+    exports_decoder = True
 
     def __init__(self, config: PixelCNNConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)
@@ -50,6 +49,7 @@ class PixelCNN(Method[PixelCNNConfig]):
         self.config = config
         self.reach: int = encoder.net.reach
         self.levels = 2 if config.binarize != "none" else config.levels
+        self.likelihood_protocol = f"{told_of_binarisation(config.binarize)}, exact for {self.levels} levels"
         self.encoder = encoder
         self.traits = traits
         width, colours = encoder.dim, traits.channels

@@ -9,25 +9,26 @@ from torch.nn import functional as F
 
 from rayssl.pipeline.augment.defaults import rotnet_views
 from rayssl.pipeline.augment.spec import Spec
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.base import Batch, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.heads import TURNS, all_turns
 from rayssl.pipeline.methods.losses import at_least_float32
 from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class RotNetConfig:
+class RotNetConfig(MethodConfig):
     """Nothing to choose: four turns, one linear classifier."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "rotnet"
 
 
 class RotNet(Method[RotNetConfig]):
     """Every image is turned by 0°, 90°, 180° and 270°; the network tells by how much."""
 
     Config = RotNetConfig
-    passes = TURNS
-    draws_only_views = True
+    encoder_passes = TURNS
+    deterministic = True
 
     def __init__(self, config: RotNetConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

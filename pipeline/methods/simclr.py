@@ -9,17 +9,18 @@ from pydantic import ConfigDict
 
 from rayssl.pipeline.augment.defaults import simclr_views
 from rayssl.pipeline.augment.spec import Spec
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.base import Batch, Method, MethodConfig, MethodOutput, Traits
 from rayssl.pipeline.methods.heads import build_projector, positive_similarity
 from rayssl.pipeline.methods.losses import nt_xent_at_chance, nt_xent_of_views
 from rayssl.pipeline.models.encoder import Encoder
 
 
 @dataclass(frozen=True)
-class SimCLRConfig:
+class SimCLRConfig(MethodConfig):
     """The loss and the projection head, which is thrown away after training."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+    name: str = "simclr"
     temperature: Annotated[float, Gt(0)] = 0.5
     projector_hidden: Annotated[int, Gt(0)] | None = None  # None: twice the encoder's dimensions
     projector_dim: Annotated[int, Gt(0)] = 128
@@ -31,8 +32,8 @@ class SimCLR(Method[SimCLRConfig]):
     """The views of an image, usually two, attract each other and repel those of all others of the global batch."""
 
     Config = SimCLRConfig
-    least_batch = 2
-    draws_only_views = True
+    smallest_batch = 2
+    deterministic = True
 
     def __init__(self, config: SimCLRConfig, encoder: Encoder, traits: Traits) -> None:
         super().__init__(config, encoder, traits)

@@ -4,7 +4,8 @@ A stage is what `Encoder.stages` calls so; of a transformer it is a block. What 
 position embeddings) belongs to it, and what comes after the last one to the last.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -63,6 +64,24 @@ def rate_scales(encoder: Encoder, decay: float) -> dict[Tensor, float]:
     """
     paths = _required(encoder, f"--train.layer-decay {decay:g}", "use 1")
     return {parameter: decay ** (len(paths) - 1 - stage) for parameter, stage in stage_numbers(encoder.net, paths)}
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, scales: Mapping[Tensor, float] | None = None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in groups: weights decay; biases and normalisation (ndim ≤ 1) do not.
+
+    `scales`: what the learning rate of some is multiplied by, "scale" of their group; 1 for all others.
+    """
+    scales = scales or {}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = dict.fromkeys(scales.get(parameter, 1.0) for parameter in trainable)
+    groups = [
+        {"params": [p for p in trainable if (p.ndim > 1) is decays and scales.get(p, 1.0) == scale],
+         "weight_decay": weight_decay if decays else 0.0, "scale": scale}
+        for scale in found for decays in (True, False)
+    ]  # fmt: skip
+    return [group for group in groups if group["params"]]
 
 
 def freeze_stages(encoder: Encoder, count: int) -> None:

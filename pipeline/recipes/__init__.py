@@ -27,10 +27,11 @@ T = TypeVar("T")
 # What folder recipes leave open (pipeline/run/plan.py): the values that stand in them are for what is given beside.
 HELD_OUT = ("data.val_fraction",)  # more where few labels are held out: every choice is made by them
 LENGTH = (*HELD_OUT, "train.steps", "train.batch_size", "train.warmup_epochs")
-CONTRASTIVE = (
+TWO_VIEWS = (
     *LENGTH, "train.optimizer", "train.learning_rate", "train.weight_decay", "train.small_views",
-    "method.temperature", "method.projector_layers", "augment.crop", "augment.color",
+    "augment.crop", "augment.color",
 )  # fmt: skip
+CONTRASTIVE = (*TWO_VIEWS, "method.temperature", "method.projector_layers")
 
 DEFAULT_SUITE = ("simclr-scattered-digits", "rotnet-scattered-digits", "autoencoder-scattered-digits")
 
@@ -157,6 +158,11 @@ def essl_cifar10() -> Config:
     return replace(simclr, method=method, train=train)
 
 
+def byol_cifar10() -> Config:
+    """BYOL on CIFAR-10 (Grill et al., 2020): no image repels another, a moving average is predicted instead."""
+    return replace(simclr_cifar10(), method=method_config("byol", momentum=0.99))
+
+
 def rotnet_cifar10() -> Config:
     """RotNet on CIFAR-10: four turns of every image in one batch (Gidaris et al., 2018)."""
     return _cifar10(Config(method=method_config("rotnet"), train=_rotnet_training()))
@@ -180,6 +186,13 @@ def simclr_folder() -> Config:
 def essl_folder() -> Config:
     """SimCLR and rotation prediction together on a folder of your own images, where up is up; planned, too."""
     return _folder(Config(method=method_config("essl"), train=TrainConfig(clip_grad=5.0), plan=CONTRASTIVE))
+
+
+def byol_folder() -> Config:
+    """BYOL on a folder of your own images: no image repels another; planned, too."""
+    return _folder(
+        Config(method=method_config("byol", momentum=0.99), train=TrainConfig(clip_grad=5.0), plan=TWO_VIEWS)
+    )
 
 
 def rotnet_folder() -> Config:
@@ -222,10 +235,12 @@ RECIPES: dict[str, Callable[[], Config]] = {
         autoencoder_mnist,
         simclr_cifar10,
         essl_cifar10,
+        byol_cifar10,
         rotnet_cifar10,
         autoencoder_cifar10,
         simclr_folder,
         essl_folder,
+        byol_folder,
         rotnet_folder,
         distill_folder,
         autoencoder_folder,

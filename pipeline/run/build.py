@@ -21,14 +21,19 @@ from rayssl.pipeline.base import collectives
 from rayssl.pipeline.config import TrainConfig
 from rayssl.pipeline.data import Images
 from rayssl.pipeline.methods import load_method
-from rayssl.pipeline.methods.base import Before, Method
+from rayssl.pipeline.methods.base import Before, Method, OwnStep
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.trainable import add_adapters, freeze_stages, rate_scales
+from rayssl.pipeline.models.trainable import add_adapters, freeze_stages, parameter_groups, rate_scales
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.training.batch_norm import use_global_batch_norm
 from rayssl.pipeline.training.batches import Order, Views, load_batches
 from rayssl.pipeline.training.cuda_graph import can_be_recorded
-from rayssl.pipeline.training.optimizers import build_optimizer, learning_rate_at, scaled_learning_rate
+from rayssl.pipeline.training.optimizers import (
+    JointOptimizer,
+    build_optimizer,
+    learning_rate_at,
+    scaled_learning_rate,
+)
 from rayssl.pipeline.training.step import Step
 
 
@@ -92,20 +97,17 @@ def restrict(encoder: Encoder, settings: TrainConfig) -> None:
         add_adapters(encoder, settings.lora, settings.freeze)
     elif settings.freeze:
         freeze_stages(encoder, settings.freeze)
-    scales_of(encoder, settings)  # where it has no stages it says so now
-
-
-def scales_of(encoder: Encoder, settings: TrainConfig) -> dict[torch.Tensor, float]:
-    """What the learning rate of each of the encoder's parameters is multiplied by, where it is not 1."""
-    return rate_scales(encoder, settings.layer_decay) if settings.layer_decay < 1 else {}
+    if settings.layer_decay < 1:
+        rate_scales(encoder, settings.layer_decay)  # where it has no stages it says so now
 
 
 def compile_or_capture(method: Method[Any], config: Config, work: Work) -> bool:
-    """Compile the encoder's network where that is asked for; whether to record the whole step as a CUDA graph."""
+    """Compile the encoders' networks where that is asked for; whether to record the whole step as a CUDA graph."""
     if config.train.compile != "yes":
         return False
     # For every shape by itself: E-SSL has two, and one program for both is slower at each.
-    method.encoder.net.compile(dynamic=False)
+    for encoder in method.encoders():
+        encoder.net.compile(dynamic=False)
     return can_be_recorded(type(method), config.train.optimizer, work.resident())
 
 
@@ -126,16 +128,20 @@ def to_device(method: Method[Any], work: Work) -> Method[Any]:
 
 
 def new_optimizer(method: Method[Any], settings: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimiser."""
-    return build_optimizer(
-        settings.optimizer,
-        method,
-        learning_rate=scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer),
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        scales=scales_of(method.encoder, settings),
-    )
+    """The configured optimiser, or those of a method that makes its own step."""
+
+    def build(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return build_optimizer(
+            settings.optimizer,
+            groups,
+            learning_rate=scaled_learning_rate(settings.learning_rate, settings.batch_size, settings.optimizer),
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+        )
+
+    if isinstance(method, OwnStep):
+        return JointOptimizer(method.optimizers(lambda module: build(parameter_groups(module, settings.weight_decay))))
+    return build(method.parameter_groups(settings.weight_decay, settings.layer_decay))
 
 
 def step_of(

@@ -49,7 +49,7 @@ def sizes_of(config: Config, flops: float, depthwise: float) -> Sizes:
     from rayssl.pipeline.methods import load_method
 
     method = configuration.method_name(config)
-    passes = load_method(method).passes if method else 0
+    passes = load_method(method).encoder_passes if method else 0
     return Sizes(config.data.image_size or 32, flops, len(config.augment.views or ()), passes, depthwise)
 
 

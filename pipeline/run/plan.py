@@ -44,7 +44,7 @@ class Sizes:
     image_size: int
     flops: float
     views: int = 2
-    passes: int = 1
+    passes: float = 1
     depthwise: float = 0.0
 
 
@@ -78,6 +78,8 @@ TABLE: dict[tuple[str, str], Settings] = {
     ("essl", "cpu"): Settings(128, "muon", 0.06, 0.03),
     ("simclr", "cuda"): Settings(256, "sgd", SGD, 5e-4),
     ("essl", "cuda"): Settings(256, "sgd", SGD, 5e-4),
+    ("byol", "cpu"): Settings(128, "muon", 0.06, 0.03, small_views=0.5),
+    ("byol", "cuda"): Settings(256, "sgd", SGD, 5e-4),
     ("rotnet", "cpu"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
     ("rotnet", "cuda"): Settings(128, "sgd", 0.2, 5e-4, crop=0.6),
     ("autoencoder", "cpu"): Settings(128, "adamw", 8e-3, 0.05),

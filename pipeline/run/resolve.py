@@ -64,6 +64,7 @@ def resolve(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> Co
         check_small_views(method, config, dataset)
     made = config.augment.views or tuple(view_to_dict(view) for view in views)
     check_backend(config.augment.backend, made)
+    check_scales(method, made, config, dataset)
     return replace(
         config,
         data=replace(
@@ -114,7 +115,7 @@ def plan_of(config: Config, opened: tuple[str, ...], dataset: Dataset) -> Plan:
         small_views = 0.0
     return plan_for(
         len(dataset.train),
-        Sizes(dataset.image_size, facts["flops"], views, method.passes, facts["depthwise"]),
+        Sizes(dataset.image_size, facts["flops"], views, method.encoder_passes, facts["depthwise"]),
         name,
         machine_of(config),
         batch_size=None if "train.batch_size" in opened else train.batch_size,
@@ -180,19 +181,38 @@ def check_backend(backend: str, views: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
+def check_scales(method: str | None, views: Sequence[Mapping[str, Any]], config: Config, dataset: Dataset) -> None:
+    """Raises UserError where views have sizes that the method or the encoder cannot take."""
+    from rayssl.pipeline.augment import side_of, view_from_dict
+    from rayssl.pipeline.methods import load_method
+
+    sides = sorted({side_of(view_from_dict(view), dataset.image_size) for view in views})
+    if method is None or sides == [dataset.image_size]:
+        return
+    if len(sides) > 1 and not load_method(method).mixed_view_sizes:
+        told = ", ".join(map(str, sides))
+        raise UserError(f"views have sides of {told} px by their scales: {method} takes views of one size")
+    check_takes(f"a view's scale of {sides[0] / dataset.image_size:g}", "1", sides[0], method, config, dataset)
+
+
 def check_small_views(method: str | None, config: Config, dataset: Dataset) -> None:
     """Raises UserError where the method or the encoder takes one image size only."""
+    told = f"--train.small-views {config.train.small_views:g}"
+    check_takes(told, "0", dataset.image_size // 2, method, config, dataset)
+
+
+def check_takes(told: str, instead: str, side: int, method: str | None, config: Config, dataset: Dataset) -> None:
+    """Raises UserError where views of so many pixels a side are not for the method or the encoder."""
     import torch
 
     from rayssl.pipeline.methods import load_method
     from rayssl.pipeline.models.encoder import build_encoder
 
-    name, side = config.encoder.name, dataset.image_size // 2
-    told = f"--train.small-views {config.train.small_views:g}"
+    name = config.encoder.name
     if method is not None:
-        side //= load_method(method).shrinks
-    if method is not None and not load_method(method).any_size:
-        raise UserError(f"{told}: {method} takes views of one size only: use 0")
+        side = int(side * load_method(method).smallest_view)
+    if method is not None and not load_method(method).any_view_size:
+        raise UserError(f"{told}: {method} takes views of one size only: use {instead}")
     encoder = build_encoder(
         name,
         channels=dataset.channels,
@@ -204,7 +224,9 @@ def check_small_views(method: str | None, config: Config, dataset: Dataset) -> N
         with torch.no_grad():
             encoder.eval()(torch.zeros(1, dataset.channels, side, side))
     except (RuntimeError, AssertionError, ValueError):
-        raise UserError(f"{told}: {name} built for {dataset.image_size} px cannot take {side} px: use 0") from None
+        raise UserError(
+            f"{told}: {name} built for {dataset.image_size} px cannot take {side} px: use {instead}"
+        ) from None
 
 
 def takes_small_views(method: str, config: Config, dataset: Dataset) -> bool:
@@ -232,7 +254,7 @@ def fit_batch(config: Config, dataset: Dataset, warn: Callable[[str], None]) -> 
 
     batch, images, workers = config.train.batch_size, len(dataset.train), config.cluster.workers
     method = configuration.method_name(config)
-    if method is not None and batch < (least := load_method(method).least_batch):
+    if method is not None and batch < (least := load_method(method).smallest_batch):
         raise UserError(f"--train.batch-size is {batch}: {method} compares images: use at least {least}")
     if batch > images:
         fitting = images // workers * workers

@@ -55,7 +55,7 @@ def is_done(run: Path, name: str, key: str) -> bool:
         return False
     if name == "pretrain":
         method = configuration.method_name(configuration.load(run / "config.json"))
-        keeps = method is not None and load_method(method).keeps_decoder
+        keeps = method is not None and load_method(method).exports_decoder
         return is_whole(lambda: load_encoder(run)) and (not keeps or is_whole(lambda: read_decoder(run)))
     if name == "embed":
         return is_whole(lambda: load_splits(run, data_name(run)))

@@ -78,18 +78,18 @@ def run_pretrain(work: Work) -> None:
             work.reporter.message(f"{work.run}: {guard.summary()}")
             kept = guard.best_step
             facts.update(guard=guard.facts())
-        method.encoder = without_adapters(method.encoder)
+        encoder = without_adapters(method.kept())
         if work.is_main:
             facts_of = {"method": required_method(config), "step": kept}
-            if told := export_encoder(method.encoder, work.run, facts_of, data=work.dataset.name):
+            if told := export_encoder(encoder, work.run, facts_of, data=work.dataset.name):
                 work.reporter.message(told)
-            if method.keeps_decoder:
+            if method.exports_decoder:
                 save_decoder(method, work.run)
             drop_stale_records(work.run, encoder_hash(work.run)[:12])
             facts.update(steps=done, precision=work.precision, device=str(work.device))
             tell_doubts(work, method, facts)
         collectives.barrier()
-        if work.is_main and method.keeps_decoder:
+        if work.is_main and method.exports_decoder:
             show_reconstructions(work, method)
 
 
@@ -236,11 +236,12 @@ def new_guard(work: Work, method: Method[Any], steps: int, start: int, saved: An
     if sample is None:
         work.reporter.message(f"{work.run}: no validation images: nothing guards the weights it starts from")
         return None
+    prefix = method.kept_prefix()
     guard = Guard(
         method,
         sample,
         steps=steps,
-        keeps=lambda name: method.keeps_decoder or name.startswith("encoder."),
+        keeps=lambda name: method.exports_decoder or name.startswith(prefix),
         device=work.device,
         precision=plain_precision(work.precision),
     )
@@ -264,7 +265,7 @@ def new_watch(work: Work, method: Method[Any], steps: int, guard: Guard | None) 
         precision = plain_precision(work.precision)
         now, before = (
             validation_knn(encoder, sample, device=work.device, precision=precision)
-            for encoder in (method.encoder, untrained)
+            for encoder in (method.kept(), untrained)
         )
         return now, before
 

@@ -14,14 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.pipeline.base.device import autocast
+from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import move
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, OwnStep
 from rayssl.pipeline.models.flops import count_operations
-from rayssl.pipeline.run.build import batches_of, compile_or_capture, new_method, new_optimizer, step_of, views_of
+from rayssl.pipeline.run.build import (
+    batches_of,
+    compile_or_capture,
+    new_method,
+    new_optimizer,
+    required_method,
+    step_of,
+    views_of,
+)
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.training.batches import RawBatch
 from rayssl.pipeline.training.cuda_graph import WARM_STEPS
-from rayssl.pipeline.training.step import Step, set_training
+from rayssl.pipeline.training.step import Step
 
 WARM_UP = WARM_STEPS + 2  # steps before anything is measured: first ones choose kernels, take memory and are recorded
 TRACED = 3  # steps in the trace
@@ -105,7 +114,10 @@ class Bench:
     def __post_init__(self) -> None:
         config = self.work.config
         self.method = new_method(config, self.work)
-        set_training(self.method)
+        if isinstance(self.method, OwnStep):
+            name = required_method(config)
+            raise UserError(f"{name} makes its own step of several parts: only methods with one loss can be profiled")
+        self.method.train()
         self.optimizer = new_optimizer(self.method, config.train)
         self.batches = batches_of(self.work, self.work.dataset.train, config, 0, 1 << 40)
         self.take_step = self._new_step(captured=False)
@@ -208,7 +220,9 @@ def encoder_clock(bench: Bench) -> Iterator[list[float]]:
         bench.wait()
         times.append(time.perf_counter() - began)
 
-    hooks = [bench.method.encoder.register_forward_pre_hook(before), bench.method.encoder.register_forward_hook(after)]
+    encoders = bench.method.encoders()
+    hooks: list[Any] = [encoder.register_forward_pre_hook(before) for encoder in encoders]
+    hooks += [encoder.register_forward_hook(after) for encoder in encoders]
     try:
         yield times
     finally:

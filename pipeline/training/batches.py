@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rayssl.pipeline.augment import Spec, View, apply_batch
+from rayssl.pipeline.augment import Spec, View, apply_batch, side_of
 from rayssl.pipeline.augment.spec import Table
 from rayssl.pipeline.base.randomness import permutation
 from rayssl.pipeline.data.dataset import Images
@@ -67,7 +67,7 @@ class Drawn:
 
     specs: tuple[Spec, ...]
     tables: tuple[Table, ...]
-    size: int  # of the views, in pixels
+    sides: tuple[int, ...]  # of each view, in pixels
     indices: Tensor
     images: Tensor | None
     sizes: NDArray[np.int64] | None
@@ -88,7 +88,8 @@ class Views(Dataset[RawBatch]):
     """Item `step` is this worker's batch of that step.
 
     `backend` "albumentations" makes the views here, "batched" leaves that to the device, which holds all images
-    already where `on_device`. Views have `size` pixels a side, and half of it before the step `small_until`.
+    already where `on_device`. Views have `size` pixels a side, times their scale, and half of it before the step
+    `small_until`.
     """
 
     def __init__(
@@ -120,7 +121,7 @@ class Views(Dataset[RawBatch]):
     def _finished(self, indices: NDArray[np.int64], epoch: int, size: int) -> list[Tensor]:
         images, ids = [self.images[int(i)] for i in indices], self.images.ids[indices]
         views = (
-            apply_batch(view, images, size=size, seed=self.seed, epoch=epoch, ids=ids, view=number)
+            apply_batch(view, images, size=side_of(view, size), seed=self.seed, epoch=epoch, ids=ids, view=number)
             for number, view in enumerate(self.views)
         )
         return [torch.from_numpy(view) for view in views]
@@ -133,7 +134,8 @@ class Views(Dataset[RawBatch]):
         ]
         images, sizes = (None, None) if self.on_device else self.images.padded(indices)
         pixels = None if images is None else torch.from_numpy(images)
-        return Drawn(tuple(specs), tuple(tables), size, torch.from_numpy(indices), pixels, sizes)
+        sides = tuple(spec.side(size) for spec in specs)
+        return Drawn(tuple(specs), tuple(tables), sides, torch.from_numpy(indices), pixels, sizes)
 
 
 def load_batches(dataset: Views, start: int, stop: int, processes: int) -> Iterator[RawBatch]:

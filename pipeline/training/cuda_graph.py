@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from rayssl.pipeline.augment.batched_backend import pack, unpack
 from rayssl.pipeline.augment.fixed_backend import apply_arrays, arrays_of
 from rayssl.pipeline.base import collectives
-from rayssl.pipeline.methods.base import Batch, Method, MethodOutput
+from rayssl.pipeline.methods.base import Batch, Method, MethodOutput, OwnStep
 from rayssl.pipeline.training.batches import Drawn, RawBatch
 from rayssl.pipeline.training.optimizers import set_learning_rate
 
@@ -35,7 +35,8 @@ WARM_STEPS = 3  # without a graph first: libraries choose and compile their kern
 def can_be_recorded(method: type[Method[Any]], optimizer: str, resident: Tensor | None) -> bool:
     """Whether the step is always the same for the device, whatever the batch."""
     held = resident is not None and resident.is_cuda
-    return held and method.draws_only_views and optimizer in RECORDED_OPTIMIZERS and collectives.world_size() == 1
+    same = method.deterministic and not issubclass(method, OwnStep) and optimizer in RECORDED_OPTIMIZERS
+    return held and same and collectives.world_size() == 1
 
 
 def has_compiler() -> bool:
@@ -59,7 +60,8 @@ class RecordedStep:
         self.seed, self.planned = seed, planned
         self.rate = torch.zeros((), device=resident.device)
         self.inputs = Inputs(resident.device)
-        self.size, self.warmed = 0, 0
+        self.sides: tuple[int, ...] = ()
+        self.warmed = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.output: MethodOutput | None = None
 
@@ -67,8 +69,8 @@ class RecordedStep:
         """What the step gave; its `features` are overwritten by the next one."""
         drawn = raw.views
         assert isinstance(drawn, Drawn)
-        if drawn.size != self.size:
-            self.size, self.warmed, self.graph, self.output = drawn.size, 0, None, None
+        if drawn.sides != self.sides:
+            self.sides, self.warmed, self.graph, self.output = drawn.sides, 0, None, None
         self.inputs.send(self._arrays(raw, drawn))
         self.rate.fill_(rate)
         output = self._without_graph(drawn) if self._is_warming() else self._repeat(drawn)
@@ -92,7 +94,7 @@ class RecordedStep:
         found: list[NDArray[Any]] = [drawn.indices.numpy(), raw.ids.numpy()]
         for views in _alike(drawn):
             spec = drawn.specs[views[0]]
-            each = [arrays_of(spec, drawn.tables[view], shapes, drawn.size) for view in views]
+            each = [arrays_of(spec, drawn.tables[view], shapes, drawn.sides[view]) for view in views]
             found += [np.concatenate(parts) for parts in zip(*each, strict=True)]
         return found
 
@@ -103,7 +105,7 @@ class RecordedStep:
         views: list[Tensor] = []
         for alike in _alike(drawn):
             images = self.resident[rows.repeat(len(alike))]
-            views += apply_arrays(drawn.specs[alike[0]], parts, images, drawn.size).chunk(len(alike))
+            views += apply_arrays(drawn.specs[alike[0]], parts, images, drawn.sides[alike[0]]).chunk(len(alike))
         with self._rate_on_device():
             output = self.compute(Batch(views, ids, None, self.seed, 0, 0, self.planned))
         return MethodOutput(output.loss.detach(), output.features, output.logs)

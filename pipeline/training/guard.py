@@ -25,13 +25,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.base.randomness import permutation
 from rayssl.pipeline.base.vectors import kmeans, knn_classify
 from rayssl.pipeline.data.dataset import Images
 from rayssl.pipeline.features.extract import embed_images
+from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.models.encoder import Encoder
 from rayssl.pipeline.models.trainable import without_adapters
 
@@ -154,7 +155,7 @@ class Guard:
 
     def __init__(
         self,
-        method: nn.Module,
+        method: Method[Any],
         sample: Sample,
         *,
         steps: int,
@@ -256,8 +257,9 @@ class Guard:
         self.method.load_state_dict(self.kept, strict=False)
 
     def _measure(self) -> Floats:
-        encoder: Any = self.method.encoder
-        queries, references = sample_features(encoder, self.sample, device=self.device, precision=self.precision)
+        queries, references = sample_features(
+            self.method.kept(), self.sample, device=self.device, precision=self.precision
+        )
         if self.sample.measure == "knn":
             return _of_rank_0(lambda: knn_hits(queries, references, self.sample))
         if not self.has_begun:

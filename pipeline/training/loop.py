@@ -4,6 +4,7 @@ Pre-training and fine-tuning both run it: a classifier is one more Method.
 """
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.methods.base import MethodOutput
 from rayssl.pipeline.training.batches import RawBatch
 from rayssl.pipeline.training.optimizers import set_learning_rate
-from rayssl.pipeline.training.step import Step, set_training
+from rayssl.pipeline.training.step import Step
 
 POLL_STEPS = 10  # several workers agree on stops, checkpoints and logging so often
 POLL_SECONDS = 0.5  # one worker needs to agree with nobody
@@ -62,7 +63,11 @@ class Loop:
         Raises NotFinite where the loss is not. Every worker must call it with the same arguments.
         """
         method, hooks = self.step.method, self.hooks
-        set_training(method)
+        method.train()
+        if start == 0 and stop > 0:  # before workers are joined, which hold the first weights fast
+            first = next(batches)
+            self.step.initialize(first)
+            batches = itertools.chain([first], batches)
         take_step = self.step.begin()
         meter = Meter(self.stage, stop, self.steps_per_epoch)
         for step in range(start, stop):

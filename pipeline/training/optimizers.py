@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from rayssl.pipeline.base.errors import UserError, nearest
@@ -20,24 +20,6 @@ VECTOR_RATE = 5.0  # of Muon: the rate of biases and normalisation in units of t
 REFERENCE_BATCH = 256  # learning rates are given for this batch (Goyal et al., 2017, §2.1)
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, scales: Mapping[Tensor, float] | None = None
-) -> list[dict[str, Any]]:
-    """Trainable parameters in groups: weights decay; biases and normalisation (ndim ≤ 1) do not.
-
-    `scales`: what the learning rate of some is multiplied by, "scale" of their group; 1 for all others.
-    """
-    scales = scales or {}
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    found = dict.fromkeys(scales.get(parameter, 1.0) for parameter in trainable)
-    groups = [
-        {"params": [p for p in trainable if (p.ndim > 1) is decays and scales.get(p, 1.0) == scale],
-         "weight_decay": weight_decay if decays else 0.0, "scale": scale}
-        for scale in found for decays in (True, False)
-    ]  # fmt: skip
-    return [group for group in groups if group["params"]]
-
-
 def set_learning_rate(optimizer: Optimizer, rate: float | Tensor) -> None:
     """The same rate for every parameter group, times the group's scale."""
     for group in optimizer.param_groups:
@@ -47,25 +29,22 @@ def set_learning_rate(optimizer: Optimizer, rate: float | Tensor) -> None:
 
 def build_optimizer(
     name: str,
-    model: nn.Module,
+    groups: list[dict[str, Any]],
     *,
     learning_rate: float,
-    weight_decay: float,
     momentum: float = 0.9,
     nesterov: bool = False,
-    scales: Mapping[Tensor, float] | None = None,
 ) -> Optimizer:
-    """The optimiser "sgd", "adamw", "lars" or "muon" over the model's trainable parameters.
+    """The optimiser "sgd", "adamw", "lars" or "muon" over groups of parameters: see `models.trainable`.
 
-    `learning_rate` is the final one: see `scaled_learning_rate`; `scales`: see `parameter_groups`. AdamW keeps its own
-    moments (0.9, 0.999): momentum and nesterov are not for it; Muon is always Nesterov's. On a GPU the fused kernels of
-    torch are used. Raises UserError for an unknown name, or for nesterov without momentum.
+    `learning_rate` is the final one: see `scaled_learning_rate`. AdamW keeps its own moments (0.9, 0.999): momentum and
+    nesterov are not for it; Muon is always Nesterov's. On a GPU the fused kernels of torch are used. Raises UserError
+    for an unknown name, or for nesterov without momentum.
     """
     if name not in OPTIMIZERS:
         raise UserError(f"unknown optimizer '{name}'{nearest(name, OPTIMIZERS)}: known are {', '.join(OPTIMIZERS)}")
     if nesterov and momentum == 0 and name != "adamw":
         raise UserError("nesterov with momentum 0 means nothing: give a momentum, for instance 0.9")
-    groups = parameter_groups(model, weight_decay, scales)
     if name == "lars":
         return LARS(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov)
     if name == "muon":
@@ -74,6 +53,49 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=learning_rate, fused=fused)
     return torch.optim.SGD(groups, lr=learning_rate, momentum=momentum, nesterov=nesterov, fused=fused)
+
+
+class JointOptimizer(Optimizer):
+    """Several optimisers by name, which take their steps one by one; saved and restored as one.
+
+    The groups and states are those of the parts, one part after the other.
+    """
+
+    def __init__(self, parts: Mapping[str, Optimizer]) -> None:
+        groups = [group for part in parts.values() for group in part.param_groups]
+        super().__init__([{"params": group["params"]} for group in groups], {})
+        self.parts = dict(parts)
+        self._join()
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Not of all at once: each of `parts` takes its own."""
+        raise NotImplementedError("its parts take their steps one by one")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Every part's, from a `state_dict` of the whole."""
+        first, groups = 0, iter(state_dict["param_groups"])
+        for part in self.parts.values():
+            own = [next(groups) for _ in part.param_groups]
+            stop = first + sum(len(group["params"]) for group in own)
+            state = {
+                number - first: state_dict["state"][number] for number in state_dict["state"] if first <= number < stop
+            }
+            shifted = [{**group, "params": [n - first for n in group["params"]]} for group in own]
+            part.load_state_dict({"state": state, "param_groups": shifted})
+            first = stop
+        self._join()
+
+    def state_dict(self) -> dict[str, Any]:
+        """As any optimiser's: parameters are numbered through all parts."""
+        self._join()
+        return super().state_dict()
+
+    def _join(self) -> None:
+        """The groups are the parts' own, so that a learning rate that is set here is set there."""
+        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        self.state.clear()
+        for part in self.parts.values():
+            self.state.update(part.state)
 
 
 class OneByOne(Optimizer, ABC):

@@ -80,7 +80,7 @@ def _scores(work: Work, method: Method[Any], course: Course, *, last: bool) -> d
     data, seed = work.dataset, work.config.train.seed
     classes = len(data.class_names or ())
     material = Material(
-        method.encoder,
+        method.kept(),
         at_most(data.train, course.images, seed),
         at_most(data.val, course.images, seed),
         classes,

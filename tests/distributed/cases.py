@@ -14,6 +14,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from toy_methods import Adversarial, Flow
 
 from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base import collectives
@@ -21,19 +23,21 @@ from rayssl.pipeline.config import method_config
 from rayssl.pipeline.data import Images, open_dataset
 from rayssl.pipeline.features.extract import PRECISION, embed_images
 from rayssl.pipeline.methods import load_method
-from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, Traits
+from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, OwnStep, Traits
 from rayssl.pipeline.methods.losses import nt_xent_of_views
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
+from rayssl.pipeline.models.trainable import parameter_groups
 from rayssl.pipeline.training import guard as guards
 from rayssl.pipeline.training.batch_norm import use_global_batch_norm
 from rayssl.pipeline.training.batches import RawBatch
 from rayssl.pipeline.training.guard import Guard, draw_sample
 from rayssl.pipeline.training.loop import POLL_STEPS, Hooks, Loop
-from rayssl.pipeline.training.optimizers import build_optimizer
+from rayssl.pipeline.training.optimizers import JointOptimizer, build_optimizer
 from rayssl.pipeline.training.step import Step, wrap_for_workers
 
 Arrays = dict[str, NDArray[Any]]
 IMAGES, SIZE = 8, 8
+TOYS: dict[str, type[Method[Any]]] = {"toy-gan": Adversarial, "toy-flow": Flow}
 AVERAGED = "averaged"  # a method of these tests: see Averaged
 IDS = np.random.default_rng(0).permutation(np.arange(1, 5001))  # of all images that `batch_at` can draw from
 
@@ -153,7 +157,7 @@ def train_case(
     """Losses of `steps` of an optimiser, the gradients of the first step, and the weights and statistics at the end."""
     method, model = build(name, values, dtype)
     rate = values.get("learning_rate", 0.1)
-    optimizer = build_optimizer(optimizer_name, method, learning_rate=rate, weight_decay=5e-4)
+    optimizer = build_optimizer(optimizer_name, parameter_groups(method, 5e-4), learning_rate=rate)
     losses, first = [], {}
     for step in range(steps):
         output = model(batch_at(step, dtype))
@@ -165,6 +169,19 @@ def train_case(
         losses.append(collectives.mean_over_ranks(output.loss))
     state = {f"state.{n}": value.numpy() for n, value in method.state_dict().items()}
     return {"losses": torch.stack(losses).numpy(), **first, **state}
+
+
+def own_step_case(name: str) -> Arrays:
+    """Weights of a toy that makes its own step, or starts from its first batch, after three steps in fp64."""
+    method, _ = build(name, {}, torch.float64)
+    optimizer = JointOptimizer(method.optimizers(sgd)) if isinstance(method, OwnStep) else sgd(method)
+    step = Step(method, optimizer, torch.device("cpu"), "fp64", seed=0, planned=3)
+    Loop(step, "toy", 5, lambda step: 0.01, Hooks()).run(map(raw_batch_at, range(3)), 0, 3)
+    return {name: value.numpy() for name, value in method.state_dict().items()}
+
+
+def sgd(module: nn.Module) -> Optimizer:
+    return build_optimizer("sgd", parameter_groups(module, 0.0), learning_rate=0.1)
 
 
 def reconstruct_alone() -> float:
@@ -189,7 +206,7 @@ def stop_case() -> dict[str, Any]:
             checkpoint_due=lambda step: collectives.rank() == 0 and step == POLL_STEPS,
             should_stop=partial(stop_after_a_checkpoint, asking, kept),
         )
-        optimizer = build_optimizer("sgd", method, learning_rate=0.01, weight_decay=0)
+        optimizer = build_optimizer("sgd", parameter_groups(method, 0), learning_rate=0.01)
         step = Step(method, optimizer, torch.device("cpu"), "fp32", seed=0, planned=4 * POLL_STEPS)
         loop = Loop(step, "pretrain", 5, lambda step: 0.01, hooks)
         ended = loop.run((raw_batch_at(step) for step in range(step.planned)), 0, step.planned)
@@ -250,6 +267,8 @@ def new_method(name: str, values: dict[str, Any], encoder: Encoder, traits: Trai
     """One of the package's, or the toy of these tests."""
     if name == AVERAGED:
         return Averaged(None, encoder, traits)
+    if name in TOYS:
+        return TOYS[name](TOYS[name].Config(), encoder, traits)
     return load_method(name)(method_config(name, **values), encoder, traits)
 
 

@@ -55,6 +55,11 @@ def gaussian(sigma: float) -> Callable[[Output, Tensor, Tensor], Tensor]:
     return loss
 
 
+def told_of_binarisation(how: str) -> str:
+    """For records of a likelihood."""
+    return f"{'no' if how == 'none' else how} binarisation"
+
+
 def binarise(x: Tensor, how: str, key: list[int | str | Tensor]) -> Tensor:
     """Images (B, C, H, W) of 0 and 1. static: what is at least ½ is 1. dynamic: 1 with probability x, drawn by `key`.
 

@@ -201,7 +201,7 @@ def test_sample_of_a_pixelcnn(trained, tmp_path, capsys):
     assert set(np.unique(pixels)) <= {0, 85, 170, 255}
     found = call(["anomalies", str(run), "--normal", "red", "--out", str(tmp_path)], capsys)
     assert {"auroc/nats", "auroc/knn"} <= found.keys()
-    assert "draws pixel by pixel and has no code" in fails(["sample", str(run), "--codes", "fitted"], capsys)
+    assert "draws images without a code" in fails(["sample", str(run), "--codes", "fitted"], capsys)
     assert "no code between encoder and decoder" in fails(["interpolate", str(run), "0", "1"], capsys)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.trainable import parameter_groups
 from rayssl.pipeline.training import checkpoint
 from rayssl.pipeline.training.checkpoint import (
     checkpoint_fault,
@@ -31,7 +32,7 @@ def new_model(seed: int = 0) -> nn.Module:
 
 def new_pair(name: str = "sgd", seed: int = 0) -> tuple[nn.Module, Optimizer]:
     model = new_model(seed)
-    return model, build_optimizer(name, model, learning_rate=0.1, weight_decay=1e-3, momentum=0.9)
+    return model, build_optimizer(name, parameter_groups(model, 1e-3), learning_rate=0.1, momentum=0.9)
 
 
 def work(model: nn.Module, optimizer: Optimizer, steps: range) -> None:
@@ -87,7 +88,7 @@ def test_adamw_counts_its_steps_on(tmp_path: Path) -> None:
 def test_hyper_parameters_come_from_the_config_and_not_from_the_file(tmp_path: Path) -> None:
     save(tmp_path, 2)
     model = new_model()
-    optimizer = build_optimizer("sgd", model, learning_rate=0.5, weight_decay=0.25, momentum=0.8)
+    optimizer = build_optimizer("sgd", parameter_groups(model, 0.25), learning_rate=0.5, momentum=0.8)
     load_checkpoint(tmp_path, model=model, optimizer=optimizer)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.0]
     assert {group["momentum"] for group in optimizer.param_groups} == {0.8}

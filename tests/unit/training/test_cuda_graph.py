@@ -12,6 +12,7 @@ from rayssl.pipeline.config import method_config
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.methods.base import Method, MethodOutput, Traits
 from rayssl.pipeline.models.encoder import build_encoder
+from rayssl.pipeline.models.trainable import parameter_groups
 from rayssl.pipeline.training.batches import Drawn, RawBatch
 from rayssl.pipeline.training.cuda_graph import can_be_recorded
 from rayssl.pipeline.training.optimizers import build_optimizer
@@ -19,7 +20,7 @@ from rayssl.pipeline.training.step import Step
 
 TRAITS = Traits(image_size=16, channels=3, mirror=True)
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-METHODS = ("simclr", "essl", "rotnet")
+METHODS = ("simclr", "essl", "rotnet", "byol")
 SEED, BATCH = 3, 12
 
 
@@ -34,12 +35,16 @@ def drawn_batch(method: Method, step: int, size: int) -> RawBatch:
     specs = method.default_views(TRAITS)
     tables = tuple(spec.draw(seed=SEED, epoch=step, ids=rows + 1, view=view) for view, spec in enumerate(specs))
     return RawBatch(
-        Drawn(specs, tables, size, torch.from_numpy(rows), None, None), torch.from_numpy(rows + 1), None, step, step
+        Drawn(specs, tables, (size,) * len(specs), torch.from_numpy(rows), None, None),
+        torch.from_numpy(rows + 1),
+        None,
+        step,
+        step,
     )
 
 
 def stepper(method: Method, optimizer: str, resident: Tensor, *, recorded: bool) -> Callable[[int, int], MethodOutput]:
-    built = build_optimizer(optimizer, method, learning_rate=0.1, weight_decay=0.01)
+    built = build_optimizer(optimizer, parameter_groups(method, 0.01), learning_rate=0.1)
     step = Step(
         method.train(), built, resident.device, "fp32", SEED, 8, clip_grad=1.0, resident=resident, captured=recorded
     )
@@ -77,4 +82,4 @@ def test_what_is_recorded():
     held = torch.zeros(4, 8, 8, 3, dtype=torch.uint8)
     assert not can_be_recorded(load_method("simclr"), "sgd", held)  # which lies on the CPU
     assert not can_be_recorded(load_method("simclr"), "sgd", None)
-    assert not load_method("autoencoder").draws_only_views  # it corrupts by the epoch and the images' ids
+    assert not load_method("autoencoder").deterministic  # it corrupts by the epoch and the images' ids

@@ -19,7 +19,7 @@ from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import TrainConfig
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import load_encoder
-from rayssl.pipeline.models.trainable import add_adapters, rate_scales, stage_paths, without_adapters
+from rayssl.pipeline.models.trainable import add_adapters, parameter_groups, rate_scales, stage_paths, without_adapters
 from rayssl.pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
 from rayssl.pipeline.run.context import Stopped, Work
 from rayssl.pipeline.run.folder import read_manifest
@@ -30,7 +30,7 @@ from rayssl.pipeline.training import guard as guards
 from rayssl.pipeline.training import loop
 from rayssl.pipeline.training.checkpoint import find_checkpoint
 from rayssl.pipeline.training.guard import Guard, draw_sample, groups_of, look_size, paired_error, validation_knn, votes
-from rayssl.pipeline.training.optimizers import build_optimizer, parameter_groups, set_learning_rate
+from rayssl.pipeline.training.optimizers import build_optimizer, set_learning_rate
 
 CPU = torch.device("cpu")
 Prepare = Callable[..., Prepared]
@@ -355,7 +355,7 @@ def test_a_scaled_rate_is_a_scaled_step() -> None:
     for name in ("sgd", "adamw", "lars", "muon"):
         holder = Holder(encoder)
         scales = dict.fromkeys(encoder.parameters(), 0.0)
-        optimizer = build_optimizer(name, holder, learning_rate=0.1, weight_decay=0.1, scales=scales)
+        optimizer = build_optimizer(name, parameter_groups(holder, 0.1, scales), learning_rate=0.1)
         before = {key: value.clone() for key, value in holder.state_dict().items()}
         set_learning_rate(optimizer, 0.1)
         holder.head(encoder(torch.rand(4, 3, 16, 16))).square().sum().backward()

@@ -37,7 +37,7 @@ from rayssl.pipeline.training.step import Step, to_batch
 CPU = torch.device("cpu")
 PLANNED = 40  # steps of the plan that the toy's steps are a part of
 Prepare = Callable[..., Prepared]
-METHODS = ("simclr", "rotnet", "autoencoder")
+METHODS = ("simclr", "rotnet", "autoencoder", "byol")
 
 
 class Toy(Method[None]):
@@ -45,6 +45,7 @@ class Toy(Method[None]):
 
     def __init__(self, breaks: int | None = None) -> None:
         nn.Module.__init__(self)
+        self.encoder = nn.Identity()
         self.weight = nn.Parameter(torch.ones(1))
         self.breaks = breaks
         self.ended: list[tuple[int, int]] = []

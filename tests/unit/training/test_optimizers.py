@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.models.trainable import parameter_groups
 from rayssl.pipeline.training.optimizers import (
     LARS,
     VECTOR_RATE,
@@ -16,7 +17,6 @@ from rayssl.pipeline.training.optimizers import (
     build_optimizer,
     learning_rate_at,
     orthogonalised,
-    parameter_groups,
     scaled_learning_rate,
     trust_ratio,
 )
@@ -53,7 +53,7 @@ def test_lars_against_a_plain_version(nesterov):
     model = small_model()
     rate, momentum, decay, trust = 0.3, 0.9, 0.01, 0.001
     optimizer = build_optimizer(
-        "lars", model, learning_rate=rate, weight_decay=decay, momentum=momentum, nesterov=nesterov
+        "lars", parameter_groups(model, decay), learning_rate=rate, momentum=momentum, nesterov=nesterov
     )
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
@@ -75,7 +75,7 @@ def test_muon_against_a_plain_version():
     torch.manual_seed(1)
     model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 30)).double()
     rate, momentum, decay = 0.02, 0.8, 0.5
-    optimizer = build_optimizer("muon", model, learning_rate=rate, weight_decay=decay, momentum=momentum)
+    optimizer = build_optimizer("muon", parameter_groups(model, decay), learning_rate=rate, momentum=momentum)
     weights = {name: p.detach().clone() for name, p in model.named_parameters()}
     velocities = {name: torch.zeros_like(w) for name, w in weights.items()}
     for seed in range(4):
@@ -171,7 +171,7 @@ def test_lars_leaves_out_the_ratio_where_a_norm_is_zero():
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars", "muon"])
 def test_state_round_trip_continues_exactly(name):
     def build(model: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer(name, model, learning_rate=0.1, weight_decay=0.01)
+        return build_optimizer(name, parameter_groups(model, 0.01), learning_rate=0.1)
 
     straight = small_model()
     optimizer = build(straight)
@@ -189,7 +189,9 @@ def test_state_round_trip_continues_exactly(name):
 
 
 def test_sgd_gets_its_settings():
-    optimizer = build_optimizer("sgd", small_model(), learning_rate=0.5, weight_decay=0.02, momentum=0.8, nesterov=True)
+    optimizer = build_optimizer(
+        "sgd", parameter_groups(small_model(), 0.02), learning_rate=0.5, momentum=0.8, nesterov=True
+    )
     assert isinstance(optimizer, torch.optim.SGD)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.5, 0.8, True, 0.02)
@@ -199,9 +201,9 @@ def test_bad_choices_are_the_users_error():
     with pytest.raises(
         UserError, match=r"unknown optimizer 'adam' \(did you mean 'adamw'\?\): known are sgd, adamw, lars, muon"
     ):
-        build_optimizer("adam", small_model(), learning_rate=0.1, weight_decay=0.0)
+        build_optimizer("adam", parameter_groups(small_model(), 0.0), learning_rate=0.1)
     with pytest.raises(UserError, match="nesterov with momentum 0"):
-        build_optimizer("sgd", small_model(), learning_rate=0.1, weight_decay=0.0, momentum=0.0, nesterov=True)
+        build_optimizer("sgd", parameter_groups(small_model(), 0.0), learning_rate=0.1, momentum=0.0, nesterov=True)
 
 
 def test_lars_closure_sees_gradients():
