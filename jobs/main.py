@@ -45,21 +45,14 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if words[0] == "--version":
-        from rayssl.pipeline import __version__
-
-        print(f"rayssl {__version__}")
-        return 0
-    return run_verb(words[0], words[1:])
+    verb, *words = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    return run_verb(verb, words)
 
 
 def command() -> NoReturn:
     """The console command as a process."""
-    leave(main())
+    verb, *words = sys.argv[1:] or ["--help"]
+    leave(run_verb(verb, words))
 
 
 def leave(code: int) -> NoReturn:
@@ -84,6 +77,9 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
     # Threads that wait for each other asleep, not spinning: where a core is shared, spinning cost up to 30 times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
+        if verb in ABOUT:
+            print(ABOUT[verb]())
+            return 0
         check_surroundings(argv)
         if verb not in VERBS:
             raise UserError(f"unknown command '{verb}'{nearest(verb, VERBS)}: see rayssl --help")
@@ -147,6 +143,17 @@ def usage() -> str:
     lines = [f"  {verb:<12} {text}" for verb, text in VERBS.items()]
     head = "Usage: rayssl VERB … (rayssl VERB --help says more)\n\nFrom a folder of images to searchable embeddings.\n"
     return "\n".join([head, *lines])
+
+
+def version() -> str:
+    """What this is, and which."""
+    from rayssl.pipeline import __version__
+
+    return f"rayssl {__version__}"
+
+
+# What is asked of the command itself, not of a verb.
+ABOUT = {"-h": usage, "--help": usage, "help": usage, "--version": version}
 
 
 if __name__ == "__main__":

@@ -33,13 +33,14 @@ def main(argv: list[str]) -> int:
     parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
     run = run_folder(parsed)
     save, data = parsed.values["save"], parsed.values["data"]
+    from rayssl.pipeline.search.gallery import picture_format, save_run_gallery
     from rayssl.pipeline.search.queries import images_of
-    from rayssl.pipeline.search.query import answer, picture_format, reads_below_zero, save_run_gallery
+    from rayssl.pipeline.search.query import open_index, reads_below_zero
 
     asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
     if save is not None:
         picture_format(Path(save), len(asked))  # before anything is computed
-    results = answer(run, asked, parsed.values["k"], data)
+    results = open_index(run, data).search(asked, k=parsed.values["k"])
     if save is not None:
         save_run_gallery(run, results, Path(save), data, asked)
         say(f"gallery  {save}", file=sys.stderr)

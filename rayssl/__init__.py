@@ -6,6 +6,7 @@
     encoder = rayssl.load_encoder("runs/photos")                # images (B, C, H, W) in [0, 1] to features (B, D)
     train = rayssl.load_embeddings("runs/photos/embeddings/photos/train.parquet")
     found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
+    opened = rayssl.open_index("runs/photos")                   # loaded once, asked many times: opened.search(…)
 
     config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
     best = rayssl.tune(config, "runs/tuned", space=rayssl.build_space(["crop", "color", "blur"]))
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from rayssl.pipeline.report import write_comparison, write_report
     from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
     from rayssl.pipeline.search.index import build_index, load_index, search
-    from rayssl.pipeline.search.query import query
+    from rayssl.pipeline.search.query import OpenIndex, open_index, query
     from rayssl.pipeline.tune.search import TuneSettings
     from rayssl.pipeline.tune.space import Parameter, Space, build_space
 
@@ -45,6 +46,7 @@ _NAMES = {
     "Dataset": "rayssl.pipeline.data",
     "Embeddings": "rayssl.pipeline.search.embeddings",
     "Encoder": "rayssl.pipeline.models.encoder",
+    "OpenIndex": "rayssl.pipeline.search.query",
     "Parameter": "rayssl.pipeline.tune.space",
     "Space": "rayssl.pipeline.tune.space",
     "Spec": "rayssl.pipeline.augment",
@@ -61,6 +63,7 @@ _NAMES = {
     "load_index": "rayssl.pipeline.search.index",
     "load_views": "rayssl.pipeline.augment",
     "open_dataset": "rayssl.pipeline.data",
+    "open_index": "rayssl.pipeline.search.query",
     "override": "rayssl.pipeline.config",
     "query": "rayssl.pipeline.search.query",
     "read_evaluation": "rayssl.pipeline.evaluation.records",
@@ -77,6 +80,7 @@ __all__ = [
     "Dataset",
     "Embeddings",
     "Encoder",
+    "OpenIndex",
     "Parameter",
     "Space",
     "Spec",
@@ -94,6 +98,7 @@ __all__ = [
     "load_index",
     "load_views",
     "open_dataset",
+    "open_index",
     "override",
     "query",
     "read_evaluation",

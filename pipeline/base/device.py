@@ -1,6 +1,7 @@
 """The device that this process computes on, and in which precision."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,6 +13,20 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     if precision == "bf16":
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def exact_products(precision: str) -> Iterator[None]:
+    """In fp32, products of 24 bits: a GPU may round factors to 11 (TF32)."""
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    if precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before[0]
+        torch.set_float32_matmul_precision(before[1])
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rayssl.pipeline.base import collectives
-from rayssl.pipeline.base.device import autocast, to_float
+from rayssl.pipeline.base.device import autocast, exact_products, to_float
 from rayssl.pipeline.data.dataset import Images
 from rayssl.pipeline.models.encoder import Encoder
 
-BATCH = 256
+PRECISION = "fp32"  # of features that are kept: those of a query, computed anew, must equal them
+BATCH = 256  # images that are seen at a time: whole blocks go to a worker, so that features do not depend on how many
 READERS = 8  # threads that read images for a GPU, at most
 
 
@@ -64,17 +65,16 @@ def extract(
     precision: str,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Run `features_of` over the images in evaluation mode: each worker a contiguous slice, gathered on all."""
+    """Run `features_of` over the images in evaluation mode: each worker some blocks of them, gathered on all."""
     encoder.eval()
     encoder.to(memory_format=torch.channels_last)  # a third quicker in bf16 on a CPU
     size = int(encoder.image_size)  # type: ignore[arg-type]
-    bounds = np.linspace(0, len(images), collectives.world_size() + 1).astype(int)
-    mine = np.arange(bounds[collectives.rank()], bounds[collectives.rank() + 1])
+    mine = blocks_of(len(images), collectives.rank(), collectives.world_size())
     collected: dict[str, Tensor] = {}
     done = 0
     # One empty batch where there is nothing to do: the shapes must be known on every worker.
     for pixels in read_ahead(images, mine, size, device) if len(mine) else [_no_pixels(encoder, size)]:
-        with torch.inference_mode(), autocast(device, precision):
+        with torch.inference_mode(), exact_products(precision), autocast(device, precision):
             found = features_of(to_float(pixels, device, precision))
         if not collected:
             collected = {name: torch.empty((len(mine), *value.shape[1:])) for name, value in found.items()}
@@ -84,6 +84,13 @@ def extract(
         if progress is not None:
             progress(done, len(mine))
     return {name: collectives.gather_rows(value).numpy() for name, value in collected.items()}
+
+
+def blocks_of(n: int, rank: int, workers: int) -> NDArray[np.int64]:
+    """The rows of n that a worker sees: consecutive blocks of BATCH rows, the last of which may be smaller."""
+    blocks = -(-n // BATCH)
+    bounds = [min(n, BATCH * (blocks * one // workers)) for one in (rank, rank + 1)]
+    return np.arange(*bounds)
 
 
 def read_ahead(images: Images, indices: NDArray[np.int64], size: int, device: torch.device) -> Iterator[Tensor]:

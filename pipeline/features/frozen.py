@@ -15,7 +15,8 @@ from torch import Tensor
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.data import Images
 from rayssl.pipeline.data.cache import keep_floats, kept_floats
-from rayssl.pipeline.features.pooled import LAST, pooled_stages
+from rayssl.pipeline.features import LAST
+from rayssl.pipeline.features.pooled import pooled_stages
 from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
 from rayssl.pipeline.models.encoder import Encoder
 

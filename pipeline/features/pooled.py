@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rayssl.pipeline.data import Images
+from rayssl.pipeline.features import LAST
 from rayssl.pipeline.features.extract import extract
 from rayssl.pipeline.models.encoder import Encoder
 
-LAST = "last"  # the features themselves
 POOLS = ("avg", "2x2", "4x4", "gem")
 STAGES = 4  # the last so many maps are looked at
 WIDEST = 4096  # numbers of a pooled map

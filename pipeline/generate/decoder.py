@@ -27,8 +27,9 @@ from rayssl.pipeline.data import Dataset, Images
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.models.encoder import Encoder
-from rayssl.pipeline.models.export import encoder_hash, load_encoder
-from rayssl.pipeline.models.weights import read_manifest as read_export_manifest
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
+from rayssl.pipeline.models.identity import read_manifest as read_export_manifest
 from rayssl.pipeline.models.weights import read_state
 from rayssl.pipeline.run.build import traits_of
 from rayssl.pipeline.run.own_images import open_own

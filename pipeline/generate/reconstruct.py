@@ -16,7 +16,7 @@ from rayssl.pipeline.data import Images
 from rayssl.pipeline.evaluation.measure import Record
 from rayssl.pipeline.generate.decoder import Progress, Trained
 from rayssl.pipeline.methods.base import BoundsLikelihood, HasLikelihood, Key, Method, Reconstructs
-from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.models.identity import encoder_hash
 
 SHOWN = 12
 MEAN_OF = 1_000  # training images that the mean image is the mean of

@@ -18,9 +18,8 @@ from rayssl.pipeline.base.files import delete, replacing, sha256, write_json, wr
 from rayssl.pipeline.base.seals import forget, note
 from rayssl.pipeline.models import backbones
 from rayssl.pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
-from rayssl.pipeline.models.identity import hash_of_encoder
 from rayssl.pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
-from rayssl.pipeline.models.weights import SCHEMA, read_export, read_manifest
+from rayssl.pipeline.models.weights import SCHEMA, read_export
 
 _FOOTER = '''
 
@@ -173,11 +172,6 @@ def load_encoder(folder: Path | str) -> Encoder:
     except RuntimeError:
         raise UserError(f"{folder}: encoder.safetensors and encoder.json disagree; export the encoder again") from None
     return encoder.eval()
-
-
-def encoder_hash(folder: Path) -> str:
-    """Hex digest of what decides an exported encoder's features: its weights, network and normalisation."""
-    return hash_of_encoder(read_manifest(folder))
 
 
 def _plain(net: nn.Module) -> dict[str, Tensor]:

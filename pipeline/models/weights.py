@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import MissingError, UserError
 from rayssl.pipeline.base.lease import settled
 from rayssl.pipeline.base.memory import free_memory
-from rayssl.pipeline.base.schemas import EncoderFile
-from rayssl.pipeline.base.seals import check, digest
+from rayssl.pipeline.base.seals import digest
 from rayssl.pipeline.base.settings_files import cut
 from rayssl.pipeline.models.backbones import RESNETS
+from rayssl.pipeline.models.identity import read_manifest
 from rayssl.pipeline.models.local_weights import SUFFIXES, Packaged, package_file, snapshot_file, torch_cache
 from rayssl.pipeline.models.timm_networks import (
     config_of,
@@ -31,7 +30,6 @@ from rayssl.pipeline.models.timm_networks import (
 )
 
 SCHEMA = 1  # of encoder.json
-EXPORT_AGAIN = "export the encoder again: the command that started the run does it"
 OWN = "your own"  # licence of what was trained here
 _PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "net.")  # what trainers put before a backbone's keys
 _HEADS = ("fc", "classifier", "head", "heads", "aux1", "aux2", "AuxLogits")  # of classifiers: left out
@@ -142,15 +140,6 @@ def _read_export(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _check_sum(path: Path, expected: str) -> None:
     if digest(path) != expected:
         raise UserError(f"{path} is damaged: its sha256 is not the one in encoder.json; export the encoder again")
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """encoder.json of a run folder; UserError if it is missing, damaged or of another schema."""
-    path = folder / "encoder.json"
-    missing = f"{folder} has no encoder.json; give the folder of a run that was pre-trained"
-    manifest = load(path, EncoderFile, EXPORT_AGAIN, missing)
-    check(path, EXPORT_AGAIN)
-    return manifest
 
 
 def read_state(path: Path) -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base import collectives
-from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
+from rayssl.pipeline.base.device import choose_device, resolve_precision
 from rayssl.pipeline.base.memory import keep_freed_memory
 from rayssl.pipeline.base.reporter import Reporter
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.features.extract import PRECISION
 from rayssl.pipeline.features.frozen import frozen_features
 from rayssl.pipeline.models.encoder import Encoder
 from rayssl.pipeline.run.images import open_data
@@ -96,7 +97,7 @@ class Work:
             images_at,
             names=names,
             device=self.device,
-            precision=plain_precision(self.precision),
+            precision=PRECISION,
             progress=lambda done, total: self.reporter.progress(
                 {"run": run, "stage": f"{name}/{split}", "done": done, "total": total}
             ),

@@ -4,26 +4,24 @@ Shapes: N images of S × S pixels and C channels, d numbers in a vector.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.data import Images
-from rayssl.pipeline.features.frozen import digest_of
-from rayssl.pipeline.features.pooled import pooled_stages
+from rayssl.pipeline.features import LAST
 from rayssl.pipeline.models.descriptors import DESCRIPTORS, describe
-from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.export import encoder_hash, load_encoder
-from rayssl.pipeline.search.parts import Seen
-from rayssl.pipeline.search.store import OWN, Origin, Search, read_search
+from rayssl.pipeline.models.identity import encoder_hash
+from rayssl.pipeline.models.identity import read_manifest as read_export
+from rayssl.pipeline.search.parts import Part, Seen, Vectors
+from rayssl.pipeline.search.projection import Projection
+from rayssl.pipeline.search.store import OWN, Origin, Search, has_search, read_search
 
-BLOCK = 512  # images that are seen at a time by what is not a network
+BLOCK = 512  # images of a query, or for what is no network, that are seen at a time
 PIXEL_VALUES = 1024  # of an image at most: 32 × 32 grey, 18 × 18 in colour
 
 Floats = NDArray[np.float32]
@@ -57,15 +55,22 @@ def flat_pixels(squares: NDArray[np.uint8]) -> Floats:
     return np.divide(squares.reshape(len(squares), -1), 255, dtype=np.float32)
 
 
+class Network(Protocol):
+    """What sees images for some parts of a search; it needs no torch."""
+
+    @property
+    def image_size(self) -> int: ...
+
+    def __call__(self, images: Squares, names: Sequence[str], progress: Progress | None) -> dict[str, Floats]: ...
+
+
 @dataclass(frozen=True)
 class Searcher:
-    """A run's search with the encoders that it sees by, ready for images."""
+    """A run's search with the networks that it sees by, ready for images."""
 
     search: Search
-    encoders: tuple[Encoder | None, ...]  # one a part; None: no network
+    networks: tuple[Network | None, ...]  # one a part; None: no network
     channels: int
-    device: torch.device
-    precision: str
 
     @property
     def hash(self) -> str:
@@ -75,17 +80,13 @@ class Searcher:
     def __call__(self, images_at: Callable[[int], Squares], progress: Progress | None = None) -> Floats:
         """(N, d) of the images, which `images_at` gives read for a number of pixels a side."""
         raw: dict[int, Floats] = {}
-        for encoder in dict.fromkeys(self.encoders):  # a network that is seen twice by is run once
-            parts = [i for i, one in enumerate(self.encoders) if one is encoder]
-            if encoder is None:
+        for network in dict.fromkeys(self.networks):  # a network that is seen twice by is run once
+            parts = [i for i, one in enumerate(self.networks) if one is network]
+            if network is None:
                 raw |= {i: self._plain(i, images_at) for i in parts}
                 continue
             names = [self.search.vectors.parts[i].seen.what or "" for i in parts]
-            images = cast(Images, images_at(encoder.image_size))
-            found = pooled_stages(
-                encoder, list(dict.fromkeys(names)), images, device=self.device, precision=self.precision,
-                progress=progress,
-            )  # fmt: skip
+            found = network(images_at(network.image_size), list(dict.fromkeys(names)), progress)
             raw |= {i: found[name] for i, name in zip(parts, names, strict=True)}
         return self.search.vectors([raw[i] for i in range(len(raw))])
 
@@ -97,21 +98,23 @@ class Searcher:
         return described(images, origin.size, lambda block: describe(source, block), DESCRIPTORS[source].dim)
 
 
-def load_searcher(run: Path, channels: int, device: torch.device, precision: str) -> Searcher:
-    """The run's; raises UserError where a file is missing, damaged, or an encoder is not the one that was chosen."""
+def searched_by(run: Path) -> Search:
+    """What was chosen, or the run's last stage; raises UserError for a descriptor of another version."""
+    if not has_search(run):
+        return last_stage(run)
     search = read_search(run)
-    encoders: dict[str, Encoder] = {}
-    found: list[Encoder | None] = []
     for part, origin in zip(search.vectors.parts, search.origins, strict=True):
         _check(run, part.seen, origin)
-        if origin.kind != "network":
-            found.append(None)
-            continue
-        key = str(origin.hash)
-        if key not in encoders:
-            encoders[key] = _load_network(run, origin, channels).to(device).eval()
-        found.append(encoders[key])
-    return Searcher(search, tuple(found), channels, device, precision)
+    return search
+
+
+def last_stage(run: Path) -> Search:
+    """The features of the run's own encoder, as they are."""
+    manifest, digest = read_export(run), encoder_hash(run)
+    size = int(manifest["image_size"])
+    origin = Origin("network", size, size, encoder=OWN, hash=digest)
+    part = Part(Seen(str(manifest["name"]), LAST), False, Projection(None, None))
+    return Search(Vectors((part,)), (origin,), digest, int(manifest.get("dim") or 0))
 
 
 def _check(run: Path, seen: Seen, origin: Origin) -> None:
@@ -122,24 +125,6 @@ def _check(run: Path, seen: Seen, origin: Origin) -> None:
                 f"{run} is searched by version {origin.version} of {seen.source}, which is not this one's: "
                 f"`rayssl index {run}` chooses again"
             )
-
-
-def _load_network(run: Path, origin: Origin, channels: int) -> Encoder:
-    if origin.encoder is not None:
-        folder = inside(run, origin.encoder)
-        if encoder_hash(folder) != origin.hash:
-            raise UserError(f"{folder} holds another encoder than {run} is searched by: `rayssl index {run}`")
-        return load_encoder(folder)
-    with torch.random.fork_rng(devices=[]):
-        encoder = build_encoder(
-            str(origin.name), channels=channels, image_size=origin.size, weights=origin.weights
-        ).eval()
-    if digest_of(encoder) != origin.hash:
-        raise UserError(
-            f"--encoder.weights {origin.weights} of {origin.name} are not those that {run} is searched by, which were "
-            f"not copied into it: bring them back, or `rayssl index {run}` chooses again"
-        )
-    return encoder
 
 
 def check_own_encoder(run: Path, search: Search) -> None:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.data import Images
-from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.folder import data_name
 from rayssl.pipeline.search.apply import check_own_encoder

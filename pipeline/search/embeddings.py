@@ -9,11 +9,11 @@ Reading keeps away from what makes pyarrow import pandas where that is installed
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -75,23 +75,48 @@ def load_embeddings(path: Path | str) -> Embeddings:
     Raises UserError where the file is missing, damaged, of another schema, or lacks a column.
     """
     path = Path(path)
-    check(path, f"{_remedy(path)} writes it again")
-    table, facts = _read(path)
+    table, facts = read_columns(path)
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     if len(np.unique(ids)) != len(ids):
         raise _damaged(path, "an id twice")
     vectors = _vectors(table["embedding"], path)
-    labels = _labels(table["label"], path)
-    facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
-    if labels is not None and len(labels) and labels.max() >= len(facts["class_names"] or labels):
-        raise _damaged(path, f"label {labels.max()} is of no class")
+    labels = None if table["label"].null_count == len(table) else known_labels(table["label"], path)
     return Embeddings(
         ids=ids,
-        paths=_paths(table["path"], path),
+        paths=table["path"].to_pylist(),
         labels=labels,
         vectors=vectors,
         **{name: facts[name] for name in FACTS},
     )
+
+
+def read_columns(path: Path, names: Sequence[str] | None = None) -> tuple[pa.Table, dict[str, Any]]:
+    """The columns of these names, or all of them, and what the file tells of itself; other columns are not read.
+
+    Raises UserError like `load_embeddings`.
+    """
+    check(path, f"{_remedy(path)} writes it again")
+    # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
+    with _reading(path), pa.OSFile(str(path)) as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_columns(parquet.schema_arrow, path)
+        size = path.stat().st_size
+        if not 0 <= parquet.metadata.num_rows <= size:
+            raise _damaged(path, f"{parquet.metadata.num_rows:,} rows in {size:,} bytes")
+        wanted = (*COLUMNS, "embedding") if names is None else names
+        table = read_bounded(parquet, str(path), wanted, max(largest(), MOST_EXPANDED * size))
+    if table["id"].null_count or table["path"].null_count:
+        raise _damaged(path, "rows without an id or path")
+    try:
+        table["path"].validate(full=True)
+    except pa.ArrowInvalid:
+        raise _damaged(path, "a path is not UTF-8") from None
+    facts = _facts_of(parquet.schema_arrow.metadata, path)
+    facts["class_names"] = None if facts["class_names"] is None else tuple(facts["class_names"])
+    labels = known_labels(table["label"], path)
+    if len(labels) and labels.max() >= len(facts["class_names"] or labels):
+        raise _damaged(path, f"label {labels.max()} is of no class")
+    return table, facts
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -149,20 +174,6 @@ def _reading(path: Path) -> Iterator[None]:
         raise _damaged(path, "not readable as parquet") from None
 
 
-def _read(path: Path) -> tuple[pa.Table, dict[str, Any]]:
-    # Arrow's own file: a thread of its that lets a Python object go while Python ends aborts the process.
-    with _reading(path), pa.OSFile(str(path)) as file:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        _check_columns(parquet.schema_arrow, path)
-        size = path.stat().st_size
-        if not 0 <= parquet.metadata.num_rows <= size:
-            raise _damaged(path, f"{parquet.metadata.num_rows:,} rows in {size:,} bytes")
-        table = read_bounded(parquet, str(path), (*COLUMNS, "embedding"), max(largest(), MOST_EXPANDED * size))
-    if table["id"].null_count or table["path"].null_count:
-        raise _damaged(path, "rows without an id or path")
-    return table, _facts_of(parquet.schema_arrow.metadata, path)
-
-
 def _check_columns(schema: pa.Schema, path: Path) -> None:
     names = (*COLUMNS, "embedding")
     missing = [name for name in names if name not in schema.names]
@@ -191,13 +202,6 @@ def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
     return facts
 
 
-def _paths(column: pa.ChunkedArray, path: Path) -> list[str]:
-    try:
-        return cast(list[str], column.to_pylist())
-    except UnicodeDecodeError:
-        raise _damaged(path, "a path is not UTF-8") from None
-
-
 def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     values = column.combine_chunks().flatten()  # a row that is null has none
     if values.null_count or len(values) != len(column) * column.type.list_size:
@@ -206,11 +210,12 @@ def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     return flat.reshape(-1, column.type.list_size)
 
 
-def _labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64] | None:
-    if column.null_count == len(column):
-        return None
+def known_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64]:
+    """(N,) with -1 where there is none."""
     array = column.combine_chunks()
     known, values = array.buffers()
+    if values is None or array.null_count == len(array):
+        return np.full(len(array), -1)
     labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
     if len(labels) and pc.min(array).as_py() < 0:
         raise _damaged(path, "a label below zero")

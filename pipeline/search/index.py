@@ -27,6 +27,7 @@ from rayssl.pipeline.features.whitening import Whitening
 from rayssl.pipeline.search.factory import auto_factory, built_as, cannot_build
 
 SCHEMA = 1
+MAPPED = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
 
 
 Floats = NDArray[np.float32]
@@ -231,15 +232,16 @@ def save_index(
     write_json(folder / "manifest.json", facts)
 
 
-def load_index(folder: Path | str) -> tuple[faiss.Index, dict[str, Any]]:
+def load_index(folder: Path | str, *, mapped: bool = False) -> tuple[faiss.Index, dict[str, Any]]:
     """The index and its manifest. The file's sha256 is compared before FAISS reads a byte of it.
 
+    `mapped`: to be searched only, and where FAISS can it stays in its file, of which a search reads what it needs.
     Raises UserError where either is missing, damaged, of another schema, or does not fit the other.
     """
-    return settled(Path(folder), lambda: _load(Path(folder)))
+    return settled(Path(folder), lambda: _load(Path(folder), mapped))
 
 
-def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
+def _load(folder: Path, mapped: bool) -> tuple[faiss.Index, dict[str, Any]]:
     manifest = _read_manifest(folder)
     path = folder / "index.faiss"
     if not path.is_file():
@@ -247,7 +249,7 @@ def _load(folder: Path) -> tuple[faiss.Index, dict[str, Any]]:
     _check_sum(folder, manifest)
     try:
         with _reading_limits(path.stat().st_size):
-            index = faiss.read_index(str(path))
+            index = faiss.read_index(str(path), MAPPED if mapped else 0)
     except RuntimeError:
         raise UserError(f"{path} is damaged (FAISS cannot read it): {_remedy(folder)} writes it again") from None
     if (index.d, index.ntotal) != (manifest["dim"], manifest["count"]):

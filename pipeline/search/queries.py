@@ -2,16 +2,16 @@
 
 import io
 import os
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
@@ -21,6 +21,9 @@ from rayssl.pipeline.data.decode import load_size_of, read_header
 from rayssl.pipeline.data.formats import SUFFIXES
 from rayssl.pipeline.data.shown import BY_TYPE, Shown
 from rayssl.pipeline.data.storage import find, is_url
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_BYTES = 256 * 1024**2  # of one encoded image from elsewhere
 PATIENCE = 30.0  # seconds that a server may stay silent
@@ -102,7 +105,9 @@ def images_of(given: Any, *, signed: bool = False) -> list[Asked]:
 
 
 def _each(given: Any, signed: bool) -> Iterator[Asked]:
-    if isinstance(given, str):
+    if isinstance(given, Asked):
+        yield given
+    elif isinstance(given, str):
         yield from _of_text(given)
     elif isinstance(given, os.PathLike):
         yield from _of_path(Path(given))
@@ -110,7 +115,7 @@ def _each(given: Any, signed: bool) -> Iterator[Asked]:
         yield Asked("", bytes(given))
     elif isinstance(given, Image.Image):
         yield _of_picture(given)
-    elif isinstance(given, torch.Tensor):
+    elif "torch" in sys.modules and isinstance(given, sys.modules["torch"].Tensor):  # else it cannot be one
         for array in _of_tensor(given):
             yield _of_array(array, signed)
     elif isinstance(given, np.ndarray) and given.dtype.kind in "buif":
@@ -211,10 +216,11 @@ def _of_picture(picture: Image.Image) -> Asked:
     return Asked(name, kept.getvalue(), place=name)
 
 
-def _of_tensor(tensor: torch.Tensor) -> Iterator[NDArray[Any]]:
+def _of_tensor(tensor: "Tensor") -> Iterator[NDArray[Any]]:
     """(C, H, W) or (H, W), and a batch of (B, C, H, W), to arrays with the channels last."""
     values = tensor.detach().cpu()
-    values = values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
+    if values.is_floating_point() and values.element_size() == 2:  # numpy has no bf16
+        values = values.float()
     if values.ndim not in (2, 3, 4):
         raise UserError(f"a tensor of shape {tuple(tensor.shape)} is not an image: give channels × height × width")
     for one in values if values.ndim == 4 else [values]:

@@ -17,7 +17,8 @@ from rayssl.pipeline.evaluation.baselines import VERSIONS
 from rayssl.pipeline.evaluation.records import lost_of, read_evaluation, verb_of
 from rayssl.pipeline.generate.decoder import read_decoder
 from rayssl.pipeline.methods import load_method
-from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.data_paths import as_started

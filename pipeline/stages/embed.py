@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.pipeline import config as configuration
-from rayssl.pipeline.base.device import choose_device, plain_precision, resolve_precision
+from rayssl.pipeline.base.device import choose_device, resolve_precision
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.reporter import Reporter
@@ -19,9 +19,10 @@ from rayssl.pipeline.models.encoder import Encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.folder import read_manifest, update_manifest
-from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.apply import Searcher, searched_by
 from rayssl.pipeline.search.described import describe_vectors, embeddings_folder, test_images
 from rayssl.pipeline.search.embeddings import save_embeddings
+from rayssl.pipeline.search.networks import data_set_networks
 from rayssl.pipeline.search.store import FOLDER, has_search
 from rayssl.pipeline.stages.done import already_done, at_work, key_of, stage
 from rayssl.pipeline.stages.features import counting, embeddings_of, encoders_to_compare
@@ -105,7 +106,9 @@ def search_other_data(work: Work, encoder: Encoder, said: Mapping[str, Any] | No
             )
         return opened[size]
 
-    searcher = load_searcher(work.run, dataset.channels, work.device, plain_precision(work.precision))
+    search = searched_by(work.run)
+    networks = data_set_networks(work.run, search, dataset.channels, work.device)
+    searcher = Searcher(search, networks, dataset.channels)
     folder = embeddings_folder(work.run, dataset.name, FOLDER)
     splits = {"train": [dataset.train, dataset.val], "test": [test_images(work)]}
     for split, images in splits.items():

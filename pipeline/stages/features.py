@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from rayssl.pipeline.base.device import plain_precision
 from rayssl.pipeline.data import Images
-from rayssl.pipeline.features.extract import embed_images, stage_features
+from rayssl.pipeline.features.extract import PRECISION, embed_images, stage_features
 from rayssl.pipeline.models.encoder import Encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.run.build import new_encoder
@@ -38,8 +37,8 @@ def embeddings_of(work: Work, encoder: Encoder, prefix: str, split: str) -> NDAr
     if prefix or work.config.method is None:  # nothing trains it: it is seen once, whichever runs ask
         return work.frozen(encoder, split, frozen_names(encoder) if split != "test" and not prefix else ())
     images = split_of(work, split)
-    precision, progress = plain_precision(work.precision), counting(work, f"{prefix}embed/{split}")
-    return embed_images(encoder, images, device=work.device, precision=precision, progress=progress)
+    progress = counting(work, f"{prefix}embed/{split}")
+    return embed_images(encoder, images, device=work.device, precision=PRECISION, progress=progress)
 
 
 def split_of(work: Work, split: str) -> Images:
@@ -66,7 +65,7 @@ def features_of(work: Work, encoder: Encoder, prefix: str, split: str) -> dict[s
             split_of(work, split),
             pool=work.config.probe.pool,
             device=work.device,
-            precision=plain_precision(work.precision),
+            precision=PRECISION,
             progress=counting(work, f"{prefix}features/{split}"),
         )
     return work.features[key]

@@ -17,8 +17,9 @@ from rayssl.pipeline.base.schemas import Draws
 from rayssl.pipeline.base.seals import damaged_of, fits
 from rayssl.pipeline.config import TrainConfig
 from rayssl.pipeline.methods.classifier import Classifier, ClassifierConfig, draw_labelled, predict
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
-from rayssl.pipeline.models.weights import read_manifest as read_export_manifest
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
+from rayssl.pipeline.models.identity import read_manifest as read_export_manifest
 from rayssl.pipeline.run.build import loader_processes, new_encoder, new_optimizer, schedule_of, to_device, traits_of
 from rayssl.pipeline.run.context import Stopped, Work
 from rayssl.pipeline.run.folder import stage_key

@@ -19,7 +19,8 @@ from rayssl.pipeline.evaluation.measure import drop_stale_records
 from rayssl.pipeline.generate.decoder import Trained, save_decoder
 from rayssl.pipeline.generate.reconstruct import measure, reconstructs, save_pictures, summarise
 from rayssl.pipeline.methods.base import Method
-from rayssl.pipeline.models.export import encoder_hash, export_encoder
+from rayssl.pipeline.models.export import export_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.models.trainable import without_adapters
 from rayssl.pipeline.run.build import (
     batches_of,

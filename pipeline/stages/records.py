@@ -1,7 +1,7 @@
 """Figures of a run as records."""
 
 from rayssl.pipeline.evaluation.measure import Record, write_evaluation
-from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
 
 # Records and embeddings

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rayssl.pipeline.base import collectives
-from rayssl.pipeline.features.pooled import LAST
+from rayssl.pipeline.features import LAST
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.choice import (
     Candidate,

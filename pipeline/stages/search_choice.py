@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base.randomness import permutation
 from rayssl.pipeline.config import Config
-from rayssl.pipeline.features.pooled import LAST
+from rayssl.pipeline.features import LAST
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.choice import (

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline.base import seals
 from rayssl.pipeline.base.files import delete, listed
-from rayssl.pipeline.models.export import encoder_hash, export_encoder
+from rayssl.pipeline.models.export import export_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.store import FOLDER, Origin, Search
 from rayssl.pipeline.stages.search_sources import UNTRAINED, Source

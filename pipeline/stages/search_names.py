@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.config import Config
-from rayssl.pipeline.features.pooled import LAST, names_of
+from rayssl.pipeline.features import LAST
+from rayssl.pipeline.features.pooled import names_of
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
 from rayssl.pipeline.models.pretrained import available
 from rayssl.pipeline.run.build import new_encoder

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.config import Config
-from rayssl.pipeline.features.pooled import LAST, names_of
+from rayssl.pipeline.features import LAST
+from rayssl.pipeline.features.pooled import names_of
 from rayssl.pipeline.models.encoder import Encoder, describe
 from rayssl.pipeline.models.pretrained import ENLARGED, FROZEN_MOST, available, pretrained_encoder
 from rayssl.pipeline.run.context import Work

@@ -10,14 +10,16 @@ import torch
 from numpy.typing import NDArray
 
 from rayssl.pipeline import config as configuration
-from rayssl.pipeline.base.device import plain_precision
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Images
+from rayssl.pipeline.features import LAST
+from rayssl.pipeline.features.extract import PRECISION
 from rayssl.pipeline.features.frozen import descriptor_features, digest_of, frozen_stages
-from rayssl.pipeline.features.pooled import LAST, names_of, pooled_stages
+from rayssl.pipeline.features.pooled import names_of, pooled_stages
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
 from rayssl.pipeline.models.encoder import Encoder, describe
-from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.build import new_encoder
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.search.apply import described, flat_pixels, pixel_side
@@ -76,7 +78,7 @@ class Look:
         work, device = self.work, self.work.device
         settings: dict[str, Any] = {
             "device": device,
-            "precision": plain_precision(work.precision),
+            "precision": PRECISION,
             "progress": lambda done, total: work.reporter.progress(
                 {"run": work.run.name, "stage": f"search/{source.name}/{split}", "done": done, "total": total}
             ),

@@ -12,7 +12,8 @@ from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from rayssl.pipeline.evaluation.records import read_evaluation, told_of
 from rayssl.pipeline.generate.decoder import read_decoder
-from rayssl.pipeline.models.export import encoder_hash, load_encoder
+from rayssl.pipeline.models.export import load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.folder import is_unstarted, read_manifest, read_race
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.search.apply import check_own_encoder

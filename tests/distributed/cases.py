@@ -5,9 +5,9 @@ Results are numpy arrays: what goes through the pool's pipes needs no shared mem
 
 import copy
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ from toy_methods import Adversarial, Flow
 from rayssl.pipeline.augment.spec import Spec
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.config import method_config
-from rayssl.pipeline.data import open_dataset
+from rayssl.pipeline.data import Images, open_dataset
+from rayssl.pipeline.features.extract import PRECISION, embed_images
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.methods.base import Batch, Before, Method, MethodOutput, OwnStep, Traits
 from rayssl.pipeline.methods.losses import nt_xent_of_views
@@ -127,6 +128,27 @@ def features_case(name: str, values: dict[str, Any], images: int, size: int) -> 
     features = output.features.unflatten(0, (-1, images // collectives.world_size())).transpose(0, 1)
     gradients = [p.grad.flatten() for p in method.parameters() if p.grad is not None]
     return {"features": collectives.gather_rows(features).numpy(), "gradient": torch.cat(gradients).numpy()}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Images of noise by position."""
+
+    n: int
+
+    def __len__(self) -> int:
+        return self.n
+
+    def square(self, rows: NDArray[np.int64], size: int) -> NDArray[np.uint8]:
+        found = [np.random.default_rng(int(row)).integers(0, 256, (size, size, 3), dtype=np.uint8) for row in rows]
+        return np.stack(found)
+
+
+def embedded_case(n: int) -> NDArray[np.float32]:
+    """Features of n images, split over the workers."""
+    torch.manual_seed(0)
+    encoder = build_encoder("cnn-small", channels=3, image_size=16)
+    return embed_images(encoder, cast(Images, Drawn(n)), device=torch.device("cpu"), precision=PRECISION)
 
 
 def train_case(

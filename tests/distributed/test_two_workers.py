@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from workers import Workers
 
+from rayssl.pipeline.features.extract import BATCH
 from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.training.loop import POLL_STEPS
 
@@ -121,6 +122,12 @@ def test_features_of_drawn_noise_and_a_dense_layer_are_close_at_32_pixels(worker
     alone = cases.features_case(*SETTINGS[5], 64, 32)["features"]
     for found in workers.run(cases.features_case, *SETTINGS[5], 64, 32):
         assert np.linalg.norm(found["features"] - alone) <= 1e-6 * np.linalg.norm(alone)
+
+
+def test_embeddings_are_the_same_bits_whatever_the_number_of_workers(workers: Workers):
+    alone = cases.embedded_case(3 * BATCH + 5)
+    for found in workers.run(cases.embedded_case, 3 * BATCH + 5):
+        np.testing.assert_array_equal(found, alone)
 
 
 def gradients(results: cases.Arrays) -> cases.Arrays:

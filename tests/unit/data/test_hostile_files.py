@@ -29,8 +29,8 @@ from rayssl.pipeline.data.columns import read_columns
 from rayssl.pipeline.data.dataset import Dataset
 from rayssl.pipeline.data.shards import _scan
 from rayssl.pipeline.data.tabular import read_table
+from rayssl.pipeline.search.gallery import picture_format
 from rayssl.pipeline.search.queries import images_of
-from rayssl.pipeline.search.query import picture_format
 
 ROOT = Path(__file__).resolve().parents[3]
 NAMES = [f"{kind}/{number}.png" for kind in ("cat", "dog") for number in range(6)]

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 
 
 def trained(name: str, channels: int, image_size: int, seed: int = 0, **sizes: int) -> Encoder:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.models import fetch as fetching
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder, parity
+from rayssl.pipeline.models.export import export_encoder, load_encoder, parity
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.models.local_weights import network_of, package_file
 from rayssl.pipeline.models.pretrained import (
     HUB,

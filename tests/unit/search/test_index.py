@@ -291,3 +291,12 @@ def test_another_encoder_or_other_data_is_refused(folder: Path) -> None:
         check_matches(manifest, "f" * 64, "d" * 64)
     with pytest.raises(UserError, match=r"built over data dddd.*`rayssl index RUN` builds it again"):
         check_matches(manifest, "e" * 64, "f" * 64)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF4,Flat", "IVF4,SQ8", "SQ8,RFlat", "PCA8,Flat"])
+def test_an_index_that_stays_in_its_file_finds_the_same_also_when_the_file_is_gone(folder: Path, factory: str) -> None:
+    save(folder, factory)
+    loaded, mapped = load_index(folder)[0], load_index(folder, mapped=True)[0]
+    (folder / "index.faiss").unlink()  # as where another one is put in its place
+    for found, expected in zip(search(mapped, vectors(5, 3), 4), search(loaded, vectors(5, 3), 4), strict=True):
+        np.testing.assert_array_equal(found, expected)

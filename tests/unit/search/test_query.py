@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import numpy as np
@@ -19,25 +20,21 @@ from rayssl.pipeline.base.seals import files_of
 from rayssl.pipeline.data import Dataset, Images, open_dataset, sample_id
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+from rayssl.pipeline.search.exclusion import own_address, own_ids
+from rayssl.pipeline.search.gallery import UNREAD, picture_format, save_gallery, save_run_gallery
 from rayssl.pipeline.search.index import build_index, save_index
 from rayssl.pipeline.search.queries import images_of
-from rayssl.pipeline.search.query import (
-    UNREAD,
-    _own_address,
-    _own_ids,
-    answer,
-    picture_format,
-    query,
-    save_gallery,
-    save_run_gallery,
-)
+from rayssl.pipeline.search.query import open_index, query
 from rayssl.pipeline.stages.start import data_facts
 
 SIZE = 16
+ROOT = Path(__file__).resolve().parents[3]
+MOST_FRAMES = 6  # of ours, from the command line on
 COLOUR = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
 
 
@@ -247,7 +244,7 @@ def test_another_data_set_that_is_not_there_names_what_is(name: str, built: Case
 def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str, built: Case, tmp_path: Path) -> None:
     path = tmp_path / f"gallery{suffix}"
     asked = images_of([COLOUR, b"broken"])
-    results = answer(built.run, asked, 2)
+    results = open_index(built.run).search(asked, k=2)
     save_gallery(results, lambda wanted: COLOUR, path, asked)
     with Image.open(path) as picture:
         assert picture.format == kind
@@ -259,9 +256,9 @@ def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str
 
 
 def test_an_image_of_a_store_does_not_find_itself() -> None:
-    assert _own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
-    assert _own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
-    assert _own_ids("", Path("/photos")) == set()
+    assert own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
+    assert own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
+    assert own_ids("", Path("/photos")) == set()
 
 
 def test_pieces_that_are_missing_or_do_not_match(case: Case) -> None:
@@ -308,7 +305,7 @@ def test_a_gallery_has_a_grey_square_for_an_image_that_is_gone(
     gone = paths_of(results[0])[2]
     (images / gone).unlink()
     shown = []
-    monkeypatch.setattr("rayssl.pipeline.search.query._show", lambda cell, image, caption: shown.append(image))
+    monkeypatch.setattr("rayssl.pipeline.search.gallery._show", lambda cell, image, caption: shown.append(image))
     save_run_gallery(case.run, results, tmp_path / "gallery.png")
     assert [image is UNREAD for image in shown] == [False, False, False, True, False]
     assert (tmp_path / "gallery.png").exists()
@@ -323,7 +320,7 @@ def test_a_query_imports_only_what_it_needs(built: Case) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(built.run), str(built.folder / "cat" / "1.png")],
-        cwd=Path(__file__).parents[3],
+        cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -340,3 +337,68 @@ def test_a_gallery_is_no_file_of_the_run(case: Case, tmp_path: Path) -> None:
     noted = files_of(case.run / "manifest.json")
     assert "index/pets/index.faiss" in noted
     assert picture.name not in noted
+
+
+def test_an_open_index_answers_images_and_vectors(built: Case) -> None:
+    opened = open_index(built.run)
+    image = built.folder / "dog" / "20.png"
+    assert opened.search(image, k=4) == opened.search([image], k=4) == query(built.run, image, 4)
+    (itself, *_) = opened.search(image, k=4, exclude_self=False)[0]["neighbors"]
+    assert (itself["path"], itself["label"]) == ("dog/20.png", "dog")
+    stored = load_embeddings(built.run / "embeddings" / "pets" / "train.parquet")
+    found = opened.search(vectors=stored.vectors[:3], k=2)
+    assert [one["query"] for one in found] == ["vector 1", "vector 2", "vector 3"]
+    for one, path in zip(found, stored.paths):
+        scores = {neighbor["path"]: neighbor["score"] for neighbor in one["neighbors"]}
+        assert scores[path] == pytest.approx(1, abs=1e-5)
+    assert opened.search(vectors=stored.vectors[0], k=2) == found[:1]
+    assert (len(opened), opened.dim) == (24, stored.vectors.shape[1])
+
+
+def test_vectors_that_cannot_be_searched_are_one_line(built: Case) -> None:
+    opened = open_index(built.run)
+    with pytest.raises(UserError, match=r"shape \(1, 3\): the index holds vectors of \d+ dimensions"):
+        opened.search(vectors=[1, 2, 3])
+    with pytest.raises(UserError, match="NaN or infinity"):
+        opened.search(vectors=np.full(opened.dim, np.nan))
+    with pytest.raises(UserError, match="give one of them"):
+        opened.search(built.folder, vectors=np.ones(opened.dim))
+    with pytest.raises(UserError, match="a NoneType is not an image"):
+        opened.search()
+
+
+def test_an_encoder_that_was_replaced_since_the_index_was_opened_is_told(case: Case) -> None:
+    opened = open_index(case.run)
+    torch.manual_seed(1)
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=SIZE), case.run)
+    with pytest.raises(UserError, match="another encoder since its index was opened: open it again"):
+        opened.search(case.folder / "cat" / "1.png", k=3)
+    assert opened.search(vectors=np.ones(opened.dim), k=3)[0]["neighbors"]
+
+
+def test_no_stored_vector_is_read_and_vectors_are_searched_without_torch(built: Case) -> None:
+    program = (
+        "import sys, numpy as np, pyarrow.parquet as pq, rayssl\n"
+        "read, columns = pq.ParquetFile.read, []\n"
+        "def spied(file, columns_=None, **given):\n"
+        "    columns.append(given.get('columns'))\n"
+        "    return read(file, **given)\n"
+        "pq.ParquetFile.read = spied\n"
+        "opened = rayssl.open_index(sys.argv[1])\n"
+        "opened.search(vectors=np.ones(opened.dim), k=3)\n"
+        "print(columns, 'torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(built.run)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == f"{[['id', 'path', 'label']] * 3} False"
+
+
+def test_few_functions_stand_between_the_command_and_the_network_and_faiss(built: Case) -> None:
+    frames = SourceFileLoader("frames", str(ROOT / "scripts" / "frames")).load_module()
+    image = str(built.folder / "cat" / "1.png")
+    found = frames.deepest(lambda: frames.run_command(["query", str(built.run), image, "-k", "3"]))
+    assert found["network"][-1] == "search/networks:InThisProcess.__call__"
+    assert len(found["network"]) <= MOST_FRAMES
+    assert found["FAISS"][-1] == "search/index:search"
+    assert len(found["FAISS"]) <= MOST_FRAMES

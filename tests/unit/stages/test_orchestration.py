@@ -15,7 +15,7 @@ from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.evaluation.measure import read_evaluation, write_evaluation
 from rayssl.pipeline.features.whitening import fit_whitening
 from rayssl.pipeline.methods.base import Method
-from rayssl.pipeline.models.export import encoder_hash
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.stages import index
 from rayssl.pipeline.stages.index import whitening_of

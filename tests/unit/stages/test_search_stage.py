@@ -15,17 +15,21 @@ from small_run import prepare_run, quiet
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.config import override
 from rayssl.pipeline.evaluation.measure import read_evaluation
 from rayssl.pipeline.launch.embed import embed_run, search_anew
 from rayssl.pipeline.models.encoder import Encoder, build_encoder, describe
-from rayssl.pipeline.models.export import encoder_hash, export_encoder, load_encoder
+from rayssl.pipeline.models.export import export_encoder, load_encoder
+from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.folder import read_manifest
 from rayssl.pipeline.run.images import open_data
-from rayssl.pipeline.search.apply import load_searcher
+from rayssl.pipeline.search.apply import searched_by
 from rayssl.pipeline.search.described import searched_splits
 from rayssl.pipeline.search.index import load_index
-from rayssl.pipeline.search.query import query
+from rayssl.pipeline.search.networks import load_networks
+from rayssl.pipeline.search.queries import images_of, squares_of
+from rayssl.pipeline.search.query import open_index, query
 from rayssl.pipeline.search.store import has_search, read_candidates, read_search, search_hash
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
@@ -81,18 +85,29 @@ def test_a_query_sees_an_image_as_the_embeddings_do(finished: Path, images: Path
     splits = searched_splits(finished, name)
     test = splits["test"]
     paths = [str(Path(test.data_path) / path) for path in test.paths[:4]]
-    searcher = load_searcher(finished, 3, torch.device("cpu"), "fp32")
-    from rayssl.pipeline.search.queries import images_of, squares_of
-
-    found = searcher(squares_of(images_of(paths), 3))
-    np.testing.assert_allclose(found, test.vectors[:4], atol=1e-4)
+    found = open_index(finished).encode(squares_of(images_of(paths), 3))
+    np.testing.assert_allclose(found, test.vectors[:4], rtol=0, atol=1e-5)
     (answer,) = query(finished, [paths[0]], k=3)
     every = np.concatenate([split.vectors for split in splits.values()])
     others = [path for split in splits.values() for path in split.paths]
     cosines = every @ test.vectors[0]
     cosines[others.index(test.paths[0])] = -2
     assert answer["neighbors"][0]["path"] == others[int(cosines.argmax())]
-    assert answer["neighbors"][0]["score"] == pytest.approx(float(cosines.max()), abs=1e-4)
+    assert answer["neighbors"][0]["score"] == pytest.approx(float(cosines.max()), abs=1e-5)
+
+
+@pytest.mark.parametrize("stages", [["embed"], ["probe", "embed"]])
+def test_what_a_run_in_bf16_stores_is_what_a_query_computes(
+    prepared: Callable[..., Prepared], stages: list[str]
+) -> None:
+    """Also where the probe has computed the features of all stages before."""
+    run = prepared("bf16", changes={"train.precision": "bf16"}).run
+    run_worker_stages(run, ["pretrain", *stages], Silent())
+    run_index(run)
+    opened, stored = open_index(run), searched_splits(run, "colours")["test"]
+    asked = images_of([str(Path(stored.data_path) / path) for path in stored.paths])
+    found = opened.encode(squares_of(asked, 3))
+    np.testing.assert_allclose(found, normalise(stored.vectors), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("asked", ["hog", "simclr:layer2:2x2", "hog+simclr:layer1", "color-histogram+pixels+hog"])
@@ -190,7 +205,7 @@ def test_damage_is_found_and_told_in_a_line(finished_copy: Path) -> None:
     outside["parts"][0]["origin"].update(kind="network", encoder="../elsewhere", hash="0" * 64)
     path.write_text(json.dumps(outside))
     with pytest.raises(UserError):
-        load_searcher(finished_copy, 3, torch.device("cpu"), "fp32")
+        load_networks(finished_copy, searched_by(finished_copy), 3)
 
 
 def test_without_labels_the_choice_is_a_guess_and_said(
