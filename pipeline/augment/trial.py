@@ -12,11 +12,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rayssl.pipeline.augment import View, apply_batch, view_from_dict, view_to_dict
 from rayssl.pipeline.augment.user_pipeline import UserPipeline
+from rayssl.pipeline.base.documents import parse
 from rayssl.pipeline.base.errors import UserError
 
 MEMORY = 8 * 1024**3  # bytes of address space; the libraries themselves take some 2 GB of it
@@ -30,7 +32,7 @@ def try_pipelines(views: Sequence[View], *, size: int, channels: int, seed: int)
 
     It gets images (size, size, channels).
     """
-    own = dict.fromkeys(view for view in views if isinstance(view, UserPipeline))
+    own = dict.fromkeys(view for view in views if isinstance(view, UserPipeline) and _is_known(view.compose))
     if not own:
         return
     command = [sys.executable, "-P", "-m", __name__, str(size), str(channels), str(seed)]
@@ -50,6 +52,12 @@ def try_pipelines(views: Sequence[View], *, size: int, channels: int, seed: int)
         )
 
 
+def _is_known(transform: Any) -> bool:
+    """Whether all transforms are albumentations' own: others are known only where somebody has imported them."""
+    own = type(transform).__module__.startswith("albumentations.")
+    return own and all(map(_is_known, getattr(transform, "transforms", ())))
+
+
 def _main() -> int:
     size, channels, seed = map(int, sys.argv[1:])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
@@ -57,7 +65,7 @@ def _main() -> int:
     ids = np.arange(1, DRAWS + 1, dtype=np.int64)
     noise = np.random.default_rng(seed).integers(0, 256, (size, size, channels), dtype=np.uint8)
     try:
-        for number, values in enumerate(json.load(sys.stdin)):
+        for number, values in enumerate(parse(sys.stdin.buffer.read())):
             view = view_from_dict(values)
             apply_batch(view, [noise] * DRAWS, size=size, seed=seed, epoch=0, ids=ids, view=number)
     except UserError as error:

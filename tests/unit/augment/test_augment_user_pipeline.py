@@ -173,7 +173,12 @@ def test_a_trial_tells_what_fails_before_anything_trains(transform: Any, message
     assert "\n" not in str(caught.value)
 
 
-def test_a_trial_lets_usable_pipelines_pass() -> None:
+class Unusable(A.Normalize):
+    """A transform of somebody's own, which another process does not know."""
+
+
+def test_a_trial_lets_usable_and_unknown_pipelines_pass() -> None:
+    try_pipelines([UserPipeline(A.Compose([A.OneOf([Unusable()])]))], size=8, channels=3, seed=0)
     pipeline = UserPipeline(flip_and_grey())
     try_pipelines([pipeline, pipeline], size=8, channels=3, seed=0)
 
