@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     config = override(Config(recipe="data", data=DataConfig(path="")), changes)
     with Display() as display:
         row = {"stage": "reading images"}
-        dataset = open_data(config, lambda done, total: display({**row, "done": done, "total": total}))
+        dataset = open_data(config, lambda done, total: display({**row, "done": done, "total": total}), strict=True)
         for line in lines(dataset):
             display({"message": line})
         sheet = Path(parsed.values["sheet"] or f"{dataset.name}-sheet.png")

@@ -55,6 +55,7 @@ def open_dataset(
     background: str = AUTO,
     loader: str = "auto",
     progress: Progress | None = None,
+    strict: bool = True,
 ) -> Dataset:
     """Open a folder, parquet files, tar shards (local, or behind an fsspec URL) or a data set by name.
 
@@ -67,14 +68,15 @@ def open_dataset(
 
     `image_size` None: the size that all images share, up to 256, else 224. `channels` None: 1 where all are grey,
     else 3. `loader`: "resident" decodes once into a memory-mapped cache, "stream" on demand, "auto" by size; the
-    pixels are the same. `progress(done, total)` is called now and then while images are decoded.
+    pixels are the same. `strict`: options that say nothing about this kind of source are refused; those of an old
+    run are left alone. `progress(done, total)` is called now and then while images are decoded.
 
     Raises UserError, one line, for what is wrong with the path, an option or the images.
     """
     _check_options(image_size, channels, limit, val_fraction, loader)
     labels = AUTO if labels is None else str(labels)
     reading = Reading(splits, labels, key, image_column, label_column, range, background)
-    source = find_source(str(path), reading)
+    source = find_source(str(path), reading, strict=strict)
     tabled = apply_tables(source.listing, source.path, reading)
     listing, groups, table, idle = tabled.listing, tabled.groups, tabled.digest, tabled.idle
 

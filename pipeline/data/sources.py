@@ -52,7 +52,7 @@ class Source:
     listing: Listing
 
 
-def find_source(path: str, reading: Reading) -> Source:
+def find_source(path: str, reading: Reading, *, strict: bool = True) -> Source:
     """The images behind a path, a pattern, a URL or a name.
 
     Raises UserError where there are none, where files of several kinds hold images, and for a word that is both the
@@ -63,7 +63,8 @@ def find_source(path: str, reading: Reading) -> Source:
             raise UserError(
                 f"--data.path {path}: there is a data set of this name and ./{path} here: give ./{path} or {NAME}{path}"
             )
-        check_told(f"the data set '{name}'", reading, TOLD_OF_NAMES)
+        if strict:
+            check_told(f"the data set '{name}'", reading, TOLD_OF_NAMES)
         return Source(name, path, replace(_as_told(list_named(name), reading), kind="a named data set"))
     where = storage.normalise(path)
     _check_name(path, where)
@@ -81,7 +82,8 @@ def find_source(path: str, reading: Reading) -> Source:
     kind, fitting = found[0]
     if kind.list_files is folder.list_folder and storage.join(root, fitting[0].path) == where:
         raise UserError(f"{where} is one image: give a folder of images")
-    check_told(f"{where} ({kind.noun})", reading, kind.told)
+    if strict:
+        check_told(f"{where} ({kind.noun})", reading, kind.told)
     listing = kind.list_files(root, fitting, reading)
     passed = Counter(suffix_of(file) for file in set(files.paths) - set(fitting.paths))
     listing = replace(

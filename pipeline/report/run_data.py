@@ -135,7 +135,7 @@ def _open(run: Run) -> "Dataset | UserError":
     try:
         before = {"range": "type", "background": "white"}  # of runs that do not say
         given = before | {name: data[name] for name in names if name in data}
-        found = open_dataset(data["path"], seed=run.config["train"]["seed"], **given)
+        found = open_dataset(data["path"], seed=run.config["train"]["seed"], strict=False, **given)
         found = as_recorded(run.folder, found) if run.manifest.get("data") else found
         return of_classes(found, data["classes"]) if data.get("classes") else found
     except UserError as error:

@@ -32,8 +32,8 @@ def open_other(
     )  # fmt: skip
 
 
-def open_data(config: Config, progress: Callable[[int, int], None] | None = None) -> Dataset:
-    """The run's data set."""
+def open_data(config: Config, progress: Callable[[int, int], None] | None = None, *, strict: bool = False) -> Dataset:
+    """The run's data set; `strict`: options that say nothing about it are refused."""
     data = config.data
     dataset = open_dataset(
         data.path,
@@ -44,6 +44,7 @@ def open_data(config: Config, progress: Callable[[int, int], None] | None = None
         seed=config.train.seed,
         loader=data.loader,
         progress=progress,
+        strict=strict,
         **reading_of(data),
     )
     return dataset if data.classes is None else of_classes(dataset, data.classes)

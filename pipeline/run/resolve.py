@@ -28,16 +28,19 @@ def open_and_resolve(
     warn: Callable[[str], None],
     progress: Callable[[int, int], None] | None = None,
     machine: Machine | None = None,
+    *,
+    strict: bool = True,
 ) -> tuple[Config, Dataset]:
     """The config with every choice that depends on the data or on where training runs, and the data.
 
-    `machine`: what the workers have; None: this one. Raises UserError where config and data do not fit.
+    `machine`: what the workers have; None: this one. `strict`: options that say nothing about the data are refused.
+    Raises UserError where config and data do not fit.
     """
     machine = machine or this_machine(config)
     config = configuration.for_device(config, machine.device)
     if not config.data.path:
         raise UserError("no images given: add --data.path DIR (a folder, parquet, tar shards or a data set's name)")
-    dataset = open_data(config, progress)
+    dataset = open_data(config, progress, strict=strict)
     before, config = config.data.val_fraction, with_validation(config, dataset)
     if config.data.val_fraction != before:
         dataset = open_data(config, progress)

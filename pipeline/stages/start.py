@@ -69,7 +69,7 @@ def prepare(
         check_there(run, config)
     planned, by_device = config.plan, tuple(config.on_gpu)
     machine = machine or this_machine(config)
-    config, dataset = open_and_resolve(config, warn, progress, machine)
+    config, dataset = open_and_resolve(config, warn, progress, machine, strict=before is None)
     network = check_network(config, dataset)
     check_disk(config, network, dataset, run)
     check_index(config, dataset, network["dim"])

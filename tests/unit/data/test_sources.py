@@ -415,6 +415,13 @@ def test_what_would_be_ignored_is_refused(kinds: Path, source: str, given: dict[
     assert "\n" not in str(caught.value)
 
 
+def test_what_a_run_of_before_ignored_is_ignored(kinds: Path) -> None:
+    run = {"key": "last", "label_column": "kind"}  # as its config.json has it
+    assert (
+        open_dataset(str(kinds / FOLDER), strict=False, **run).fingerprint == open_dataset(kinds / FOLDER).fingerprint
+    )
+
+
 def test_the_column_of_a_table_means_something_everywhere(kinds: Path) -> None:
     found = open_dataset(str(kinds / FOLDER), labels=kinds / "labels.csv", label_column="kind", val_fraction=0)
     assert found.class_names == ("cat", "dog")

@@ -378,12 +378,13 @@ def test_an_encoder_that_was_replaced_since_the_index_was_opened_is_told(case: C
 
 def test_no_stored_vector_is_read_and_vectors_are_searched_without_torch(built: Case) -> None:
     program = (
-        "import sys, numpy as np, pyarrow.parquet as pq, rayssl\n"
-        "read, columns = pq.ParquetFile.read, []\n"
-        "def spied(file, columns_=None, **given):\n"
-        "    columns.append(given.get('columns'))\n"
-        "    return read(file, **given)\n"
-        "pq.ParquetFile.read = spied\n"
+        "import sys, numpy as np, rayssl\n"
+        "from rayssl.pipeline.search import embeddings\n"
+        "read, columns = embeddings.read_bounded, []\n"
+        "def spied(file, path, names, most):\n"
+        "    columns.append(list(names))\n"
+        "    return read(file, path, names, most)\n"
+        "embeddings.read_bounded = spied\n"
         "opened = rayssl.open_index(sys.argv[1])\n"
         "opened.search(vectors=np.ones(opened.dim), k=3)\n"
         "print(columns, 'torch' in sys.modules)"
