@@ -162,20 +162,29 @@ def guess_first(guess: Tried, tried: list[Tried]) -> list[Tried]:
 
 
 def mixture(tried: list[Tried], look: Look, dim: int) -> Tried:
-    """What is guessed without labels: a network that has learned from, or started from, pretrained weights; else a
-    frozen one; else HOG, colour histogram and the last stage together. Whitened where that is to be had."""
-    by_source: dict[str, Tried] = {}
-    for one in sorted(
-        tried, key=lambda one: (one.candidate.whitened, one.candidate.name.partition(" ")[0].endswith(LAST))
-    ):
-        by_source[one.candidate.source] = one
+    """What is guessed without labels, whitened where that is to be had.
+
+    Where a frozen pretrained network is at hand, its features and the run's own last maps (generalised mean) together;
+    else a network that has learned from, or started from, pretrained weights; else HOG, colour histogram and the last
+    stage together.
+    """
     own = next(source for source in look.sources.values() if source.trained)
     frozen = [name for name, source in look.sources.items() if source.pretrained and name != own.name]
+    last = {name: _whitened(tried, source.seen[-1]) for name, source in look.sources.items()}
+    if frozen and not own.kept:
+        maps = [seen for seen in own.seen if seen.name.endswith(":gem")]
+        return joined([last[frozen[0]], _whitened(tried, maps[-1]) if maps else last[own.name]], dim)
     if own.pretrained:
-        return by_source[own.name]
+        return last[own.name]
     if frozen:
-        return by_source[frozen[0]]
-    return joined([by_source[name] for name in (*DESCRIPTORS, own.name) if name in by_source], dim)
+        return last[frozen[0]]
+    return joined([last[name] for name in (*DESCRIPTORS, own.name)], dim)
+
+
+def _whitened(tried: list[Tried], seen: Seen) -> Tried:
+    """What is made of it: whitened, where both were tried."""
+    made = [one for one in tried if [part.seen for part in one.vectors.parts] == [seen]]
+    return max(made, key=lambda one: one.candidate.whitened)
 
 
 def told_of(chosen: Candidate, tried: list[Tried], look: Look, guessed: bool, *, measured: bool) -> str:

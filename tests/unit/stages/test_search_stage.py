@@ -209,7 +209,7 @@ def test_damage_is_found_and_told_in_a_line(finished_copy: Path) -> None:
 
 
 def test_without_labels_the_choice_is_a_guess_and_said(
-    prepared: Callable[..., Prepared], tmp_path: Path, images: Path
+    prepared: Callable[..., Prepared], tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -234,6 +234,15 @@ def test_without_labels_the_choice_is_a_guess_and_said(
     assert faults(run) == []
     changed(run, search__vectors="hog", search__whiten="false")
     assert read_search(run).facts["told"] == "hog, as asked"  # nothing measures it
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=16), tmp_path / "weights")
+    given = Given("cnn-small", str(tmp_path / "weights"))
+    monkeypatch.setattr("rayssl.pipeline.stages.search_networks.available", lambda: [given])
+    changed(run, search__vectors="auto", search__whiten="auto")
+    beside, own = read_search(run).vectors.parts
+    assert (beside.seen.name, own.seen.source) == ("cnn-small:last", "simclr")
+    assert own.seen.name.endswith(":gem")
+    assert beside.whitened
+    assert own.whitened
 
 
 def test_a_pretrained_network_on_the_machine_takes_part(
