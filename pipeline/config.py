@@ -232,6 +232,8 @@ def to_dict(config: Config) -> dict[str, Any]:
     """Plain JSON values; the method is told by `method.name`."""
     values = dataclasses.asdict(config)
     values["method"] = values["method"] or {"name": None}
+    if not config.on_gpu:  # as of every run: where it trains is decided
+        del values["on_gpu"]
     return {"schema": SCHEMA, **json.loads(json.dumps(values))}
 
 
@@ -261,7 +263,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     values = to_dict(config)
     if changes.get("encoder.name", config.encoder.name) != config.encoder.name:
         values["encoder"]["width"] = None  # it was said of the other network
-        values["on_gpu"].pop("encoder.width", None)
+        values.get("on_gpu", {}).pop("encoder.width", None)
     known = sorted(_paths(values))
     for path, value in changes.items():
         path = path.replace("-", "_")
@@ -270,7 +272,7 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
         group, last = _place_of(path, values)
         group[last] = _from_text(path, value, group[last]) if isinstance(value, str) else value
         values["plan"] = [open_path for open_path in values["plan"] if not _settles(path, open_path)]
-        values["on_gpu"].pop(path, None)
+        values.get("on_gpu", {}).pop(path, None)
     return from_dict(values)
 
 

@@ -161,7 +161,9 @@ def essl_cifar10() -> Config:
 
 def byol_cifar10() -> Config:
     """BYOL on CIFAR-10 (Grill et al., 2020): no image repels another, a moving average is predicted instead."""
-    return replace(simclr_cifar10(), method=method_config("byol", momentum=0.99))
+    config = simclr_cifar10()
+    on_gpu = {path: value for path, value in config.on_gpu.items() if not path.startswith("method.")}
+    return replace(config, method=method_config("byol", momentum=0.99), on_gpu=on_gpu)
 
 
 def rotnet_cifar10() -> Config:

@@ -226,7 +226,8 @@ def pretrain(run: Path, reporter: Silent | None = None) -> Work:
 
 
 def test_a_run_goes_on_to_the_bit_and_keeps_no_teacher(prepared: Prepare, teacher: Path) -> None:
-    changes = {"method.teacher_weights": str(teacher), "method.dim": 8, "train.steps": 8, "encoder.name": "cnn-small"}
+    changes: dict[str, Any] = {"method.teacher": None, "method.teacher_weights": str(teacher), "method.dim": 8}
+    changes |= {"train.steps": 8, "encoder.name": "cnn-small"}
     whole, parts = (prepared(name, "distill", changes).run for name in ("whole", "parts"))
     pretrain(whole)
     with pytest.raises(Stopped):
@@ -244,11 +245,12 @@ def test_a_run_goes_on_to_the_bit_and_keeps_no_teacher(prepared: Prepare, teache
 
 def test_the_teacher_is_written_into_the_config(prepared: Prepare, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(teachers, "available", lambda: [known("resnet18", "kept", 1)])
-    run = prepared("run", "distill").run
+    any_teacher = {"method.teacher": None}
+    run = prepared("run", "distill", any_teacher).run
     settled = load(run / "config.json").method
     assert (settled.teacher, settled.teacher_weights) == ("resnet18", "kept")
     monkeypatch.setattr(teachers, "available", lambda: [known("resnet50", "new", 1)])
-    assert prepared("run", "distill").config.method == settled
+    assert prepared("run", "distill", any_teacher).config.method == settled
 
 
 @pytest.mark.parametrize("values", [{"dim": 0}, {"shrinkage": 0.0}, {"projector_layers": 1}, {"temperature": 1.0}])

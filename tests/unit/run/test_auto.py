@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,10 +9,13 @@ import pytest
 import torch
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.config import Config, TrainConfig
+from rayssl.pipeline.base.reporter import Silent
+from rayssl.pipeline.config import Config, TrainConfig, load
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.run import auto
 from rayssl.pipeline.run.build import restrict
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.stages.start import Prepared
 
 
 @pytest.mark.parametrize(("device", "usual"), [("cpu", "albumentations"), ("cuda", "batched")])
@@ -57,12 +59,7 @@ def test_a_step_takes_the_mean_of_small_views_and_full_ones(
     assert auto.seconds_a_step(cast(Any, SimpleNamespace(config=config))) == share / 4 + (1 - share)
 
 
-@pytest.mark.parametrize("is_main", [True, False])
-def test_one_worker_writes_down_what_the_precision_became(
-    is_main: bool, tiny_config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = tiny_config(changes={"train.precision": "auto"})
-    work = SimpleNamespace(config=config, precision="bf16", is_main=is_main, run=tmp_path)
-    auto.fix_precision(cast(Any, work))
-    assert work.config.train.precision == "bf16"
-    assert (tmp_path / "config.json").exists() == is_main
+def test_what_the_precision_became_is_written_down(prepared: Callable[..., Prepared]) -> None:
+    run = prepared("run", changes={"train.precision": "auto"}).run
+    work = auto.decide_and_keep(Work.open(run, Silent()))
+    assert work.precision == work.config.train.precision == load(run / "config.json").train.precision != "auto"

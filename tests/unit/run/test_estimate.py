@@ -24,7 +24,7 @@ def test_room_is_for_the_embeddings_of_every_split(
 
     monkeypatch.setattr(estimate, "expected_bytes", count)
     for dataset in (found.dataset, replace(found.dataset, test=None)):
-        check_disk(found.config, dataset, found.run)
+        check_disk(found.config, {}, dataset, found.run)
     assert counted == [43 + 5 + 12, 43 + 5]
 
 
