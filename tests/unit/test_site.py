@@ -20,7 +20,7 @@ SCRIPT = runpy.run_path(str(ROOT / "scripts/site_pages.py"))
         ("docs/data.md", "[a](run-folder.md)", "[a](run-folder.md)"),
         ("docs/speed.md", "[a](../benchmarks/README.md)", "[a](benchmarks.md)"),
         ("docs/speed.md", "[a](../benchmarks/results/scaling.json)", "a"),  # no page shows it
-        ("docs/speed.md", "[a](https://pypi.org)", "[a](https://pypi.org)"),
+        ("docs/speed.md", "[a](https://example.org)", "[a](https://example.org)"),
         ("docs/speed.md", "[a](#loading)", "[a](#loading)"),
     ],
 )
