@@ -10,13 +10,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.methods import load_method
+
+if TYPE_CHECKING:
+    from rayssl.pipeline.models.backbones import Architecture
 
 SCHEMA = 1
 LISTS = ("data.classes",)  # where there may be none, and text stands for several
@@ -66,15 +69,6 @@ class AugmentConfig:
     views: tuple[dict[str, Any], ...] | None = None  # resolved specs, one a view; written by the run itself
 
 
-class Sizes(TypedDict):
-    """A network's sizes as `rayssl.pipeline.models.encoder.build_encoder` takes them; see EncoderConfig."""
-
-    latent_dim: int | None
-    depth: int | None
-    kernel: int | None
-    width: int | None
-
-
 @dataclass(frozen=True)
 class EncoderConfig:
     """The network that is kept."""
@@ -89,9 +83,11 @@ class EncoderConfig:
     width: Positive | None = None  # times the channels of a ResNet; None: as it comes
 
     @property
-    def sizes(self) -> Sizes:
+    def architecture(self) -> "Architecture":
         """What is said of the network's size."""
-        return {"latent_dim": self.latent_dim, "depth": self.depth, "kernel": self.kernel, "width": self.width}
+        from rayssl.pipeline.models.backbones import Architecture
+
+        return Architecture(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Architecture)})
 
 
 @dataclass(frozen=True)

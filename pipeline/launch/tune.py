@@ -34,7 +34,7 @@ def tune(
         changes = {"data.path": config.data.path}
         if "encoder.name" not in config.on_gpu:  # else the recipe's own, by where training runs
             changes["encoder.name"] = config.encoder.name
-        changes |= {f"encoder.{name}": str(size) for name, size in config.encoder.sizes.items() if size is not None}
+        changes |= {f"encoder.{name}": str(size) for name, size in config.encoder.architecture.given().items()}
         return run_tuning(config, settings or TuneSettings(), Path(out), command, board, space, changes)[1]
 
 

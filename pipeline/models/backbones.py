@@ -3,6 +3,7 @@
 This file imports nothing of the project: an exported encoder takes it along as its standalone module file.
 """
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -368,27 +369,41 @@ DEEP_DEPTH, PIXELCNN_DEPTH = 3, 5  # where none is given
 CODE_DIM = 32  # of the fully connected networks and of pixelcnn's features, where none is given
 
 
-def build_backbone(
-    name: str,
-    channels: int,
-    image_size: int,
-    stem: str,
-    latent_dim: int | None = None,
-    depth: int | None = None,
-    kernel: int | None = None,
-    width: int | None = None,
-) -> nn.Module:
-    """A randomly initialised network by name; ValueError for a network unknown or unable to take the images.
+@dataclass(frozen=True)
+class Architecture:
+    """What is said of a network's size, from 1; what is None is as the network comes."""
 
-    latent_dim: size of the code, or channels of pixelcnn. depth: layers of "deep" and "pixelcnn".
-    kernel: side of the strided convolutions of "conv" (3) or of the first layer of "pixelcnn" (7).
-    width: times the channels of a ResNet, the widening factor of Kolesnikov et al., "Revisiting self-supervised visual
-    representation learning", CVPR 2019, §3.1.
-    """
+    latent_dim: int | None = None  # size of the code, or channels of pixelcnn
+    depth: int | None = None  # layers of "deep" and "pixelcnn"
+    kernel: int | None = None  # side of the strided convolutions of "conv" (3) or of the first layer of "pixelcnn" (7)
+    # Times the channels of a ResNet, the widening factor of Kolesnikov et al., "Revisiting self-supervised visual
+    # representation learning", CVPR 2019, §3.1.
+    width: int | None = None
+
+    def given(self) -> dict[str, int]:
+        """What is said, by name."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+# Which networks take what is said of their size.
+TAKES = {
+    "latent_dim": (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn"),
+    "depth": ("deep", "pixelcnn"),
+    "kernel": ("conv", "pixelcnn"),
+    "width": tuple(RESNETS),
+}
+AS_IT_COMES = Architecture()
+
+
+def build_backbone(
+    name: str, channels: int, image_size: int, stem: str, architecture: Architecture = AS_IT_COMES
+) -> nn.Module:
+    """A randomly initialised network by name; ValueError for a network unknown or unable to take the images."""
+    latent_dim, depth, kernel = architecture.latent_dim, architecture.depth, architecture.kernel
     pixels = channels * image_size**2
     if name in RESNETS:
         block, depths, widths, _ = RESNETS[name]
-        widths = tuple((width or 1) * number for number in widths)
+        widths = tuple((architecture.width or 1) * number for number in widths)
         return coded(
             ResNet(block, depths, widths, channels, *stem_layers(name, stem)), channels, image_size, latent_dim
         )

@@ -13,7 +13,10 @@ from torch import Tensor, nn
 
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.models.backbones import (
+    AS_IT_COMES,
     RESNETS,
+    TAKES,
+    Architecture,
     Backbone,
     Coded,
     build_backbone,
@@ -28,13 +31,6 @@ from rayssl.pipeline.models.weights import OWN, Weights, load_weights, read_weig
 # The project's own; every torchvision classifier's name works too, and timm/NAME.
 ENCODERS = (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn")
 STEMS = ("auto", "large", "small", "tiny")
-# Which networks take which sizes; what is None there keeps the network as it comes.
-TAKES = {
-    "latent_dim": (*RESNETS, "cnn-small", "mlp", "linear", "deep", "conv", "pixelcnn"),
-    "depth": ("deep", "pixelcnn"),
-    "kernel": ("conv", "pixelcnn"),
-    "width": tuple(RESNETS),
-}
 
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, of [0, 1] images
 
@@ -62,7 +58,7 @@ class Encoder(nn.Module):
         image_size: int,
         mean: Sequence[float],
         std: Sequence[float],
-        sizes: dict[str, int | None] | None = None,
+        architecture: Architecture = AS_IT_COMES,
         epsilon: float | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +67,7 @@ class Encoder(nn.Module):
         for layer in net.modules():
             if epsilon is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eps = epsilon
-        self.sizes: dict[str, int | None] = sizes or dict.fromkeys(TAKES)
+        self.architecture = architecture
         self.name = name
         self.stem = stem
         self.channels = channels
@@ -150,11 +146,8 @@ def build_encoder(
     std: Sequence[float] | None = None,
     stem: str = "auto",
     weights: str | None = None,
-    latent_dim: int | None = None,
-    depth: int | None = None,
-    kernel: int | None = None,
-    width: int | None = None,
     epsilon: float | None = None,
+    **sizes: int | None,
 ) -> Encoder:
     """An encoder by name, in training mode, initialised from torch's global generator or from `weights`.
 
@@ -163,18 +156,17 @@ def build_encoder(
     (DEFAULT, torchvision's IMAGENET1K_V1, timm's tag), which must be in the local caches: nothing is downloaded.
     mean, std: of [0, 1] images, one a channel; by default those of the weights, else timm's for its networks, else
     ImageNet's for three channels and 0.5 and 0.25 for any other number. epsilon: of every BatchNorm; by default what
-    the weights want, else what the network comes with. latent_dim, depth, kernel, width: see
-    `build_backbone`.
+    the weights want, else what the network comes with. sizes: fields of `Architecture`.
     UserError for anything that does not fit together.
     """
     if channels < 1 or image_size < 1:
         raise UserError(f"an encoder cannot take {channels} channels of {image_size} pixels; both start at 1")
     _check_name(name)
-    sizes = {"latent_dim": latent_dim, "depth": depth, "kernel": kernel, "width": width}
-    _check_sizes(name, channels * image_size**2, sizes)
-    start = read_weights(name, weights, image_size, width or 1) if weights is not None else None
+    architecture = Architecture(**sizes)
+    _check_architecture(name, channels * image_size**2, architecture)
+    start = read_weights(name, weights, image_size, architecture.width or 1) if weights is not None else None
     stem = _resolve_stem(name, stem, image_size, start)
-    net = _build_net(name, channels, image_size, stem, sizes)
+    net = _build_net(name, channels, image_size, stem, architecture)
     renamed = 0
     if start is not None:
         own_code = any(key.startswith("code.") for key in start.state)
@@ -193,7 +185,7 @@ def build_encoder(
             image_size=image_size,
             mean=mean,
             std=std,
-            sizes=sizes,
+            architecture=architecture,
             epsilon=epsilon,
         )
     except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:  # images too small for it
@@ -274,21 +266,21 @@ def _resolve_stem(name: str, stem: str, image_size: int, start: Weights | None) 
     return stem
 
 
-def _check_sizes(name: str, pixels: int, sizes: dict[str, int | None]) -> None:
-    for key, value in sizes.items():
-        if value is not None and name not in TAKES[key]:
+def _check_architecture(name: str, pixels: int, architecture: Architecture) -> None:
+    for key, value in architecture.given().items():
+        if name not in TAKES[key]:
             option = f"--encoder.{key.replace('_', '-')} {value}"
             raise UserError(f"{name} does not take {option} (only {', '.join(TAKES[key])} do): leave it out")
-    code = sizes["latent_dim"]
+    code = architecture.latent_dim
     if code is not None and code > pixels and name != "pixelcnn":  # whose width it is
         raise UserError(f"--encoder.latent-dim {code} is more than the {pixels} values of an image: use fewer")
 
 
-def _build_net(name: str, channels: int, image_size: int, stem: str, sizes: dict[str, int | None]) -> nn.Module:
+def _build_net(name: str, channels: int, image_size: int, stem: str, architecture: Architecture) -> nn.Module:
     try:
         if is_timm(name):
             return build_timm(name, channels, image_size)
-        return build_backbone(name, channels, image_size, stem, **sizes)
+        return build_backbone(name, channels, image_size, stem, architecture)
     except (RuntimeError, AssertionError, ValueError) as error:  # a transformer's patches must fit the image
         raise _cannot_take(name, channels, image_size, error) from None
 

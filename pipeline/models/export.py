@@ -7,6 +7,7 @@ MODEL_CARD.md         what it is, what it learned from, under which licence that
 """
 
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import delete, replacing, sha256, write_json, write_text
 from rayssl.pipeline.base.seals import forget, note
 from rayssl.pipeline.models import backbones
-from rayssl.pipeline.models.encoder import ENCODERS, TAKES, Encoder, build_encoder, in_eval
+from rayssl.pipeline.models.encoder import ENCODERS, Encoder, build_encoder, in_eval
 from rayssl.pipeline.models.timm_networks import TIMM, arguments_of, import_timm, is_timm, parts_of
 from rayssl.pipeline.models.weights import SCHEMA, read_export
 
@@ -28,8 +29,7 @@ class Encoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        sizes = {latent_dim}, {depth}, {kernel}, {width}
-        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r}, *sizes)
+        self.net = build_backbone({name!r}, {channels}, {image_size}, {stem!r}, {architecture})
         self.register_buffer("mean", torch.tensor({mean}))
         self.register_buffer("std", torch.tensor({std}))
 
@@ -116,8 +116,7 @@ def export_encoder(
     else:
         write_text(
             module,
-            inspect.getsource(backbones)
-            + _FOOTER.format(**described, own=_own_epsilon(encoder, "encoder.net", " " * 4)),
+            inspect.getsource(backbones) + _standalone_footer(encoder, described),
         )
     manifest = {"schema": SCHEMA, **described, "stages": list(encoder.stage_names), "sha256": sha256(weights)}
     whose = {"licence": licence_of(encoder), "origin": list(encoder.origins)}
@@ -163,7 +162,8 @@ def load_encoder(folder: Path | str) -> Encoder:
     """
     manifest, state = read_export(Path(folder))
     settings = {key: manifest[key] for key in ("channels", "image_size", "mean", "std", "stem")}
-    settings |= {key: manifest.get(key) for key in (*TAKES, "epsilon")}  # which older exports do not have
+    newer = (*asdict(backbones.AS_IT_COMES), "epsilon")  # which older exports do not have
+    settings |= {key: manifest.get(key) for key in newer}
     with torch.random.fork_rng(devices=[]):
         encoder = build_encoder(manifest["name"], **settings)
     encoder.origins = tuple(manifest.get("origin", ()))
@@ -180,6 +180,11 @@ def _plain(net: nn.Module) -> dict[str, Tensor]:
     return {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in state.items()}
 
 
+def _standalone_footer(encoder: Encoder, described: dict[str, Any]) -> str:
+    own = _own_epsilon(encoder, "encoder.net", " " * 4)
+    return _FOOTER.format(**described, architecture=encoder.architecture, own=own)
+
+
 def _described(encoder: Encoder) -> dict[str, Any]:
     return {
         "name": encoder.name,
@@ -187,7 +192,7 @@ def _described(encoder: Encoder) -> dict[str, Any]:
         "channels": encoder.channels,
         "image_size": encoder.image_size,
         "dim": encoder.dim,
-        **encoder.sizes,
+        **asdict(encoder.architecture),
         "epsilon": encoder.epsilon,
         "mean": encoder.mean.double().tolist(),
         "std": encoder.std.double().tolist(),
@@ -199,7 +204,7 @@ def _library(encoder: Encoder) -> str | None:
     if is_timm(encoder.name):
         return "timm"
     same_stem = encoder.name not in ENCODERS or encoder.stem == "large"
-    own = encoder.name == "resnet-tiny" or any(size is not None for size in encoder.sizes.values())
+    own = encoder.name == "resnet-tiny" or bool(encoder.architecture.given())
     return "torchvision" if encoder.channels == 3 and same_stem and not own else None
 
 

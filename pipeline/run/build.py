@@ -1,27 +1,21 @@
 """What pre-training is built of, as functions of config and data."""
 
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-from rayssl.pipeline import config as configuration
-from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.config import Config
-from rayssl.pipeline.data import Dataset
-from rayssl.pipeline.data.named import HANDED
-
-if TYPE_CHECKING:
-    from rayssl.pipeline.methods.base import Traits
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from typing import Any
 
 import torch
 
+from rayssl.pipeline import config as configuration
 from rayssl.pipeline.augment import view_from_dict
 from rayssl.pipeline.base import collectives
-from rayssl.pipeline.config import TrainConfig
-from rayssl.pipeline.data import Images
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.config import Config, TrainConfig
+from rayssl.pipeline.data import Dataset, Images
+from rayssl.pipeline.data.named import HANDED
 from rayssl.pipeline.methods import load_method
-from rayssl.pipeline.methods.base import Before, Method, OwnStep
+from rayssl.pipeline.methods.base import Before, Method, OwnStep, Traits
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
 from rayssl.pipeline.models.trainable import add_adapters, freeze_stages, parameter_groups, rate_scales
 from rayssl.pipeline.run.context import Work
@@ -37,10 +31,8 @@ from rayssl.pipeline.training.optimizers import (
 from rayssl.pipeline.training.step import Step
 
 
-def traits_of(config: Config, dataset: Dataset) -> "Traits":
+def traits_of(config: Config, dataset: Dataset) -> Traits:
     """What a method may know of the data; where nothing is said of mirror images, the data set's name tells."""
-    from rayssl.pipeline.methods.base import Traits
-
     mirror = config.augment.mirror
     mirror = dataset.path not in HANDED if mirror is None else mirror
     return Traits(
@@ -76,7 +68,7 @@ def new_encoder(config: Config, *, weights: bool = True) -> Encoder:
         image_size=data.image_size,
         stem=config.encoder.stem,
         weights=config.encoder.weights if weights else None,
-        **config.encoder.sizes,
+        **asdict(config.encoder.architecture),
     )
 
 

@@ -1,7 +1,7 @@
 """Every choice that depends on the images or on the machine, made once and written down."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -224,7 +224,7 @@ def check_takes(told: str, instead: str, side: int, method: str | None, config: 
         channels=dataset.channels,
         image_size=dataset.image_size,
         stem=config.encoder.stem,
-        **config.encoder.sizes,
+        **asdict(config.encoder.architecture),
     )
     try:
         with torch.no_grad():

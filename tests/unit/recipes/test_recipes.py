@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -42,7 +43,11 @@ def test_every_recipe_can_be_built_into_a_method(name: str) -> None:
     traits = Traits(size, channels, config.augment.mirror is not False, classes=10)
     method = load_method(method_of(name))
     encoder = build_encoder(
-        config.encoder.name, channels=channels, image_size=size, stem=config.encoder.stem, **config.encoder.sizes
+        config.encoder.name,
+        channels=channels,
+        image_size=size,
+        stem=config.encoder.stem,
+        **asdict(config.encoder.architecture),
     )
     built = method(config.method, encoder, traits)
     assert sum(p.numel() for p in built.parameters()) >= sum(p.numel() for p in encoder.parameters())
