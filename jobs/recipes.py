@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
         print(f"{name}: {describe_recipe(name)}\n", file=sys.stderr)
         if config["plan"]:
             print(f"planned when it starts, unless given: {', '.join(config['plan'])}\n", file=sys.stderr)
-        if config["on_gpu"]:
+        if config.get("on_gpu"):
             told = ", ".join(f"{path} {value}" for path, value in config["on_gpu"].items())
             print(f"for training on a CPU; on a GPU: {told}\n", file=sys.stderr)
         print(json.dumps(config, indent=None if parsed.values["json"] else 2))

@@ -172,7 +172,7 @@ def fitting_encoder(run: Path, folder: Path) -> Encoder:
         if read_export_manifest(folder)["extra"].get("encoder") != encoder_hash(base):
             raise UserError(f"{base} was trained further after fine-tuning: run `rayssl finetune {base}` again")
     own, other = load_encoder(run), load_encoder(folder)
-    for what in ("name", "stem", "channels", "image_size", "dim", "sizes"):
+    for what in ("name", "stem", "channels", "image_size", "dim", "architecture"):
         if getattr(own, what) != getattr(other, what):
             raise UserError(
                 f"--encoder {folder} has {what} {getattr(other, what)} and {run} {getattr(own, what)}: "

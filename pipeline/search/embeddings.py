@@ -207,8 +207,6 @@ def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     if values.null_count or len(values) != len(column) * column.type.list_size:
         raise _damaged(path, "rows without an embedding")
     flat: NDArray[np.float32] = np.asarray(np.from_dlpack(values), dtype=np.float32)
-    if not np.isfinite(flat).all():
-        raise _damaged(path, "an embedding is not finite")
     return flat.reshape(-1, column.type.list_size)
 
 
