@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,11 @@ def sha256(path: Path) -> str:
 def listed(folder: Path, pattern: str = "*", *, below: bool = False) -> list[Path]:
     """What is in a folder by names, sorted; nothing where there is no such folder.
 
-    `pattern` as of pathlib, with "/" for folders within; `below`: in all folders below it, too.
+    `pattern` as of pathlib, with "/" for folders within; `below`: in all folders below it, too. Raises OSError for a
+    folder that cannot be read, which pathlib would take for an empty one.
     """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        os.scandir(folder).close()
     return sorted(folder.rglob(pattern) if below else folder.glob(pattern))
 
 

@@ -38,6 +38,10 @@ class Traits:
     crop: float | None = None  # smallest share of the area that a view shows; None: as the method has it
     color: float | None = None  # strength of jitter, grey and blur, 1 as SimCLR's; None: as the method has it
 
+    def for_views(self) -> dict[str, Any]:
+        """What the functions of `augment.defaults` that crop and colour take."""
+        return {name: getattr(self, name) for name in ("image_size", "channels", "mirror", "crop", "color")}
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -55,13 +55,7 @@ class BYOL(Method[BYOLConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """SimCLR's, of which the paper's differ by a solarised view and the share that is blurred."""
-        return simclr_views(
-            image_size=traits.image_size,
-            channels=traits.channels,
-            mirror=traits.mirror,
-            crop=traits.crop,
-            color=traits.color,
-        )
+        return simclr_views(**traits.for_views())
 
     def train(self, mode: bool = True) -> Self:
         """Where a part of the encoder keeps its statistics, so does that of the target."""

@@ -70,13 +70,7 @@ class Distill(Method[DistillConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """One view: most of the image, mirrored where that means the same."""
-        return distill_views(
-            image_size=traits.image_size,
-            channels=traits.channels,
-            mirror=traits.mirror,
-            crop=traits.crop,
-            color=traits.color,
-        )
+        return distill_views(**traits.for_views())
 
     @classmethod
     def settle(cls, config: DistillConfig, before: DistillConfig | None = None) -> DistillConfig:

@@ -5,7 +5,7 @@ What SimCLR's views are made invariant to leaves the features; how an image is t
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -65,13 +65,7 @@ class ESSL(Method[ESSLConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """SimCLR's two views, and a small crop that is not turned."""
-        given: dict[str, Any] = {
-            "image_size": traits.image_size,
-            "channels": traits.channels,
-            "mirror": traits.mirror,
-            "crop": traits.crop,
-            "color": traits.color,
-        }
+        given = traits.for_views()
         return (*simclr_views(**given), rotation_view(**given))
 
     @classmethod

@@ -50,13 +50,7 @@ class SimCLR(Method[SimCLRConfig]):
     @staticmethod
     def default_views(traits: Traits) -> tuple[Spec, ...]:
         """Two draws of the same strong augmentation."""
-        return simclr_views(
-            image_size=traits.image_size,
-            channels=traits.channels,
-            mirror=traits.mirror,
-            crop=traits.crop,
-            color=traits.color,
-        )
+        return simclr_views(**traits.for_views())
 
     @classmethod
     def views_for(cls, config: SimCLRConfig, traits: Traits) -> tuple[Spec, ...]:

@@ -178,6 +178,17 @@ def test_listed_moved_and_deleted(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+def test_a_folder_that_cannot_be_read_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match=tmp_path.name):
+        listed(tmp_path)
+
+
 def test_a_lock_is_free_shared_or_held(tmp_path: Path) -> None:
     path = tmp_path / "file.lock"
     with alone(path) as free:
