@@ -14,6 +14,9 @@ from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.base.reporter import Reporter, Silent
 from rayssl.pipeline.config import override
 from rayssl.pipeline.recipes import build_recipe
+from rayssl.pipeline.run.auto import decide_and_keep
+from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.stages.start import prepare
 from rayssl.pipeline.stages.story import run_worker_stages
 
@@ -35,6 +38,24 @@ NEEDED = {
     "distill": {"method.teacher": "color-histogram"},
     "pixelcnn": {"encoder.name": "pixelcnn", "encoder.latent_dim": 4, "encoder.depth": 1},
 }
+
+
+class StopAt(Silent):
+    """Asks to stop at its n-th question."""
+
+    def __init__(self, question: int) -> None:
+        self.left = question
+
+    def should_stop(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+
+def pretrain(run: Path, reporter: Reporter | None = None) -> Work:
+    """Pre-train in this process, from where the run is to its end or where the reporter stops it."""
+    work = decide_and_keep(Work.open(run, reporter or Silent()))
+    run_pretrain(work)
+    return work
 
 
 def quiet() -> Display:

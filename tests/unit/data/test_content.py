@@ -6,12 +6,12 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
+from data_files import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -271,12 +271,8 @@ def untold() -> Iterator[tuple[type[_Untold], str]]:
     class Own(_Untold):
         pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield Own, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with serving(Own) as address:
+        yield Own, address
 
 
 def test_a_server_that_tells_nothing_is_read_each_time(untold: tuple[type[_Untold], str], cache: Path) -> None:

@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_files import serving
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.data import storage, web
@@ -59,12 +59,8 @@ def served() -> Iterator[tuple[type[_Server], str]]:
     class Own(_Server):
         pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Own) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        yield Own, f"http://127.0.0.1:{server.server_port}/a.parquet"
-        server.shutdown()
-        thread.join()
+    with serving(Own) as address:
+        yield Own, f"{address}/a.parquet"
 
 
 @pytest.mark.parametrize("ranges", [True, False])

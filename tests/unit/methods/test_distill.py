@@ -10,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from small_run import StopAt, pretrain
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import load, method_config, override
 from rayssl.pipeline.methods.base import Batch, Before, Traits
 from rayssl.pipeline.methods.distill import Distill, DistillConfig, targets_of
@@ -22,8 +22,7 @@ from rayssl.pipeline.models.export import export_encoder, load_encoder
 from rayssl.pipeline.models.pretrained import FILE, Available
 from rayssl.pipeline.models.teachers import build_teacher, choose_teacher
 from rayssl.pipeline.recipes import build_recipe
-from rayssl.pipeline.run.context import Stopped, Work
-from rayssl.pipeline.stages.pretrain import run_pretrain
+from rayssl.pipeline.run.context import Stopped
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.training import loop
 from rayssl.pipeline.training.checkpoint import find_checkpoint
@@ -208,30 +207,13 @@ def test_a_teacher_that_cannot_be_had_is_one_line(teacher: Path, monkeypatch: py
 # Runs
 
 
-class Stopper(Silent):
-    """Asks to stop at its n-th question."""
-
-    def __init__(self, left: int) -> None:
-        self.left = left
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-def pretrain(run: Path, reporter: Silent | None = None) -> Work:
-    work = Work.open(run, reporter or Silent())
-    run_pretrain(work)
-    return work
-
-
 def test_a_run_goes_on_to_the_bit_and_keeps_no_teacher(prepared: Prepare, teacher: Path) -> None:
     changes: dict[str, Any] = {"method.teacher": None, "method.teacher_weights": str(teacher), "method.dim": 8}
     changes |= {"train.steps": 8, "encoder.name": "cnn-small"}
     whole, parts = (prepared(name, "distill", changes).run for name in ("whole", "parts"))
     pretrain(whole)
     with pytest.raises(Stopped):
-        pretrain(parts, Stopper(3))
+        pretrain(parts, StopAt(3))
     pretrain(parts)
     found, expected = (load_file(run / "encoder.safetensors") for run in (parts, whole))
     assert all(torch.equal(value, found[name]) for name, value in expected.items())

@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from small_run import pretrain
 from torch import Tensor, nn
 
 from rayssl.pipeline.base.errors import UserError
@@ -21,12 +22,10 @@ from rayssl.pipeline.methods import METHODS
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.trainable import add_adapters, parameter_groups, rate_scales, stage_paths, without_adapters
-from rayssl.pipeline.run.auto import decide_and_keep
 from rayssl.pipeline.run.build import new_encoder, new_method, new_optimizer, restrict
 from rayssl.pipeline.run.context import Stopped, Work
 from rayssl.pipeline.run.folder import read_manifest
 from rayssl.pipeline.run.metrics_log import MetricsLog
-from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.training import guard as guards
 from rayssl.pipeline.training import loop
@@ -62,12 +61,6 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"rayssl.pipeline.{module}.choose_device", lambda: CPU)
     monkeypatch.setattr(guards, "FEWEST", 10)
     monkeypatch.setattr(loop, "POLL_SECONDS", 0.0)
-
-
-def pretrain(run: Path, reporter: Silent | None = None) -> Work:
-    work = decide_and_keep(Work.open(run, reporter or Silent()))
-    run_pretrain(work)
-    return work
 
 
 def exported(run: Path) -> dict[str, Tensor]:

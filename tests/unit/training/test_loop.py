@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from small_run import StopAt, pretrain
 from torch import Tensor, nn
 
 from rayssl.pipeline import config as configuration
@@ -26,7 +27,6 @@ from rayssl.pipeline.run.folder import read_manifest
 from rayssl.pipeline.run.identity import FREE, identity
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.stages import pretrain as pretrain_stage
-from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.training import loop
 from rayssl.pipeline.training.batches import RawBatch
@@ -256,28 +256,11 @@ def test_the_rate_reaches_every_group() -> None:
 # A whole pre-training on a few images: 43 training images, batches of 8, so 5 steps an epoch.
 
 
-class StopAt(Silent):
-    """Asks to stop at its n-th question."""
-
-    def __init__(self, poll: int) -> None:
-        self.left = poll
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal to the last bit is promised for one kind of processor."""
     for module in ("run.context", "stages.embed"):
         monkeypatch.setattr(f"rayssl.pipeline.{module}.choose_device", lambda: CPU)
-
-
-def pretrain(path: Path, reporter: Any = None) -> Work:
-    work = auto.decide_and_keep(Work.open(path, reporter or Silent()))
-    run_pretrain(work)
-    return work
 
 
 def losses(path: Path) -> list[tuple[int, float]]:

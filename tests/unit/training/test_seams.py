@@ -12,14 +12,13 @@ import pytest
 import torch
 import toy_methods
 from safetensors.torch import load_file
-from small_run import quiet
+from small_run import StopAt, pretrain, quiet
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.device import autocast
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.reporter import Silent
 from rayssl.pipeline.config import Config, method_config, method_name
 from rayssl.pipeline.generate.decoder import load_trained, open_trained
 from rayssl.pipeline.generate.reconstruct import likelihood_of
@@ -31,9 +30,8 @@ from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.trainable import parameter_groups
 from rayssl.pipeline.run.build import new_method
-from rayssl.pipeline.run.context import Stopped, Work
+from rayssl.pipeline.run.context import Stopped
 from rayssl.pipeline.run.metrics_log import MetricsLog
-from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.training import loop
 from rayssl.pipeline.training.batches import RawBatch
 from rayssl.pipeline.training.checkpoint import load_checkpoint, save_checkpoint
@@ -72,23 +70,6 @@ def folder_of(tiny_config: Callable[..., Config], tmp_path: Path) -> Prepare:
         return prepare_shown(config, tmp_path / run, "rayssl pretrain", quiet()).run
 
     return make
-
-
-class StopAt(Silent):
-    """Asks to stop after so many questions."""
-
-    def __init__(self, questions: int) -> None:
-        self.left = questions
-
-    def should_stop(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-
-def pretrain(run: Path, reporter: Silent | None = None) -> Work:
-    work = Work.open(run, reporter or Silent())
-    run_pretrain(work)
-    return work
 
 
 def losses(run: Path) -> list[tuple[int, float]]:
