@@ -56,31 +56,58 @@ class LiveConsole:
 
 
 class Display(LiveConsole):
-    """Shows the rows that stages report (see rayssl.pipeline.base.reporter)."""
+    """Shows the rows that stages report (see rayssl.pipeline.base.reporter).
+
+    Where several worker groups are at work, a row tells its `group`, and each has a line of its own until a row says
+    that it has `ended`.
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)
+        self._lines: dict[int, Line] = {}
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """Show one row."""
+        if "message" in row:
+            return self.say(row["message"])
+        group = row.get("group", 0)
+        if row.get("ended"):
+            self._lines.pop(group, None)
+        else:
+            line = self._lines.setdefault(group, Line())
+            line.take(row)
+            if self._live is None and line.is_due():
+                self.say(line.text)
+        if self._live is not None:
+            self._live.update(Text("\n".join(line.text for line in self._lines.values())))
+
+
+class Line:
+    """What one worker group does now."""
+
+    def __init__(self) -> None:
+        self.text = ""
         self._stage = ""
+        self._begins = False
         self._last_plain = 0.0
         self._clock: tuple[int, float] | None = None
         self._rate = 0.0
         self._spread: float | None = None  # of the codes, when the stage began
 
-    def __call__(self, row: dict[str, Any]) -> None:
-        """Show one row."""
-        if "message" in row:
-            self.say(row["message"])
-            return
+    def take(self, row: dict[str, Any]) -> None:
+        """Make the text of a row."""
         title = f"{row.get('run', '')} {row['stage']}".strip()
-        begins = title != self._stage
-        if begins:
+        self._begins = title != self._stage
+        if self._begins:
             self._stage, self._clock, self._rate, self._spread = title, None, 0.0, None
-        text = f"{title}: {self._training(row) if 'step' in row else _counting(row)}"
-        if self._live is not None:
-            self._live.update(Text(plain(text)))
-        elif begins or time.monotonic() - self._last_plain >= PLAIN_SECONDS:
+        self.text = plain(f"{title}: {self._training(row) if 'step' in row else _counting(row)}")
+
+    def is_due(self) -> bool:
+        """Whether a plain line is: now and then, and when a stage begins."""
+        due = self._begins or time.monotonic() - self._last_plain >= PLAIN_SECONDS
+        if due:
             self._last_plain = time.monotonic()
-            self.say(text)
+        return due
 
     def _training(self, row: dict[str, Any]) -> str:
         done, total, per_epoch = row["step"] + 1, row["stop"], row["steps_per_epoch"]

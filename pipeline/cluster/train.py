@@ -1,7 +1,8 @@
-"""Stages on Ray Train: one worker group for all the runs and stages of a command.
+"""Stages on Ray Train: few worker groups for all the runs and stages of a command.
 
-Starting a worker group costs half a minute on a small machine, so there is one. What Ray stores is thrown away:
-the run folder is the only truth, and a restarted worker goes on from our own checkpoint.
+Starting a worker group costs half a minute on a small machine, so there is one, or as many as fit beside each other.
+What Ray stores is thrown away: the run folder is the only truth, and a restarted worker goes on from our own
+checkpoint.
 """
 
 import json
@@ -12,9 +13,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +68,20 @@ class Resources:
     max_failures: int
 
 
-def run_jobs(jobs: list[Job], folder: Path, resources: Resources, show: Show) -> None:
-    """Run the jobs, one after the other, in one worker group; `show` gets their progress rows.
+def run_jobs(groups: Sequence[list[Job]], folder: Path, resources: Resources, show: Show) -> None:
+    """Run each group's jobs, one after the other, in a worker group of its own; `show` gets their progress rows.
 
-    Raises UserError for wrong input (also from inside a worker), Interrupted after Ctrl-C or SIGTERM, RuntimeError
-    where workers died too often.
+    Several worker groups share this machine's cores. Raises UserError for wrong input (also from inside a worker),
+    Interrupted after Ctrl-C or SIGTERM, RuntimeError where workers died too often; the other groups end before that.
     """
-    if not any(job.stages for job in jobs):
+    groups = [jobs for jobs in groups if any(job.stages for job in jobs)]
+    if not groups:
         return
+    if len(groups) > 1:
+        resources = replace(resources, cpu_per_worker=(os.cpu_count() or 1) // len(groups))
     quiet_ray(cluster_address(resources.address))
     with control_folder(folder) as control, connected(resources, show) as own_cluster:
-        fit_in_thread(jobs, control, scaling(resources), resources.max_failures, own_cluster, show)
+        fit_in_thread(groups, control, scaling(resources), resources.max_failures, own_cluster, show)
 
 
 @contextmanager
@@ -324,20 +329,38 @@ def threads_asked() -> int | None:
         return None
 
 
-def fit_in_thread(jobs: list[Job], control: Path, scale: Any, max_failures: int, own_cluster: bool, show: Show) -> None:
-    """Run Ray's fit beside this thread, which shows progress and hands signals on."""
-    rows = Tail(control / "progress.jsonl")
+def fit_in_thread(
+    groups: Sequence[list[Job]], control: Path, scale: Any, max_failures: int, own_cluster: bool, show: Show
+) -> None:
+    """Run Ray's fits beside this thread, which shows progress and hands signals on."""
+    controls = [control / str(number) for number in range(len(groups))]
+    for folder in controls:
+        folder.mkdir()
+    tails = [Tail(folder / "progress.jsonl") for folder in controls]
 
     def on_signal() -> None:
-        (control / "stop").touch()
+        for folder in controls:
+            (folder / "stop").touch()
         show({"message": "stopping: a checkpoint is written first (again to stop at once)"})
 
     def tell() -> None:
-        for row in rows.read():
-            show(row)
+        for number, tail in enumerate(tails):
+            for row in tail.read():
+                show({**row, "group": number} if len(groups) > 1 else row)
 
-    failure, caught = run_beside(lambda: fit(jobs, control, scale, max_failures, own_cluster), tell, on_signal)
-    raise_outcome(control, failure, caught)
+    def fit_group(jobs: list[Job], folder: Path) -> None:
+        try:
+            fit(jobs, folder, scale, max_failures, own_cluster)
+        finally:
+            write_row(folder / "progress.jsonl", {"ended": True})
+
+    def fit_all() -> None:
+        with ThreadPoolExecutor(len(groups), "fit") as pool:
+            for ended in [pool.submit(fit_group, *one) for one in zip(groups, controls, strict=True)]:
+                ended.result()
+
+    failure, caught = run_beside(fit_all, tell, on_signal)
+    raise_outcome(controls, failure, caught)
 
 
 def run_beside(
@@ -371,12 +394,12 @@ def run_beside(
     return failure, caught
 
 
-def raise_outcome(control: Path, failure: list[BaseException], caught: list[int]) -> None:
+def raise_outcome(controls: Sequence[Path], failure: list[BaseException], caught: list[int]) -> None:
     """Turn what happened in the workers into this process's exception, or none."""
-    outcome = control / "outcome.json"
-    told = json.loads(outcome.read_text()) if outcome.exists() else {}
-    if "user_error" in told:
-        raise UserError(told["user_error"])
+    for outcome in [control / "outcome.json" for control in controls]:
+        told = json.loads(outcome.read_text()) if outcome.exists() else {}
+        if "user_error" in told:
+            raise UserError(told["user_error"])
     if caught:
         raise Interrupted(caught[0])
     if failure:
@@ -469,12 +492,17 @@ class FileReporter(StopOnly):
 
     def progress(self, row: dict[str, Any]) -> None:
         """Append the row for the driver to show."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        write_row(self.path, row)
 
     def message(self, text: str) -> None:
         """Append the text for the driver to show."""
         self.progress({"message": text})
+
+
+def write_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a file of rows."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
 
 
 class Tail:

@@ -10,6 +10,7 @@ from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
+from rayssl.pipeline.launch.groups import grouped, seconds_of
 from rayssl.pipeline.launch.plan import ALL, UNSTARTED, WORKER, Plan, finish, prepare_shown, show_reading
 from rayssl.pipeline.launch.resources import check_resources, resources_of, training_machine
 from rayssl.pipeline.launch.torchrun import start_under_torchrun, under_torchrun
@@ -32,7 +33,7 @@ def start(plan: Plan, display: Display) -> None:
             for config, run in zip(plan.configs, plan.folders)
         ]
         if not alone:
-            length = in_all(sum(p.seconds for p in prepared))
+            length = in_all(max(seconds_of(group) for group in grouped(prepared)))
             display({"message": f"expected of all {len(prepared)} runs: {length}"})
         run_stages(prepared, plan, display)
 
@@ -105,17 +106,20 @@ def changed_config(run: Path, config: Config) -> Iterator[None]:
 
 
 def run_stages(prepared: list[Prepared], plan: Plan, display: Display) -> None:
-    """Worker stages in one worker group, then index, evaluation and report in this process."""
+    """Worker stages on Ray, then index, evaluation and report in this process."""
     run_on_ray(prepared, [stage for stage in plan.stages if stage in WORKER], plan.out, display)
     finish(prepared, plan, display)
 
 
 def run_on_ray(prepared: list[Prepared], names: list[str], folder: Path, display: Display) -> None:
-    """What there is to do in workers, of all runs in one worker group."""
+    """What there is to do in workers, in as few worker groups as keep this machine busy."""
     from rayssl.pipeline.cluster.train import Job, run_jobs
     from rayssl.pipeline.stages.story import pending
 
-    jobs = [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in prepared]
-    if any(job.stages for job in jobs):
+    groups = [
+        [Job(str(p.run.absolute()), pending(p.run, names, p.config, p.dataset)) for p in group]
+        for group in grouped(prepared)
+    ]
+    if any(job.stages for group in groups for job in group):
         display({"message": "starting Ray …"})
-    run_jobs(jobs, folder.absolute(), resources_of(prepared[0].config), display)
+    run_jobs(groups, folder.absolute(), resources_of(prepared[0].config), display)

@@ -56,7 +56,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     killer.start()
     jobs = [Job(str(good), ["pretrain"]), Job(str(wrong), ["pretrain"])]
     try:
-        run_jobs(jobs, out, Resources(2, 0, 1, None, max_failures=2), found.rows.append)
+        run_jobs([jobs], out, Resources(2, 0, 1, None, max_failures=2), found.rows.append)
     except BaseException as error:
         found.error = error
     killer.join(1)
@@ -89,7 +89,21 @@ def test_nothing_of_ray_is_left_beside_the_runs(story: Story) -> None:
 
 def test_more_workers_than_cores_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cluster\.workers is 4096: this machine has"):
-        run_jobs([Job(str(tmp_path), ["pretrain"])], tmp_path, Resources(4096, 0, 1, None, 0), lambda _: None)
+        run_jobs([[Job(str(tmp_path), ["pretrain"])]], tmp_path, Resources(4096, 0, 1, None, 0), lambda _: None)
+
+
+def test_groups_beside_each_other_train_as_alone_also_where_one_ends_by_wrong_input(tmp_path: Path) -> None:
+    good = prepare_run(tmp_path / "good", train__epochs=3, train__threads=1)
+    wrong = prepare_run(tmp_path / "wrong", train__epochs=20, train__learning_rate=1e30, train__threads=1)
+    rows: list[dict[str, Any]] = []
+    groups = [[Job(str(run), ["pretrain"])] for run in (wrong, good)]
+    with pytest.raises(UserError, match="learning rate"):
+        run_jobs(groups, tmp_path, Resources(1, 0, None, None, max_failures=0), rows.append)
+    alone = pretrain_here(tmp_path / "alone", train__epochs=3, train__threads=1)
+    assert losses(good) == losses(alone)
+    assert encoder_digest(good) == encoder_digest(alone)
+    assert {row["group"] for row in rows if row.get("run") == "good"} == {1}
+    assert sorted(row["group"] for row in rows if row.get("ended")) == [0, 1]
 
 
 def interrupt(run: Path, number: int, epochs: int) -> tuple[int, str, int]:

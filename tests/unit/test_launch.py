@@ -139,7 +139,7 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     asked = []
     monkeypatch.setattr(
         "rayssl.pipeline.cluster.train.run_jobs",
-        lambda jobs, folder, resources, show: asked.append((jobs, folder, resources)),
+        lambda groups, folder, resources, show: asked.append((groups, folder, resources)),
     )
     new = prepare_run(tmp_path / "new", **CHANGES)
     folders = [new, undisturbed]
@@ -148,9 +148,11 @@ def test_start_gives_the_workers_what_there_is_to_do(tmp_path, monkeypatch, undi
     plan = Plan(configs, folders, ("pretrain",), tmp_path, "rayssl pretrain")
     monkeypatch.setattr("rayssl.pipeline.run.estimate.training_seconds", lambda *facts: 100.0)
     monkeypatch.setattr("rayssl.pipeline.run.estimate.START_SECONDS", 60.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)  # else both are trained at the same time
     start(plan, rows.append)  # type: ignore[arg-type]
-    [(jobs, folder, resources)] = asked
-    assert [(job.run, job.stages) for job in jobs] == [(str(new), ["pretrain"]), (str(undisturbed), [])]
+    [(groups, folder, resources)] = asked
+    jobs = [(job.run, job.stages) for group in groups for job in group]
+    assert jobs == [(str(new), ["pretrain"]), (str(undisturbed), [])]
     assert folder == tmp_path
     assert resources.workers == 1
     told = [row["message"] for row in rows if "message" in row]

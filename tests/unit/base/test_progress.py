@@ -105,3 +105,26 @@ def test_durations(seconds: float, text: str) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 MB"), (12e6, "12 MB"), (3.44e9, "3.4 GB")])
 def test_bytes(count: float, text: str) -> None:
     assert format_bytes(count) == text
+
+
+def test_each_worker_group_has_its_own_line_and_time_left(clock: Clock) -> None:
+    one, two = {**TRAINING, "group": 0}, {**TRAINING, "run": "rotnet-digits", "group": 1}
+    lines = show(
+        clock,
+        [(0, one), (0, two), (1, one), (1, two), (58, {**one, "step": 9}), (0, {**two, "step": 14})],
+    )
+    assert [line.split(" pretrain:")[0] for line in lines] == ["simclr-digits", "rotnet-digits"] * 2
+    assert lines[2].endswith(", 2 min left")
+    assert lines[3].endswith(", 29 s left")
+
+
+def test_the_line_of_a_group_goes_when_it_has_ended() -> None:
+    text = io.StringIO()
+    with Display(Console(file=text, force_terminal=True, width=200)) as display:
+        display({**TRAINING, "group": 0})
+        display({**TRAINING, "run": "rotnet-digits", "group": 1})
+        both = display._live.get_renderable().plain  # type: ignore[union-attr]
+        display({"group": 0, "ended": True})
+        left = display._live.get_renderable().plain  # type: ignore[union-attr]
+    assert [line.split()[0] for line in both.splitlines()] == ["simclr-digits", "rotnet-digits"]
+    assert [line.split()[0] for line in left.splitlines()] == ["rotnet-digits"]
