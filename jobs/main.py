@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from rayssl.pipeline.base.errors import UserError, impossible_name, nearest, outside_fault
+from rayssl.pipeline.base.errors import UserError, impossible_path, nearest, outside_fault
 from rayssl.pipeline.base.reporter import Interrupted
 from rayssl.pipeline.base.settings_files import cut
 from rayssl.pipeline.base.terminal import plain_lines, say
@@ -102,7 +102,7 @@ def run_verb(verb: str, argv: Sequence[str]) -> int:
         print(f"rayssl: stopped; the same command {goes_on}", file=sys.stderr)
         return 128 + stop.number
     except Exception as error:
-        if told := impossible_name(error):
+        if told := impossible_path(error):
             complain(told)
             return 2
         if told := outside_fault(error):

@@ -61,9 +61,11 @@ def outside_fault(error: BaseException | None) -> str | None:
     return None
 
 
-def impossible_name(error: BaseException | None) -> str | None:
-    """A line about a name that no file can have, which was given or stands in a file; else None."""
+def impossible_path(error: BaseException | None) -> str | None:
+    """A line about a name that no file can have, or a link that leads nowhere but to itself; else None."""
     while error is not None:
+        if isinstance(error, OSError) and error.errno == errno.ELOOP and error.filename is not None:
+            return f"{os.fsdecode(error.filename)} is a link that leads to itself: remove it"
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             place = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
             return f"{place}{os.strerror(errno.ENAMETOOLONG).lower()}: give a shorter one"

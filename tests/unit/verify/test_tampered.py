@@ -11,6 +11,7 @@ import pytest
 from data_files import SPECIAL
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rayssl.jobs.index import line_of
 from rayssl.jobs.main import run_verb
@@ -188,6 +189,21 @@ def test_links_within_a_run_are_no_way_out(finished_copy: Path) -> None:
     (finished_copy / "latest").symlink_to("checkpoints")
     with writer_lock(finished_copy):
         pass
+
+
+@pytest.mark.parametrize("folder", ["embeddings", "embeddings/colours", "index"])
+@pytest.mark.parametrize("verb", ["verify", "query", "report"])
+def test_a_folder_that_is_a_link_to_itself_is_told(
+    finished_copy: Path, folder: str, verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("RGB", (16, 16)).save(tmp_path / "asked.png")
+    shutil.rmtree(finished_copy / folder)
+    (finished_copy / folder).symlink_to(Path(folder).name)
+    image = [str(tmp_path / "asked.png")] if verb == "query" else []
+    code = run_verb(verb, [str(finished_copy), *image])
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
+    assert code == 2 or (verb, folder) == ("report", "index")  # which a report does not read
 
 
 @pytest.mark.parametrize("path", ["a", "a/b.json", "..a/b", "ä/ö"])
