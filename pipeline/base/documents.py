@@ -23,6 +23,8 @@ T = TypeVar("T")
 
 LARGEST = 256 * 2**20  # bytes of a JSON file: a manifest that lists a million unreadable images is smaller
 LONGEST_LINE = 2**20  # bytes of a line of metrics.jsonl
+MOST_VALUES = 5_000_000  # of a JSON file, each of which takes up to a hundred times its bytes in memory
+MOST_TOLD = 1000  # wrong values of a file that are looked at, to name the first
 DEEPEST = 100  # nesting
 MOST_DIGITS = 25  # of a whole number
 SHOWN = 60  # letters of a wrong value
@@ -71,6 +73,8 @@ def parse(content: bytes, *, no_numbers: bool = False) -> Any:
     With `no_numbers` NaN and Infinity are read as such.
     """
     constant = float if no_numbers else _refused
+    if sum(map(content.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise DamagedError(f"more than {MOST_VALUES:,} values")
     try:
         text = content.decode("utf-8")
         value = json.loads(text, parse_constant=constant, parse_float=_finite, parse_int=_short)
@@ -133,6 +137,8 @@ def fit(values: Any, schema: "type[BaseModel]") -> None:
 
 
 def _one_line(error: "ValidationError") -> str:
+    if error.error_count() > MOST_TOLD:
+        return f"{error.error_count():,} of its values are not what they should be"
     wrong = error.errors(include_url=False)
     first = wrong[0]
     key = _key(first["loc"])

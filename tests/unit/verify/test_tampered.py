@@ -16,9 +16,11 @@ from PIL import Image
 from rayssl.jobs.index import line_of
 from rayssl.jobs.main import run_verb
 from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base import documents
+from rayssl.pipeline.base.documents import DamagedError
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.lease import writer_lock
-from rayssl.pipeline.base.schemas import is_plain, json_schemas, stays_inside
+from rayssl.pipeline.base.schemas import SearchFile, is_plain, json_schemas, stays_inside
 from rayssl.pipeline.evaluation.measure import write_evaluation
 from rayssl.pipeline.evaluation.records import read_evaluation
 from rayssl.pipeline.models.export import load_encoder
@@ -156,6 +158,21 @@ def test_a_data_set_is_no_way_out_of_the_folder(name: object, finished_copy: Pat
     with pytest.raises(UserError, match=r"manifest\.json is damaged \(data\.name is .*plain name"):
         run_index(finished_copy)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_of_more_values_than_memory_could_hold_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(documents, "MOST_VALUES", 100)
+    documents.parse(b"[" + b"{}," * 40 + b"{}]")
+    with pytest.raises(DamagedError, match="more than 100 values"):
+        documents.parse(b"[" + b"{}," * 60 + b"{}]")
+
+
+def test_of_thousands_of_wrong_values_their_number_is_told() -> None:
+    values = {"schema": 1, "candidates": [{}] * (documents.MOST_TOLD + 1)}
+    with pytest.raises(DamagedError, match=r"\d,\d+ of its values are not what they should be"):
+        documents.fit(values, SearchFile)
 
 
 @pytest.mark.parametrize("winner", ["..", "../victim", "/tmp", 5, "a/b"])
