@@ -7,7 +7,7 @@ from rayssl.pipeline.config import Config
 from rayssl.pipeline.features import LAST
 from rayssl.pipeline.features.pooled import names_of
 from rayssl.pipeline.models.descriptors import DESCRIPTORS
-from rayssl.pipeline.models.pretrained import available
+from rayssl.pipeline.models.pretrained import ENLARGED, available, pretrained_encoder
 from rayssl.pipeline.run.build import new_encoder
 from rayssl.pipeline.search.parts import JOIN, PIXELS, Seen
 from rayssl.pipeline.stages.search_networks import Given, frozen_names, named_networks
@@ -28,19 +28,39 @@ def wanted_of(asked: str, sources: dict[str, Source], own: str) -> list[Seen] | 
 def check_vectors(config: Config) -> None:
     """Raises UserError for `search.vectors` that there will not be, before anything trains.
 
-    Which stages a pretrained network has, and which networks there are on a cluster, is known only there.
+    Which networks there are on a cluster is known only there.
     """
     asked = config.search.vectors
     if asked in ("auto", LAST):
         return
-    networks = [*named_networks(config), *(Given(one.name, one.weights) for one in available())]
-    labels = {given.label for given in networks} - {own_name(config)}
+    others = others_at_hand(config)
     known = known_names(config)
     for name in asked.split(JOIN):
-        source = name.partition(":")[0]
-        elsewhere = config.cluster.address is not None and source not in known
-        if name != LAST and source not in labels and not elsewhere:
-            _seen(name, known | dict.fromkeys(sorted(labels), (LAST,)))
+        source, _, stage = name.partition(":")
+        if name == LAST or (config.cluster.address is not None and source not in known):
+            continue
+        if source not in others:
+            _seen(name, known | dict.fromkeys(sorted(others), (LAST,)))
+        elif stage:
+            _seen(name, {source: frozen_stages(others[source], config)})
+
+
+def others_at_hand(config: Config) -> dict[str, Given]:
+    """Pretrained networks that are on this machine, by label; of those with the same one the first that is named."""
+    found: dict[str, Given] = {}
+    for given in (*named_networks(config), *(Given(one.name, one.weights) for one in available())):
+        if given.label != own_name(config):
+            found.setdefault(given.label, given)
+    return found
+
+
+def frozen_stages(given: Given, config: Config) -> tuple[str, ...]:
+    """What a pretrained network can be seen at in a run."""
+    data = config.data
+    assert data.channels is not None
+    assert data.image_size is not None
+    encoder = pretrained_encoder(given, channels=data.channels, image_side=data.image_size, enlarged=ENLARGED)
+    return frozen_names(encoder)
 
 
 def known_names(config: Config) -> dict[str, tuple[str | None, ...]]:

@@ -163,6 +163,19 @@ def test_what_there_will_be_is_not_refused(tmp_path: Path, asked: str) -> None:
     prepare_run(tmp_path / "run", search__vectors=asked)
 
 
+def test_stages_of_pretrained_networks_are_checked_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export_encoder(build_encoder("cnn-small", channels=1, image_size=16), tmp_path / "weights")
+    found = Given("cnn-small", str(tmp_path / "weights"))
+    monkeypatch.setattr("rayssl.pipeline.stages.search_names.available", lambda: [found])
+    for asked in ("cnn-small", "cnn-small:last"):
+        prepare_run(tmp_path / f"run-{len(asked)}", search__vectors=asked)
+    with pytest.raises(UserError, match=r"--search.vectors cnn-small:layer7 .* there are auto, last, cnn-small:"):
+        prepare_run(tmp_path / "run", search__vectors="cnn-small:layer7")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_second_folder_is_searched_by_the_same_function(finished_copy: Path, tmp_path: Path, images: Path) -> None:
     import shutil
 
