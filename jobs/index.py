@@ -24,11 +24,13 @@ def main(argv: list[str]) -> int:
     from rayssl.pipeline.launch.runs import changed_config
     from rayssl.pipeline.run.folder import read_manifest
     from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.query_networks import keep_query_networks
 
     plan = plan_on_run(run, parsed, ("index",), ("index.", "search."), command_line())
     with changed_config(run, plan.configs[0]), Display() as display:
         search_anew(run, display, asked=any(path.startswith("search.") for path in parsed.changes))
         run_index(run, lambda text: say(f"warning: {text}", file=sys.stderr))
+        keep_query_networks(run, lambda text: say(text, file=sys.stderr))
     facts = read_manifest(run)
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}

@@ -52,17 +52,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def command() -> NoReturn:
     """The console command as a process."""
     verb, *words = sys.argv[1:] or ["--help"]
-    leave(run_verb(verb, words))
+    leave(run_verb(verb, words), at_once=verb == "query")
 
 
-def leave(code: int) -> NoReturn:
-    """End this process; one of torchrun's without Python's own ending.
+def leave(code: int, *, at_once: bool = False) -> NoReturn:
+    """End this process; one of torchrun's, or `at_once`, without Python's own ending.
 
-    There a thread of gloo's may still hold a tensor of the last collective, and where it lets it go while the
+    Under torchrun a thread of gloo's may still hold a tensor of the last collective, and where it lets it go while the
     interpreter ends, it aborts a process whose work is done. No call waits for that thread: a wrapped model of
-    DistributedDataParallel keeps the process group alive after it was destroyed.
+    DistributedDataParallel keeps the process group alive after it was destroyed. A query would wait for the CUDA
+    libraries that FAISS loads: they read themselves into memory to end.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not at_once and "TORCHELASTIC_RUN_ID" not in os.environ:
         sys.exit(code)
     atexit._run_exitfuncs()
     sys.stdout.flush()

@@ -308,6 +308,18 @@ class EncoderFile(Document):
     extra: dict[Text, Any] = {}
 
 
+class OnnxFile(Document):
+    """queries.json beside queries.onnx."""
+
+    encoder: Text  # hash of the encoder that it was made from
+    channels: Channels
+    image_size: Side
+    outputs: Annotated[dict[Text, Annotated[int, Field(ge=1, lt=2**24)]], Field(min_length=1, max_length=64)]
+    parity: Number | None = None  # largest difference of searched vectors to torch's
+    n: Count = 0  # images that it was measured over
+    sha256: Sha256
+
+
 class DecoderFile(Document):
     """decoder.json beside decoder.safetensors."""
 
@@ -592,6 +604,7 @@ class Comparison(Document):
 # Name of the file in docs/schemas/ → what it describes.
 DOCUMENTS: dict[str, type[BaseModel]] = {
     "manifest": Manifest, "evaluation": Evaluation, "metrics-row": Row, "encoder": EncoderFile, "decoder": DecoderFile,
+    "queries": OnnxFile,
     "checkpoint-manifest": CheckpointFile, "checkpoint-state": CheckpointState,
     "finetune-draws": Draws, "index-manifest": IndexFile,
     "embeddings-metadata": EmbeddingsFacts, "search": SearchFile, "tune-search": TuneFile, "tune-trial": TrialFile,

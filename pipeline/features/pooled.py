@@ -17,6 +17,7 @@ from rayssl.pipeline.features.extract import extract
 from rayssl.pipeline.models.encoder import Encoder
 
 POOLS = ("avg", "2x2", "4x4", "gem")
+GRIDS = {"2x2": 2, "4x4": 4}  # cells a side
 STAGES = 4  # the last so many maps are looked at
 WIDEST = 4096  # numbers of a pooled map
 GEM_POWER = 3.0  # Radenović, Tolias and Chum, "Fine-tuning CNN image retrieval with no human annotation", 2018, §3.2
@@ -34,8 +35,7 @@ def pool_map(value: Tensor, pool: str) -> Tensor:
     if pool == "gem":
         powers = value.float().clamp(min=1e-6).pow(GEM_POWER)
         return powers.mean(dim=(2, 3)).pow(1 / GEM_POWER)
-    cells = 1 if pool == "avg" else int(pool[0])
-    return F.adaptive_avg_pool2d(value, cells).flatten(1)
+    return F.adaptive_avg_pool2d(value, GRIDS.get(pool, 1)).flatten(1)
 
 
 def names_of(encoder: Encoder) -> list[str]:
@@ -48,7 +48,7 @@ def names_of(encoder: Encoder) -> list[str]:
     for stage in list(maps)[-STAGES:]:
         channels, *sides = maps[stage]
         for pool in POOLS:
-            cells = {"2x2": 2, "4x4": 4}.get(pool, 1)
+            cells = GRIDS.get(pool, 1)
             same = pool == "avg" and encoder.pools_last_map and stage == list(maps)[-1]
             if not same and min(sides) >= cells and channels * cells**2 <= WIDEST:
                 found.append(f"{stage}:{pool}")

@@ -11,7 +11,7 @@ from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.base.progress import Display
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data.concluded import lines
-from rayssl.pipeline.launch.plan import show_reading, warn_on
+from rayssl.pipeline.launch.plan import show_reading, telling, warn_on
 from rayssl.pipeline.run.folder import own_data
 from rayssl.pipeline.stages.start import prepare
 
@@ -109,6 +109,7 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
     from rayssl.pipeline.models.export import export_encoder
     from rayssl.pipeline.run.build import new_encoder
     from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.query_networks import keep_query_networks
     from rayssl.pipeline.stages.story import run_worker_stages
 
     prepared = prepare(config, run, command=command, warn=warn_on(display), progress=show_reading(display))
@@ -121,3 +122,4 @@ def embed_without_training(config: Config, run: Path, command: str, display: Dis
         display({"message": line})
     run_worker_stages(run, ["embed", "search"], LocalReporter(display))
     run_index(run, warn_on(display))
+    keep_query_networks(run, telling(display), prepared.dataset)

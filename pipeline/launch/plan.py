@@ -33,12 +33,14 @@ def finish(prepared: list[Prepared], plan: Plan, display: Display) -> None:
     """The stages that need no worker."""
     from rayssl.pipeline.stages.evaluate import run_evaluate
     from rayssl.pipeline.stages.index import run_index
+    from rayssl.pipeline.stages.query_networks import keep_query_networks
     from rayssl.pipeline.stages.report import run_report
 
     for p in prepared:
         if "index" in plan.stages:
             display({"run": p.run.name, "stage": "index"})
             run_index(p.run, warn_on(display))
+            keep_query_networks(p.run, telling(display), p.dataset)
         if "evaluate" in plan.stages:
             display({"run": p.run.name, "stage": "evaluate"})
             run_evaluate(p.run, p.dataset)
@@ -69,6 +71,10 @@ def prepare_shown(
 
 def show_reading(display: Display) -> Callable[[int, int], None]:
     return lambda done, total: display({"stage": "reading images", "done": done, "total": total})
+
+
+def telling(display: Display) -> Callable[[str], None]:
+    return lambda text: display({"message": text})
 
 
 def warn_on(display: Display) -> Callable[[str], None]:

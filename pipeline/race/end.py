@@ -18,6 +18,7 @@ from rayssl.pipeline.run.machine import this_machine
 from rayssl.pipeline.run.own_images import open_own
 from rayssl.pipeline.stages.evaluate import run_evaluate
 from rayssl.pipeline.stages.index import run_index
+from rayssl.pipeline.stages.query_networks import keep_query_networks
 from rayssl.pipeline.stages.report import run_report
 from rayssl.pipeline.stages.story import run_worker_stages
 
@@ -54,6 +55,7 @@ def write_results(race: Race, finals: Sequence[Final]) -> None:
     run, shown = race.run_of(finals[0].name), race.shown
     shown({"run": run.name, "stage": "index"})
     run_index(run, warning_by(shown))
+    keep_query_networks(run, lambda text: shown({"message": text}))
     shown({"run": run.name, "stage": "evaluate"})
     run_evaluate(run)
     shown({"run": run.name, "stage": "report"})

@@ -4,7 +4,7 @@ Shapes: N images of S × S pixels and C channels, d numbers in a vector.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,6 +53,12 @@ def described(images: Squares, size: int, describe_block: Callable[[NDArray[np.u
 def flat_pixels(squares: NDArray[np.uint8]) -> Floats:
     """(B, S, S, C) to (B, S² · C) in [0, 1]."""
     return np.divide(squares.reshape(len(squares), -1), 255, dtype=np.float32)
+
+
+def in_blocks(images: Squares, size: int) -> Iterator[NDArray[np.uint8]]:
+    """The images as squares of `size` pixels, (B, size, size, C) of so many at a time."""
+    for start in range(0, len(images), BLOCK):
+        yield images.square(np.arange(start, min(start + BLOCK, len(images))), size)
 
 
 class Network(Protocol):

@@ -20,7 +20,7 @@ from rayssl.pipeline.features.pooled import pick, pooled_stages
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.identity import encoder_hash
-from rayssl.pipeline.search.apply import BLOCK, Floats, Network, Progress, Squares, inside
+from rayssl.pipeline.search.apply import Floats, Network, Progress, Squares, in_blocks, inside
 from rayssl.pipeline.search.store import Origin, Search
 
 CPU = torch.device("cpu")
@@ -40,11 +40,9 @@ class InThisProcess:
     def __call__(self, images: Squares, names: Sequence[str], progress: Progress | None) -> dict[str, Floats]:
         """Name (see features.pooled) → (N, D)."""
         blocks: dict[str, list[Floats]] = {name: [] for name in names}
-        for start in range(0, len(images), BLOCK):
-            rows = np.arange(start, min(start + BLOCK, len(images)))
-            pixels = torch.from_numpy(images.square(rows, self.image_size))
+        for squares in in_blocks(images, self.image_size):
             with torch.inference_mode():
-                stages = self.encoder.stages(to_float(pixels, CPU, PRECISION))
+                stages = self.encoder.stages(to_float(torch.from_numpy(squares), CPU, PRECISION))
             for name in names:
                 blocks[name].append(pick(stages, name).numpy())
         return {name: np.concatenate(found) for name, found in blocks.items()}
@@ -70,7 +68,7 @@ class OverWorkers:
 
 
 def query_networks(run: Path, search: Search, channels: int) -> tuple[Network | None, ...]:
-    """One a part, for queries; raises UserError like `load_networks`."""
+    """One a part, for queries, by torch; raises UserError like `load_networks`."""
     loaded = load_networks(run, search, channels)
     ready: dict[Encoder, Network] = {encoder: InThisProcess(encoder) for encoder in loaded if encoder is not None}
     return tuple(None if encoder is None else ready[encoder] for encoder in loaded)

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from rayssl.pipeline.base.documents import parse, read_bytes
+from rayssl.pipeline.base.documents import load, parse, read_bytes
 from rayssl.pipeline.base.errors import UserError, nearest
 from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import settled
-from rayssl.pipeline.data import storage
+from rayssl.pipeline.base.schemas import ReportedConfig
+from rayssl.pipeline.base.seals import check
+from rayssl.pipeline.data import AUTO, storage
 from rayssl.pipeline.data.shown import BY_TYPE, Shown
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.models.identity import read_manifest as read_export
@@ -22,6 +24,7 @@ from rayssl.pipeline.search.apply import Searcher, searched_by
 from rayssl.pipeline.search.exclusion import own_address, own_ids, same_file
 from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index, search
 from rayssl.pipeline.search.items import Items, load_items
+from rayssl.pipeline.search.onnx_networks import onnx_networks
 from rayssl.pipeline.search.queries import Asked, images_of, squares_of
 from rayssl.pipeline.search.store import FOLDER, search_hash
 
@@ -34,7 +37,8 @@ Answer = dict[str, Any]
 class OpenIndex:
     """An index with the paths and labels of its images, as they were when it was opened.
 
-    The encoder is loaded at the first image that is asked for: vectors are searched without it.
+    The encoder is loaded at the first image that is asked for, by ONNX Runtime where the run has it as an ONNX file,
+    else by torch; vectors are searched without it.
     """
 
     run: Path
@@ -89,12 +93,15 @@ class OpenIndex:
     @cached_property
     def encode(self) -> Searcher:
         """From images to the vectors that are searched; raises UserError where the run has another encoder by now."""
-        from rayssl.pipeline.search.networks import query_networks
-
         found, channels = searched_by(self.run), int(read_export(self.run)["channels"])
         if found.hash != self.hash:
             raise UserError(f"{self.run} is searched by another encoder since its index was opened: open it again")
-        return Searcher(found, query_networks(self.run, found, channels), channels)
+        networks = onnx_networks(self.run, found, channels)
+        if networks is None:
+            from rayssl.pipeline.search.networks import query_networks
+
+            networks = query_networks(self.run, found, channels)
+        return Searcher(found, networks, channels)
 
     def _own(self, asked: Asked) -> set[int]:
         return own_ids(asked.place, self.place) | own_address(asked.place, self.items.data_path)
@@ -206,13 +213,16 @@ def reads_below_zero(run: Path) -> bool:
 
 
 def _shown(run: Path) -> Shown:
-    """How the run reads values and transparency; as ever where its config was not copied along."""
-    from rayssl.pipeline import config as configuration
+    """How the run reads values and transparency; as ever where its config was not copied along.
 
-    if not (run / "config.json").exists():
+    The rest of the config is left alone: its method would import torch.
+    """
+    path, remedy = run / "config.json", "restore it, or start the run again in a new --out"
+    if not path.exists():
         return BY_TYPE
-    data = configuration.load(run / "config.json").data
-    return Shown.of(data.range, data.background)
+    data = load(path, ReportedConfig, remedy)["data"]
+    check(path, remedy)
+    return Shown.of(data.get("range") or AUTO, data.get("background") or AUTO)
 
 
 def _place_of(run: Path, name: str, data_path: str) -> Path:
