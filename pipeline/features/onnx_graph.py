@@ -3,9 +3,10 @@
 Shapes: B images of S × S pixels and C channels, D numbers of an output.
 """
 
+import contextlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,8 +74,7 @@ def _graph(module: nn.Module, images: Tensor, names: Sequence[str]) -> bytes:
     which every run would wait for, and another package."""
     file: Any = io.BytesIO()  # which this exporter takes, whatever its signature says
     try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # what depends on the number of images is found by comparing outputs
+        with _by_plain_operators(), torch.no_grad():
             torch.onnx.export(
                 module.eval(),
                 (images,),
@@ -89,6 +89,21 @@ def _graph(module: nn.Module, images: Tensor, names: Sequence[str]) -> bytes:
         raise NoGraphError(" ".join(str(error).split())[:200] or type(error).__name__) from None
     content: bytes = file.getvalue()
     return content
+
+
+@contextlib.contextmanager
+def _by_plain_operators() -> Iterator[None]:
+    """No fused attention, which ONNX lacks, and nothing printed: warnings of what may depend on the number of images,
+    which comparing outputs finds, and whole graphs on stdout where an operator is missing."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    getattr(torch._C, "_jit_set_onnx_log_enabled", bool)(False)  # there is no public way
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _pick(stages: dict[str, Tensor], name: str) -> Tensor:

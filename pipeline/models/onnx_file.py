@@ -80,7 +80,7 @@ def network_of(content: bytes, described: Mapping[str, Any]) -> OnnxNetwork:
         raise DamagedError(f"more than {LARGEST:,} bytes")
     if ELSEWHERE in content:
         raise DamagedError("it names data outside of the file")
-    session = _session(content)
+    session = open_session(content)
     channels, size = int(described["channels"]), int(described["image_size"])
     given = [(one.name, one.type, list(one.shape)[1:]) for one in session.get_inputs()]
     if given != [(INPUT, "tensor(uint8)", [size, size, channels])]:
@@ -134,7 +134,8 @@ def load_onnx(folder: Path, remedy: str) -> OnnxNetwork:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
 
 
-def _session(content: bytes) -> Any:
+def open_session(content: bytes) -> Any:
+    """An ONNX file in ONNX Runtime, on the CPU; raises DamagedError where that is none that it can run."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

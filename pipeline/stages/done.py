@@ -19,6 +19,7 @@ from rayssl.pipeline.generate.decoder import read_decoder
 from rayssl.pipeline.methods import load_method
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.identity import encoder_hash
+from rayssl.pipeline.models.onnx_file import FILE, MANIFEST
 from rayssl.pipeline.run.build import count_steps
 from rayssl.pipeline.run.context import Work
 from rayssl.pipeline.run.data_paths import as_started
@@ -75,7 +76,7 @@ def changed_since(run: Path, name: str) -> bool:
     }.get(name)
     if own is None or (name == "pretrain" and not list_checkpoints(run / "checkpoints")):
         return False
-    return bool(damaged_of(run, *own))
+    return any(not name.endswith((FILE, MANIFEST)) for name in damaged_of(run, *own))  # which `index` makes again alone
 
 
 def is_whole(read: Callable[[], object]) -> bool:

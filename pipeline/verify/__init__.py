@@ -12,13 +12,16 @@ from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.seals import OTHERS, audit, fits, forget_stamps, is_unfinished, running_stage, store_of
 from rayssl.pipeline.evaluation.records import read_evaluation, told_of
 from rayssl.pipeline.generate.decoder import read_decoder
+from rayssl.pipeline.models import onnx_file
 from rayssl.pipeline.models.export import load_encoder
 from rayssl.pipeline.models.identity import encoder_hash
+from rayssl.pipeline.models.onnx_file import can_run, has_onnx, load_onnx, read_described
 from rayssl.pipeline.run.folder import is_unstarted, read_manifest, read_race
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.search.apply import check_own_encoder
 from rayssl.pipeline.search.embeddings import files_of, load_embeddings, read_facts
 from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index
+from rayssl.pipeline.search.onnx_networks import remedy
 from rayssl.pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
 from rayssl.pipeline.training.checkpoint import checkpoint_fault, list_checkpoints
 from rayssl.pipeline.tune.search import load_search
@@ -163,6 +166,9 @@ def _together(run: Path) -> Iterator[Finding]:
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
     for folder in [path.parent for path in listed(run, f"{FOLDER}/*/encoder.json")]:
         yield _try(folder / "encoder.safetensors", lambda folder=folder: load_encoder(folder))  # type: ignore[misc]
+    for folder in [run, *(path for path in listed(run / FOLDER) if path.is_dir())]:
+        if has_onnx(folder) or (folder / onnx_file.FILE).exists():
+            yield _or_stale(_try(folder / onnx_file.FILE, lambda folder=folder: _check_onnx(run, folder)))  # type: ignore[misc]
     for folder in sorted({path.parent for path in listed(run, "embeddings/**/*.parquet")}):
         for path in files_of(folder):
             yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
@@ -202,6 +208,14 @@ def _try(path: Path, check: Callable[[], object]) -> Finding:
 def _check_search(run: Path) -> None:
     check_own_encoder(run, read_search(run))
     read_candidates(run)
+
+
+def _check_onnx(run: Path, folder: Path) -> None:
+    """Whole, and of the encoder beside it; without ONNX Runtime what is in the file is not looked at."""
+    if can_run():
+        load_onnx(folder, remedy(run))
+    if read_described(folder, remedy(run))["encoder"] != encoder_hash(folder):
+        raise UserError(f"{folder / onnx_file.FILE} is of another encoder: {remedy(run)}")
 
 
 def _check_embeddings(run: Path, path: Path) -> None:

@@ -13,12 +13,14 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import delete, listed
 from rayssl.pipeline.base.seals import OTHERS, forget_folder, note
 from rayssl.pipeline.evaluation.records import VERBS, read_evaluation
+from rayssl.pipeline.models import onnx_file
 from rayssl.pipeline.run.folder import data_name, read_manifest
 from rayssl.pipeline.search.embeddings import files_of, read_facts
 from rayssl.pipeline.search.store import FILE, TENSORS
 from rayssl.pipeline.tune.search import load_search
 
 ORDER = ("finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report")
+QUERIES = (onnx_file.FILE, onnx_file.MANIFEST)
 IRREPLACEABLE = ("config.json", "manifest.json", "race.json", "search.json")
 AGAIN = "again"  # what pre-training leaves, from the checkpoint that is there
 STARTED = (
@@ -96,7 +98,7 @@ def _repairs(folder: Path, name: str) -> list[Repair]:
         return [_command(folder, verb) for verb in _verbs_of_figures(folder)]
     if first == "embeddings":
         return [_embedding(folder, rest.split("/")[0])]
-    if first in ("index", "search", FILE, TENSORS) and not _is_search(folder):
+    if first in ("index", "search", FILE, TENSORS, *QUERIES) and not _is_search(folder):
         return [_command(folder, "index")]
     if first == "finetuned" or name == "checkpoints/finetune.json":
         return [_command(folder, "finetune")]
