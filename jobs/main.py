@@ -35,6 +35,7 @@ VERBS = {
     "anomalies": "the images least like those that a run was trained on",
     "tune": "search for the augmentation that suits the images",
     "report": "report.html over one run or several",
+    "export": "the encoder for torchvision, timm, ONNX or plain torch, with a model card",
     "verify": "check every file of a run folder",
     "profile": "where a training step's time goes",
     "weights": "pretrained weights on this machine; fetch some by name",

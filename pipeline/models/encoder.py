@@ -373,7 +373,7 @@ def _recorded(net: nn.Module, x: Tensor, paths: dict[str, str]) -> dict[str, Ten
             output = output.permute(0, 3, 1, 2)
         elif kind == "VisionTransformer":
             side = math.isqrt(output.shape[1] - 1)
-            output = output[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+            output = output[:, 1:].transpose(1, 2).reshape(output.shape[0], -1, side, side)
         found[name] = output
 
     hooks = [net.get_submodule(path).register_forward_hook(partial(keep, name)) for name, path in paths.items()]

@@ -106,9 +106,9 @@ def export_encoder(
     weights, module = folder / "encoder.safetensors", folder / "encoder_module.py"
     forget(weights, module, folder / "MODEL_CARD.md", folder / "encoder.json")  # until all are there, none is finished
     with replacing(weights) as temporary:
-        temporary.write_bytes(save(_plain(encoder.net)))
-    described = _described(encoder)
-    library = _library(encoder)
+        temporary.write_bytes(save(state_of(encoder.net)))
+    described = described_as(encoder)
+    library = library_of(encoder)
     if library is not None:
         forget(module)
         delete(module)
@@ -116,12 +116,12 @@ def export_encoder(
     else:
         write_text(
             module,
-            inspect.getsource(backbones) + _standalone_footer(encoder, described),
+            standalone_module(encoder, described),
         )
     manifest = {"schema": SCHEMA, **described, "stages": list(encoder.stage_names), "sha256": sha256(weights)}
     whose = {"licence": licence_of(encoder), "origin": list(encoder.origins)}
     _write_card(folder, {**manifest, **whose}, extra or {}, data)
-    how = _loading_code(library, encoder, described).splitlines()
+    how = loading_code(library, encoder, described).splitlines()
     write_json(folder / "encoder.json", {**manifest, **whose, "load": how, "extra": extra or {}})
     if library is None or not encoder.origins:
         return None
@@ -142,16 +142,27 @@ def parity(encoder: Encoder, folder: Path) -> float:
     """
     from safetensors.torch import load_file
 
-    with torch.random.fork_rng(devices=[]):
-        net = _peer(encoder)
-    net.load_state_dict(load_file(folder / "encoder.safetensors"), strict=True)
+    library = "timm" if is_timm(encoder.name) else "torchvision"
+    noise = noise_for(encoder, 1)
+    theirs = features_by(encoder, peer(encoder, library), load_file(folder / "encoder.safetensors"), noise)
+    return float((theirs - in_eval(encoder, lambda: encoder(noise))).abs().max())
+
+
+@torch.no_grad()
+def features_by(encoder: Encoder, net: nn.Module, state: dict[str, Tensor], images: Tensor) -> Tensor:
+    """(B, D) of images by a library's own network with a state dict; RuntimeError where it does not take that."""
+    net.load_state_dict(state, strict=True)
     for layer in net.modules():
         if encoder.epsilon is not None and isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.eps = encoder.epsilon
-    shape = (1, encoder.channels, encoder.image_size, encoder.image_size)
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
-    theirs = net.eval().to(encoder.mean)(backbones.normalise(noise, encoder.mean, encoder.std))
-    return float((theirs - in_eval(encoder, lambda: encoder(noise))).abs().max())
+    features: Tensor = net.eval().to(encoder.mean)(backbones.normalise(images, encoder.mean, encoder.std))
+    return features
+
+
+def noise_for(encoder: Encoder, n: int) -> Tensor:
+    """(N, C, S, S) in [0, 1], always the same."""
+    shape = (n, encoder.channels, encoder.image_size, encoder.image_size)
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(encoder.mean)
 
 
 def load_encoder(folder: Path | str) -> Encoder:
@@ -174,18 +185,20 @@ def load_encoder(folder: Path | str) -> Encoder:
     return encoder.eval()
 
 
-def _plain(net: nn.Module) -> dict[str, Tensor]:
+def state_of(net: nn.Module) -> dict[str, Tensor]:
     """A state dict on the CPU, in float32 and the usual memory layout."""
     state = {key: value.detach().cpu() for key, value in net.state_dict().items()}
     return {key: (v.float() if v.is_floating_point() else v).contiguous() for key, v in state.items()}
 
 
-def _standalone_footer(encoder: Encoder, described: dict[str, Any]) -> str:
+def standalone_module(encoder: Encoder, described: dict[str, Any]) -> str:
+    """A Python file that builds and loads the encoder with torch and safetensors alone."""
     own = _own_epsilon(encoder, "encoder.net", " " * 4)
-    return _FOOTER.format(**described, architecture=encoder.architecture, own=own)
+    return inspect.getsource(backbones) + _FOOTER.format(**described, architecture=encoder.architecture, own=own)
 
 
-def _described(encoder: Encoder) -> dict[str, Any]:
+def described_as(encoder: Encoder) -> dict[str, Any]:
+    """What encoder.json says of it, and the loading code is filled with."""
     return {
         "name": encoder.name,
         "stem": encoder.stem,
@@ -199,7 +212,7 @@ def _described(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _library(encoder: Encoder) -> str | None:
+def library_of(encoder: Encoder) -> str | None:
     """Which of timm and torchvision has a network that takes the weights as they are, without its classifier."""
     if is_timm(encoder.name):
         return "timm"
@@ -208,18 +221,15 @@ def _library(encoder: Encoder) -> str | None:
     return "torchvision" if encoder.channels == 3 and same_stem and not own else None
 
 
-def _loading_code(library: str | None, encoder: Encoder, described: dict[str, Any]) -> str:
+def loading_code(library: str | None, encoder: Encoder, described: dict[str, Any]) -> str:
     """Python code that rebuilds an encoder with torch and that library alone, or with the module beside it."""
     if library is None:
         return _STANDALONE.format(**described)
+    named = {**described, "name": _network(encoder), "network": _network(encoder), "own": _own_epsilon(encoder)}
     if library == "timm":
-        arguments = arguments_of(encoder.name, encoder.channels, encoder.image_size)
-        network, _ = parts_of(encoder.name)
-        return _TIMM.format(**described, network=network, arguments=_listed(arguments), own=_own_epsilon(encoder))
-    arguments = backbones.torchvision_arguments(encoder.name, encoder.image_size)
-    return _TORCHVISION.format(
-        **described, arguments=_listed(arguments), head=_head(encoder), own=_own_epsilon(encoder)
-    )
+        return _TIMM.format(**named, arguments=_listed(_timm_arguments(encoder)))
+    arguments = backbones.torchvision_arguments(_network(encoder), encoder.image_size)
+    return _TORCHVISION.format(**named, arguments=_listed(arguments), head=_head(encoder))
 
 
 def _own_epsilon(encoder: Encoder, net: str = "net", indent: str = "") -> str:
@@ -239,22 +249,36 @@ def _listed(arguments: dict[str, Any]) -> str:
     return "".join(f", {key}={value!r}" for key, value in arguments.items())
 
 
+def _network(encoder: Encoder) -> str:
+    """Its name in torchvision and timm."""
+    return parts_of(encoder.name)[0] if is_timm(encoder.name) else encoder.name
+
+
+def _timm_arguments(encoder: Encoder) -> dict[str, Any]:
+    return arguments_of(f"{TIMM}{_network(encoder)}", encoder.channels, encoder.image_size)
+
+
 def _head(encoder: Encoder) -> str:
-    return "fc" if encoder.name in ENCODERS else backbones.head_path(encoder.net, nn.Identity)
+    """The path of the classifier in torchvision's network."""
+    if encoder.name in ENCODERS:
+        return "fc"
+    return backbones.head_path(peer(encoder, "torchvision") if is_timm(encoder.name) else encoder.net, nn.Identity)
 
 
-def _peer(encoder: Encoder) -> nn.Module:
-    """What the loading code builds."""
-    if is_timm(encoder.name):
-        network, _ = parts_of(encoder.name)
-        arguments = arguments_of(encoder.name, encoder.channels, encoder.image_size)
-        built: nn.Module = import_timm().create_model(network, **arguments)
-        return built
-    from torchvision import models
+def peer(encoder: Encoder, library: str) -> nn.Module:
+    """What the loading code builds: timm's or torchvision's network of that name, without its classifier.
 
-    arguments = backbones.torchvision_arguments(encoder.name, encoder.image_size)
-    net: nn.Module = models.get_model(encoder.name, weights=None, **arguments)
-    net.set_submodule(_head(encoder), nn.Identity())
+    UserError where timm has none, ValueError where torchvision has none. torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if library == "timm":
+            built: nn.Module = import_timm().create_model(_network(encoder), **_timm_arguments(encoder))
+            return built
+        from torchvision import models
+
+        arguments = backbones.torchvision_arguments(_network(encoder), encoder.image_size)
+        net: nn.Module = models.get_model(_network(encoder), weights=None, **arguments)
+    net.set_submodule(backbones.head_path(net, nn.Linear, nn.Conv2d), nn.Identity())
     return net
 
 

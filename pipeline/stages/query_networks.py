@@ -17,10 +17,11 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.data import Dataset, Images
-from rayssl.pipeline.features.onnx_graph import NoGraphError, pooled_graph
+from rayssl.pipeline.features.pooled_graph import pooled_graph
 from rayssl.pipeline.models.encoder import Encoder, describe
 from rayssl.pipeline.models.identity import read_manifest as read_export
 from rayssl.pipeline.models.onnx_file import can_run, network_of, remove_onnx, write_onnx
+from rayssl.pipeline.models.onnx_graph import NoGraphError
 from rayssl.pipeline.run.folder import mark_stage, read_manifest, stage_done, stage_key
 from rayssl.pipeline.run.own_images import open_own
 from rayssl.pipeline.search.apply import Network, Searcher, searched_by

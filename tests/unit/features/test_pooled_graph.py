@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from rayssl.pipeline.features.onnx_graph import NoGraphError, _averages, features_graph, pooled_graph
 from rayssl.pipeline.features.pooled import names_of, pick
+from rayssl.pipeline.features.pooled_graph import _averages, pooled_graph
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
 from rayssl.pipeline.models.onnx_file import network_of, open_session
+from rayssl.pipeline.models.onnx_graph import NoGraphError, features_graph
 
 ENCODERS = [
     ("cnn-small", 3, 20, {}),
