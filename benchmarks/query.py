@@ -1,10 +1,12 @@
-"""What a query costs in a large index: seconds and memory of the whole command, and of one search of an open index.
+"""What a query costs in an index: seconds and memory of the whole command, and of one search of an open index.
 
-    python benchmarks/query.py RUN --rows 1000000 --tree before=../before --tree after=.
+    python benchmarks/query.py OUT
+    python benchmarks/query.py OUT --rows 1000000 --tree before=../before --tree after=.
 
-RUN is made where it is not there: an untrained encoder, and made-up vectors of 128 numbers (points around 1,000
-centres) with paths and labels, in an index as `rayssl index` builds it. Nothing is said of how well they are found.
-Every tree, a checkout of this project, answers in turn with its own `rayssl query`; beside them stands `import torch`.
+In OUT a run is made for each number of rows, where it is not there: an untrained encoder, also as the ONNX file that
+queries see by, and made-up vectors of 128 numbers (points around 1,000 centres) with paths and labels, in an index as
+`rayssl index` builds it. Nothing is said of how well they are found. Every tree, a checkout of this project, answers in
+turn with its own `rayssl query`; beside them stands `import torch`, and the ratio of the medians to it is told.
 Median and extremes of the rounds go to benchmarks/results/query.json. Leave it the machine.
 """
 
@@ -24,6 +26,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "query.json"
 DIM, CENTRES, SIDE, CLASSES = 128, 1000, 32, 100
+TORCH = "import torch"
+Cost = tuple[float, float, float]  # seconds, seconds of CPU time, GiB
 SEARCH = """
 import sys, time, numpy as np, rayssl
 opened = rayssl.open_index(sys.argv[1])
@@ -42,48 +46,60 @@ print(seconds(lambda one: opened.search(vectors=one)), seconds(lambda one: opene
 
 
 def main() -> None:
-    """Make the run, ask in turn, write the result."""
+    """Make the runs, ask in turn, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 1_000_000])
     parser.add_argument("--factory", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=DIR")
     options = parser.parse_args()
-    options.run = options.run.resolve()
-    if not (options.run / "index").exists():
-        make_run(options.run, options.rows, options.factory)
     trees = dict(one.split("=", 1) for one in options.tree) or {"after": str(ROOT)}
-    asked = [sys.executable, "-m", "rayssl.jobs.query", str(options.run), str(options.run / "asked.png"), "--json"]
+    result: dict[str, Any] = described(options)
+    for rows in options.rows:
+        run = (options.out / f"rows-{rows}").resolve()
+        if not (run / "queries.json").exists():
+            make_run(run, rows, options.factory)
+        costs = costs_of(run, trees, options.rounds)
+        result[f"{rows:,} rows"] = {
+            "whole command": {name: {**summary(one), **compared(one, costs[TORCH])} for name, one in costs.items()},
+            "search of an open index": {name: search_times(run, tree) for name, tree in trees.items()},
+        }
+    RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+def costs_of(run: Path, trees: dict[str, str], rounds: int) -> dict[str, list[Cost]]:
+    """The whole command in every tree, and the import of torch, in turns."""
+    asked = [sys.executable, "-m", "rayssl.jobs.main", "query", str(run), str(run / "asked.png"), "--json"]
     commands = {name: (asked, tree) for name, tree in trees.items()}
-    commands["import torch"] = ([sys.executable, "-c", "import torch"], str(ROOT))
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in commands}
-    for one in range(-1, options.rounds):  # the first round only warms up: files are hashed and compiled once
+    commands[TORCH] = ([sys.executable, "-c", TORCH], str(ROOT))
+    found: dict[str, list[Cost]] = {name: [] for name in commands}
+    for one in range(-1, rounds):  # the first round only warms up: files are hashed and compiled once
         for name, (command, tree) in commands.items():
             cost = cost_of(command, tree)
             if one >= 0:
                 found[name].append(cost)
-    result = {
-        **described(options),
-        "whole command": {name: summary(costs) for name, costs in found.items()},
-        "search of an open index": {name: search_times(options.run, tree) for name, tree in trees.items()},
-    }
-    RESULT.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-    print(json.dumps(result, indent=2))
+    return found
+
+
+def compared(costs: list[Cost], torch: list[Cost]) -> dict[str, float]:
+    """Ratios of medians to those of importing torch, which was done in turns with it."""
+    own, other = ([statistics.median(values) for values in zip(*one, strict=True)] for one in (costs, torch))
+    return {"seconds / import torch": round(own[0] / other[0], 2), "CPU / import torch": round(own[1] / other[1], 2)}
 
 
 def described(options: argparse.Namespace) -> dict[str, Any]:
     """The command, without this machine's places, the commit, versions and machine."""
     from rayssl.pipeline.run.software import describe_software
 
-    command = (
-        f"python benchmarks/query.py RUN --rows {options.rows} --factory {options.factory} --rounds {options.rounds}"
-    )
+    rows = " ".join(map(str, options.rows))
+    command = f"python benchmarks/query.py OUT --rows {rows} --factory {options.factory} --rounds {options.rounds}"
     trees = "".join(f" --tree {one.partition('=')[0]}=DIR" for one in options.tree)
     return {"benchmark": "query", "command": f"{command}{trees}", **describe_software()}
 
 
-def cost_of(command: list[str], tree: str) -> tuple[float, float, float]:
+def cost_of(command: list[str], tree: str) -> Cost:
     """Seconds, seconds of CPU time and peak resident GiB of a whole process."""
     began = time.perf_counter()
     # In the tree: `python -m` looks into the current folder first.
@@ -95,7 +111,7 @@ def cost_of(command: list[str], tree: str) -> tuple[float, float, float]:
     return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024**2
 
 
-def summary(costs: list[tuple[float, float, float]]) -> dict[str, Any]:
+def summary(costs: list[Cost]) -> dict[str, Any]:
     """Median and extremes."""
     seconds, cpu, memory = zip(*costs, strict=True)
     extremes = [round(min(seconds), 2), round(max(seconds), 2)]
@@ -120,16 +136,19 @@ def search_times(run: Path, tree: str) -> dict[str, float] | None:
 
 def make_run(run: Path, rows: int, factory: str) -> None:
     """A run folder with an untrained encoder, and an index over vectors that no image has."""
+    from rayssl.pipeline.features import LAST
+    from rayssl.pipeline.features.pooled_graph import pooled_graph
     from rayssl.pipeline.models.encoder import build_encoder
     from rayssl.pipeline.models.export import export_encoder
     from rayssl.pipeline.models.identity import encoder_hash
+    from rayssl.pipeline.models.onnx_file import write_onnx
     from rayssl.pipeline.run.folder import update_manifest
     from rayssl.pipeline.search.embeddings import Embeddings, save_embeddings
     from rayssl.pipeline.search.index import build_index, save_index
     from rayssl.pipeline.stages.done import digests
 
     rng = np.random.default_rng(0)
-    encoder = build_encoder("conv", channels=3, image_size=SIDE, latent_dim=DIM)
+    encoder = build_encoder("resnet-tiny", channels=3, image_size=SIDE).eval()
     export_encoder(encoder, run)
     centres = rng.standard_normal((CENTRES, DIM), dtype=np.float32)
     vectors = centres[rng.integers(0, CENTRES, rows)] + 0.5 * rng.standard_normal((rows, DIM), dtype=np.float32)
@@ -156,6 +175,9 @@ def make_run(run: Path, rows: int, factory: str) -> None:
         factory=factory, recall=1.0, dim=DIM, count=rows, embeddings=digests(run, "made-up", ""),
     )  # fmt: skip
     Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(run / "asked.png")
+    content, outputs = pooled_graph(encoder, [LAST])
+    described = {"encoder": encoder_hash(run), "channels": 3, "image_size": SIDE, "outputs": outputs}
+    write_onnx(run, content, described)
 
 
 if __name__ == "__main__":

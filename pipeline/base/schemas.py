@@ -225,6 +225,7 @@ class Stage(Part):
     vectors: Text | Count | None = None
     score: Number | None = None
     recall: Number | None = None
+    parity: Number | None = None
 
 
 class Manifest(Files):

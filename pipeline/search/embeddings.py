@@ -4,7 +4,7 @@
 (fixed-size list of float32); the schema's metadata tells which encoder and which data they come from.
 
 Reading keeps away from what makes pyarrow import pandas where that is installed (`read_table`, `to_numpy`,
-`fill_null`): a query would wait for it longer than it searches.
+`fill_null`), and from `pyarrow.compute`: a query would wait for them longer than it searches.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -217,11 +216,13 @@ def known_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64]:
     if values is None or array.null_count == len(array):
         return np.full(len(array), -1)
     labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
-    if len(labels) and pc.min(array).as_py() < 0:
-        raise _damaged(path, "a label below zero")
+    there = np.ones(len(array), dtype=bool)
     if known is not None:  # a bit an image
         bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")
-        labels[bits[array.offset :][: len(array)] == 0] = -1
+        there = bits[array.offset :][: len(array)] == 1
+    if (labels[there] < 0).any():
+        raise _damaged(path, "a label below zero")
+    labels[~there] = -1
     return labels
 
 

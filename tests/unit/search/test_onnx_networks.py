@@ -111,7 +111,8 @@ import sys
 from pathlib import Path
 import rayssl
 from rayssl.jobs.main import run_verb
-unwanted = {"torch", "torchvision", "onnx", "pandas", "ray", "scipy", "sklearn", "matplotlib", "rich", "wandb"}
+unwanted = {"torch", "torchvision", "onnx", "pandas", "ray", "scipy", "sklearn", "matplotlib", "rich", "wandb",
+            "pyarrow.compute"}
 run, image = sys.argv[1:]
 assert run_verb("query", [run, image, "-k", "3"]) == 0
 print(sorted(unwanted & set(sys.modules)), rayssl.open_index(run).search(image, k=3)[0]["query"])
@@ -130,6 +131,17 @@ def test_a_query_imports_no_torch(mixed: Path, images: Path) -> None:
         check=True,
     )
     assert done.stdout.splitlines()[-2:] == [f"[] {image}", "[] True"]
+
+
+def test_the_command_ends_with_all_that_it_had_to_say(mixed: Path, images: Path) -> None:
+    """Though it does not wait for Python to end."""
+    image = str(images / "red" / "0.png")
+    command = [sys.executable, "-m", "rayssl.jobs.main", "query", str(mixed), image, str(mixed / "no.png"), "--json"]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 3  # one of the images cannot be read
+    answered, failed = json.loads(done.stdout)
+    assert len(answered["neighbors"]) == 10
+    assert "no.png does not exist" in failed["error"]
 
 
 def test_descriptors_alone_need_neither(finished_copy: Path) -> None:
