@@ -27,9 +27,13 @@ FILE, MANIFEST = "queries.onnx", "queries.json"
 SCHEMA = 1
 INPUT = "images"
 LARGEST = 1 << 30  # bytes; ONNX itself ends at 2 GiB, where protobuf does
-# The key by which a tensor of an ONNX file names another file, or a place in memory, to be read (onnx.proto,
-# TensorProto.external_data). Without these letters in it no file can name one.
-ELSEWHERE = b"location"
+# Letters without which a file cannot do what no encoder's does, and why they are refused. A tensor names another file,
+# or a place in memory, under the key "location" (onnx.proto, TensorProto.external_data); the others are all the
+# operators that repeat something. Weights do not spell them: a float with one of these bytes on top is above 1e7.
+REFUSED = {
+    b"location": "it names data outside of the file",
+    **dict.fromkeys((b"Loop", b"Scan", b"SequenceMap"), "it has a loop"),
+}
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -78,8 +82,9 @@ def network_of(content: bytes, described: Mapping[str, Any]) -> OnnxNetwork:
     """The network in an ONNX file's bytes, `described` as in queries.json; raises DamagedError where it is another."""
     if len(content) > LARGEST:
         raise DamagedError(f"more than {LARGEST:,} bytes")
-    if ELSEWHERE in content:
-        raise DamagedError("it names data outside of the file")
+    for letters, reason in REFUSED.items():
+        if letters in content:
+            raise DamagedError(reason)
     session = open_session(content)
     channels, size = int(described["channels"]), int(described["image_size"])
     given = [(one.name, one.type, list(one.shape)[1:]) for one in session.get_inputs()]

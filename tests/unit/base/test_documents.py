@@ -130,7 +130,15 @@ def test_keys_of_the_config_exist(document: Path) -> None:
     groups = "|".join(field.name for field in dataclasses.fields(Config) if "Config" in str(field.type))
     paths = {path for name in METHODS for path in flatten(to_dict(Config(method=method_config(name))))}
     named = re.findall(rf"`((?:{groups})\.[a-z_]+)`", document.read_text())
-    files = {"encoder.json", "encoder.safetensors", "search.json", "search.safetensors", "cluster.yaml", "index.faiss"}
+    files = {
+        "encoder.json",
+        "encoder.onnx",
+        "encoder.safetensors",
+        "search.json",
+        "search.safetensors",
+        "cluster.yaml",
+        "index.faiss",
+    }
     manifest = {"data.concluded", "data.duplicates", "data.started"}
     assert set(named) - paths - files - manifest - {"finetune.json", "train.parquet"} == set()
 

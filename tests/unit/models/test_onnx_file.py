@@ -84,6 +84,26 @@ def elsewhere(folder: Path) -> None:
     rewrite(folder, model.SerializeToString())
 
 
+def endless(folder: Path) -> None:
+    """A loop of 2^62 rounds, which ONNX Runtime would begin."""
+    model = mean_network()
+    graph = model.graph
+    keeps_on = helper.make_node("Identity", ["condition"], ["again"])
+    body = helper.make_graph(
+        [keeps_on],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, ()),
+            helper.make_tensor_value_info("condition", TensorProto.BOOL, ()),
+        ],
+        [helper.make_tensor_value_info("again", TensorProto.BOOL, ())],
+    )
+    graph.initializer.append(numpy_helper.from_array(np.array(2**62), "rounds"))
+    graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    graph.node.append(helper.make_node("Loop", ["rounds", "yes"], [], body=body))
+    rewrite(folder, model.SerializeToString())
+
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "another byte": (damage, r"damaged \(its sha256 is not the one in queries\.json\)"),
     "gone": (lambda folder: (folder / "queries.onnx").unlink(), r"does not exist"),
@@ -96,6 +116,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no ONNX": (lambda folder: rewrite(folder, b"no ONNX"), r"damaged \(ONNX Runtime cannot read it"),
     "empty": (lambda folder: rewrite(folder, b""), r"damaged \(ONNX Runtime cannot read it"),
     "data elsewhere": (elsewhere, r"damaged \(it names data outside of the file\)"),
+    "a loop": (endless, r"damaged \(it has a loop\)"),
     "another input": (
         lambda folder: rewrite(folder, mean_network(shape=("B", 5, 5, CHANNELS)).SerializeToString()),
         r"damaged \(it does not take images of 4 × 4 × 2\)",
