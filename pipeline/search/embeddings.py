@@ -216,13 +216,15 @@ def known_labels(column: pa.ChunkedArray, path: Path) -> NDArray[np.int64]:
     if values is None or array.null_count == len(array):
         return np.full(len(array), -1)
     labels: NDArray[np.int64] = np.frombuffer(values, np.int64)[array.offset :][: len(array)].copy()
-    there = np.ones(len(array), dtype=bool)
-    if known is not None:  # a bit an image
+    unknown = None
+    if known is not None and array.null_count:  # a bit an image
         bits = np.unpackbits(np.frombuffer(known, np.uint8), bitorder="little")
-        there = bits[array.offset :][: len(array)] == 1
-    if (labels[there] < 0).any():
+        unknown = bits[array.offset :][: len(array)] == 0
+        labels[unknown] = 0  # whatever stands there
+    if len(labels) and labels.min() < 0:
         raise _damaged(path, "a label below zero")
-    labels[~there] = -1
+    if unknown is not None:
+        labels[unknown] = -1
     return labels
 
 
