@@ -50,16 +50,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[2_000, 1_000_000])
-    parser.add_argument("--factory", default="auto")
+    parser.add_argument("--factory", nargs="+", default=["auto"], help="one for all runs, or one each")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tree", action="append", default=[], metavar="NAME=DIR")
     options = parser.parse_args()
     trees = dict(one.split("=", 1) for one in options.tree) or {"after": str(ROOT)}
     result: dict[str, Any] = described(options)
-    for rows in options.rows:
+    for rows, factory in zip(options.rows, options.factory * (len(options.rows) if len(options.factory) == 1 else 1)):
         run = (options.out / f"rows-{rows}").resolve()
-        if not (run / "queries.json").exists():
-            make_run(run, rows, options.factory)
+        if not (run / "asked.png").exists():
+            make_run(run, rows, factory)
         costs = costs_of(run, trees, options.rounds)
         result[f"{rows:,} rows"] = {
             "whole command": {name: {**summary(one), **compared(one, costs[TORCH])} for name, one in costs.items()},
@@ -93,8 +93,8 @@ def described(options: argparse.Namespace) -> dict[str, Any]:
     """The command, without this machine's places, the commit, versions and machine."""
     from rayssl.pipeline.run.software import describe_software
 
-    rows = " ".join(map(str, options.rows))
-    command = f"python benchmarks/query.py OUT --rows {rows} --factory {options.factory} --rounds {options.rounds}"
+    rows, factories = (" ".join(map(str, one)) for one in (options.rows, options.factory))
+    command = f"python benchmarks/query.py OUT --rows {rows} --factory {factories} --rounds {options.rounds}"
     trees = "".join(f" --tree {one.partition('=')[0]}=DIR" for one in options.tree)
     return {"benchmark": "query", "command": f"{command}{trees}", **describe_software()}
 
@@ -174,10 +174,10 @@ def make_run(run: Path, rows: int, factory: str) -> None:
         index, run / "index" / "made-up", encoder_hash=encoder_hash(run), data_fingerprint="0" * 32,
         factory=factory, recall=1.0, dim=DIM, count=rows, embeddings=digests(run, "made-up", ""),
     )  # fmt: skip
-    Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(run / "asked.png")
     content, outputs = pooled_graph(encoder, [LAST])
     described = {"encoder": encoder_hash(run), "channels": 3, "image_size": SIDE, "outputs": outputs}
     write_onnx(run, content, described)
+    Image.fromarray(rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)).save(run / "asked.png")
 
 
 if __name__ == "__main__":
