@@ -25,6 +25,7 @@ from rayssl.pipeline.base.seals import check, forget, note
 
 FILE, MANIFEST = "queries.onnx", "queries.json"
 SCHEMA = 1
+AGAIN = "`rayssl index RUN` writes it again"
 INPUT = "images"
 LARGEST = 1 << 30  # bytes; ONNX itself ends at 2 GiB, where protobuf does
 # Letters without which a file cannot do what no encoder's does, and why they are refused. A tensor names another file,
@@ -57,14 +58,15 @@ class OnnxNetwork:
         found = dict(zip(names, self._run(images, names), strict=True))
         for name, values in found.items():
             if values.dtype != np.float32 or values.shape != (len(images), self.outputs[name]):
-                raise UserError(f"{FILE} gives {values.shape} for {name}, not {(len(images), self.outputs[name])}")
+                right = (len(images), self.outputs[name])
+                raise UserError(f"{FILE} gives {values.shape} for {name}, not {right}: {AGAIN}")
         return found
 
     def _run(self, images: Bytes, names: Sequence[str]) -> list[NDArray[Any]]:
         try:
             found: list[NDArray[Any]] = self.session.run(list(names), {INPUT: images})
         except Exception as error:  # ONNX Runtime's have no base of their own
-            raise UserError(f"{FILE} cannot be run: {_line(error)}") from None
+            raise UserError(f"{FILE} cannot be run ({_line(error)}): {AGAIN}") from None
         return found
 
 
@@ -145,7 +147,7 @@ def open_session(content: bytes) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what is wrong is raised
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = os.cpu_count() or 1
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # threads wait asleep, as everywhere here
     try:

@@ -32,8 +32,8 @@ from rayssl.pipeline.search.store import FOLDER, Search
 STAGE = "queries"
 FORMAT = 1  # changes with what is written
 LARGEST_DIFFERENCE = 1e-5  # of the numbers of searched vectors, whose length is 1
-MOST_IMAGES, LEAST_IMAGES = 256, 16  # that are compared
-MOST_FLOPS = 2e11  # for which a network sees so many: about two seconds of a core
+MOST_IMAGES, LEAST_IMAGES = 256, 8  # that are compared
+MOST_FLOPS = 5e10  # for which a network sees so many: about a second of a core
 
 
 @dataclass(frozen=True)
