@@ -29,6 +29,7 @@ VERBS = {
     "index": "a FAISS index over a run's embeddings",
     "evaluate": "kNN, k-means, retrieval and health of a run's embeddings",
     "query": "the most similar images of a run to some image files",
+    "serve": "a page and an HTTP interface to search the images of runs",
     "reconstruct": "what an autoencoder makes of validation images",
     "interpolate": "from one image to another by way of their codes",
     "sample": "new images from a variational autoencoder or a PixelCNN",

@@ -19,7 +19,7 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")])
 # A folder, or a module beside them, imports from itself and from those above it in this list.
 FLOORS = (
     "base", "models", "data", "features", "augment", "methods", "training", "config", "recipes", "run", "search",
-    "evaluation", "report", "generate", "stages", "tune", "race", "verify", "cluster", "launch",
+    "evaluation", "report", "generate", "stages", "tune", "race", "verify", "service", "cluster", "launch",
 )  # fmt: skip
 
 

@@ -1,0 +1,75 @@
+"""From a query vector to the images that are told of.
+
+Shapes: d numbers in a vector.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.service.opened import Mask, View
+
+# Weights of Rocchio's relevance feedback (Manning, Raghavan, Schütze: Introduction to Information Retrieval, 9.1.1).
+LIKE, UNLIKE = 0.75, 0.15
+FURTHER = 4  # times as many are looked at where too few of the nearest match
+
+Floats = NDArray[np.float32]
+
+
+def like_these(view: View, like: Sequence[int], unlike: Sequence[int]) -> Floats:
+    """(d,): towards the mean of some indexed images and away from that of others.
+
+    Raises UserError for ids that are not indexed, and where nothing is left to search for.
+    """
+    if not like:
+        raise UserError("like: name at least one image that the results are to be like")
+    vector = LIKE * _mean(view, like)
+    if unlike:
+        vector -= UNLIKE * _mean(view, unlike)
+    if not np.linalg.norm(vector) > 0:
+        raise UserError("the images cancel each other out: choose others")
+    return vector
+
+
+def checked(view: View, vector: Sequence[float]) -> Floats:
+    """(d,); raises UserError for another length, and for zeros or what is too large to be compared."""
+    values = np.asarray(vector, dtype=np.float64)
+    if values.shape != (view.opened.dim,):
+        raise UserError(f"vector: it has {len(values)} numbers; vectors of this run have {view.opened.dim}")
+    largest = np.abs(values).max()
+    if not 0 < largest < np.inf:
+        raise UserError("vector: all of it is zero, or not finite")
+    scaled: Floats = (values / largest).astype(np.float32)
+    return scaled
+
+
+def nearest(view: View, vector: Floats, k: int, leave_out: Sequence[int] = (), among: Mask | None = None) -> list[Any]:
+    """At most k images, best first, as [{"rank", "id", "path", "label", "split", "score"}]; ids are text."""
+    items, query = view.opened.items, normalise(vector[None])
+    asked = k + len(leave_out)
+    while True:
+        asked = min(asked, len(view.opened))
+        scores, ids = view.opened.index.search(query, asked)
+        rows = items.rows(ids[0])
+        keep = (rows >= 0) & ~np.isin(ids[0], list(leave_out))
+        if among is not None:
+            keep &= among[rows]
+        if keep.sum() >= k or asked == len(view.opened):
+            break
+        asked *= FURTHER
+    found = zip(ids[0][keep][:k].tolist(), rows[keep][:k].tolist(), scores[0][keep][:k].clip(-1, 1).tolist())
+    return [{"rank": rank, **told(view, one, row), "score": score} for rank, (one, row, score) in enumerate(found, 1)]
+
+
+def told(view: View, one: int, row: int) -> dict[str, Any]:
+    """What is told of an indexed image."""
+    return {"id": str(one), **view.opened.items.told(row), "split": str(view.splits[row])}
+
+
+def _mean(view: View, ids: Sequence[int]) -> Floats:
+    found: Floats = view.stored(np.array(ids, dtype=np.int64)).mean(axis=0)
+    return found
