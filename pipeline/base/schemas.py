@@ -389,6 +389,13 @@ class EmbeddingsFacts(Document):
     data_path: Text
 
 
+class MapFacts(Document):
+    """What index/<data>/map.parquet tells of itself, in its schema's metadata under `rayssl`."""
+
+    made_of: Text
+    fitted: Count
+
+
 class PartOrigin(Part):
     """Where what a part of the searched vectors is seen by comes from."""
 
@@ -608,7 +615,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "queries": OnnxFile,
     "checkpoint-manifest": CheckpointFile, "checkpoint-state": CheckpointState,
     "finetune-draws": Draws, "index-manifest": IndexFile,
-    "embeddings-metadata": EmbeddingsFacts, "search": SearchFile, "tune-search": TuneFile, "tune-trial": TrialFile,
+    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "search": SearchFile, "tune-search": TuneFile, "tune-trial": TrialFile,
     "race": RaceFile, "files": Files, "comparison": Comparison,
 }  # fmt: skip
 

@@ -21,7 +21,8 @@ from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.search.apply import searched_by
 from rayssl.pipeline.service import login, messages, reference, searches
 from rayssl.pipeline.service.batches import BusyError, Embedder
-from rayssl.pipeline.service.guard import MOST_IMAGE_BYTES, RETRY_AFTER, Guard, Names
+from rayssl.pipeline.service.guard import MAP_HEADERS, MOST_IMAGE_BYTES, RETRY_AFTER, Guard, Names
+from rayssl.pipeline.service.maps import Maps
 from rayssl.pipeline.service.messages import DEFAULT_NEIGHBORS, LARGEST_ID, Answer, Item, K, Problem, Question
 from rayssl.pipeline.service.metrics import Metrics
 from rayssl.pipeline.service.opened import Runs, View
@@ -62,6 +63,7 @@ def create_app(runs: Runs, *, names: Names, door: Door | None = None, embedder: 
         responses=PROBLEMS,
     )
     app.state.runs, app.state.embedder, app.state.metrics, app.state.ready = runs, embedder, metrics, False
+    app.state.maps = Maps()
     add_operation(app)
     add_runs(app)
     login.add_to(app, door)
@@ -83,6 +85,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     threading.Thread(target=_begin, args=(app,), name="watch", daemon=True).start()
     yield
     runs.stop()
+    app.state.maps.stop()
     embedder.stop()
 
 
@@ -165,6 +168,20 @@ def add_runs(app: FastAPI) -> None:
         """What a run is searched by, its splits and labels."""
         return _information(run, view)
 
+    @app.get("/api/runs/{run}/items", tags=["images"])
+    def list_items(
+        view: AView,
+        k: Annotated[K, Query()] = DEFAULT_NEIGHBORS,
+        start: Annotated[int, Query(ge=0, le=LARGEST_ID, description="how many to pass over")] = 0,
+        id: Annotated[list[messages.Id], Query(max_length=messages.MOST_IDS, description="just these")] = [],  # noqa: B006
+        split: Annotated[messages.Names, Query()] = [],  # noqa: B006  FastAPI copies it
+        label: Annotated[messages.Names, Query()] = [],  # noqa: B006
+    ) -> list[Item]:
+        """Indexed images in the order of their ids, which is like a random one that stays; or those of some ids."""
+        if id:
+            return [Item(**searches.told(view, int(one), _row(view, one))) for one in id]
+        return [Item(**one) for one in searches.listed(view, start, k, view.matching(split, label))]
+
     @app.get("/api/runs/{run}/items/{id}", tags=["images"])
     def describe_item(view: AView, row: ARow, id: str) -> Item:
         """Path, label and split of an indexed image."""
@@ -179,6 +196,14 @@ def add_runs(app: FastAPI) -> None:
     def image(view: AView, row: ARow, version: str = "") -> Response:
         """An indexed image, at most 1,024 pixels on its shorter side."""
         return _picture(view, version, view.pictures.large(row))
+
+    @app.get("/api/runs/{run}/map", tags=["images"])
+    def map_of(run: str, view: AView) -> messages.MapPoints:
+        """A place for every image. Made at the first request and kept in the run folder; 503 until it is there."""
+        found: messages.MapPoints | None = app.state.maps.of(run, view)
+        if found is None:
+            raise HTTPException(503, "the map is being made", {"Retry-After": "2"})
+        return found
 
     @app.post("/api/runs/{run}/search", tags=["search"])
     def search(run: str, view: AView, question: Question) -> Answer:
@@ -262,11 +287,15 @@ def add_page(app: FastAPI) -> None:
     """The page and its files, which are built from `web/`."""
     folder = files(__package__) / "static"
     app.mount("/static", StaticFiles(directory=str(folder)), name="static")
-    page = (folder / "index.html").read_text(encoding="utf-8")
+    page, drawing = ((folder / name).read_text(encoding="utf-8") for name in ("index.html", "map.html"))
 
     @app.get("/", include_in_schema=False)
     def index() -> HTMLResponse:
         return HTMLResponse(page)
+
+    @app.get("/map", include_in_schema=False)
+    def drawn_map() -> HTMLResponse:
+        return HTMLResponse(drawing, headers=MAP_HEADERS)
 
 
 # What is told of what goes wrong

@@ -80,6 +80,19 @@ class RunInformation(RunSummary):
     labels: list[Label]
 
 
+class MapPoints(BaseModel):
+    """Every image at a place in the plane, images that are alike near each other; all lists have the same length."""
+
+    version: Annotated[str, Field(description="changes with the index")]
+    ids: list[str]
+    x: Annotated[list[float], Field(description="−1 to 1")]
+    y: Annotated[list[float], Field(description="−1 to 1")]
+    label: Annotated[list[int], Field(description="position in labels; −1 for none")]
+    split: Annotated[list[int], Field(description="position in splits")]
+    labels: list[str]
+    splits: list[str]
+
+
 class Problem(BaseModel):
     """Why a request was refused."""
 

@@ -15,7 +15,8 @@ def page(description: dict[str, Any]) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}: HTTP</title><link rel="stylesheet" href="/static/app.css"></head>'
+        f'<title>{title}: HTTP</title><link rel="icon" href="data:,">'
+        '<link rel="stylesheet" href="/static/app.css"></head>'
         f'<body class="text"><main><h1>{title} by HTTP</h1><p>Wrong requests are answered by 4xx and '
         '<code>{"error": "…"}</code>; 503 with <code>Retry-After</code> where too much is asked for at once. '
         'The whole description: <a href="/openapi.json">openapi.json</a>.</p>'

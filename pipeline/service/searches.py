@@ -65,6 +65,14 @@ def nearest(view: View, vector: Floats, k: int, leave_out: Sequence[int] = (), a
     return [{"rank": rank, **told(view, one, row), "score": score} for rank, (one, row, score) in enumerate(found, 1)]
 
 
+def listed(view: View, start: int, k: int, among: Mask | None = None) -> list[Any]:
+    """At most k images in the order of their ids, after the first `start`."""
+    ids = view.opened.items.ids
+    rows = np.arange(len(ids)) if among is None else np.flatnonzero(among)
+    chosen = rows[np.argsort(ids[rows], kind="stable")][start : start + k]
+    return [told(view, one, row) for one, row in zip(ids[chosen].tolist(), chosen.tolist(), strict=True)]
+
+
 def told(view: View, one: int, row: int) -> dict[str, Any]:
     """What is told of an indexed image."""
     return {"id": str(one), **view.opened.items.told(row), "split": str(view.splits[row])}

@@ -46,7 +46,8 @@ def test_outside_of_loopback_addresses_are_names_and_words_are_not(name: str) ->
 
 
 @pytest.mark.parametrize(("host", "closed"), [("127.0.0.1", True), ("::1", True), ("localhost", True),
-                                              ("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("box", False)])  # fmt: skip
+                                              ("0.0.0.0", False), ("::", False), ("192.168.0.1", False),
+                                              ("box", False)])  # fmt: skip
 def test_what_is_loopback(host: str, closed: bool) -> None:
     assert is_loopback(host) is closed
 
