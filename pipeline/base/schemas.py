@@ -615,8 +615,8 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "queries": OnnxFile,
     "checkpoint-manifest": CheckpointFile, "checkpoint-state": CheckpointState,
     "finetune-draws": Draws, "index-manifest": IndexFile,
-    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "search": SearchFile, "tune-search": TuneFile, "tune-trial": TrialFile,
-    "race": RaceFile, "files": Files, "comparison": Comparison,
+    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "search": SearchFile,
+    "tune-search": TuneFile, "tune-trial": TrialFile, "race": RaceFile, "files": Files, "comparison": Comparison,
 }  # fmt: skip
 
 

@@ -9,7 +9,6 @@ Shapes: N images, d numbers in a vector.
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,8 @@ FILE = "map.parquet"
 FITTED = 20_000  # images at most that are laid out by t-SNE; the rest is placed among them
 COMPONENTS = 50  # of PCA before it (van der Maaten, Hinton, 2008, section 4)
 PERPLEXITY = 30.0  # openTSNE's; it has to be below a third of the images
-BY_FFT = 2000  # images from which interpolation (Linderman et al., 2019) is quicker than Barnes and Hut's tree
+FEWEST = 4  # images that t-SNE lays out
+MANY = 2000  # images from which interpolation (Linderman et al., 2019) is quicker than Barnes and Hut's tree
 NEIGHBORS = 10  # among which an image is placed
 BYTES_AN_IMAGE = 16  # of a row
 SEED = 0
@@ -107,11 +107,10 @@ def _write(found: Map, opened: OpenIndex) -> None:
 
 def laid_out(vectors: Floats) -> Floats:
     """(N, 2) within −1 … 1: PCA, t-SNE of the first vectors (N, d), the others at the median of their neighbours."""
-    points = _components(vectors)
-    if len(points) <= 3:
-        places = np.pad(points, ((0, 0), (0, 2)))[:, :2]
-    else:
-        places = _tsne(points)
+    if vectors.shape[1] < 2:
+        vectors = np.pad(vectors, ((0, 0), (0, 1)))
+    alike = np.ptp(vectors, axis=0).max() == 0
+    places = vectors[:, :2] if alike or len(vectors) < FEWEST else _tsne(_components(vectors))
     places = places - (places.max(axis=0) + places.min(axis=0)) / 2
     scaled: Floats = (places / max(float(np.abs(places).max(initial=0)), 1e-12)).astype(np.float32)
     return scaled
@@ -121,10 +120,7 @@ def _components(vectors: Floats) -> Floats:
     from sklearn.decomposition import PCA
 
     some = vectors[:FITTED]
-    count = min(COMPONENTS, *some.shape)
-    if count < 1:
-        return vectors
-    pca = PCA(count, svd_solver="covariance_eigh").fit(some)
+    pca = PCA(min(COMPONENTS, *some.shape), svd_solver="covariance_eigh").fit(some)
     found: Floats = pca.transform(vectors).astype(np.float32)
     return found
 
@@ -133,9 +129,13 @@ def _tsne(points: Floats) -> NDArray[np.float64]:
     import openTSNE
 
     perplexity = min(PERPLEXITY, (min(FITTED, len(points)) - 1) / 3)
-    gradient = "fft" if len(points) > BY_FFT else "bh"
+    many = len(points) > MANY
     tsne = openTSNE.TSNE(
-        perplexity=perplexity, negative_gradient_method=gradient, initialization="pca", random_state=SEED, n_jobs=-1
+        perplexity=perplexity,
+        negative_gradient_method="fft" if many else "bh",
+        initialization="pca",
+        random_state=SEED,
+        n_jobs=-1 if many else 1,
     )
     fitted = tsne.fit(points[:FITTED])
     if len(points) <= FITTED:

@@ -44,8 +44,8 @@ HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
-# The map is drawn in a frame of the page, by a library (regl-scatterplot) that writes functions and styles at run time. That frame is given
-# numbers alone, may ask for nothing, and shows no text from elsewhere.
+# The map is drawn in a frame of the page, by a library (regl-scatterplot) that writes functions and styles at run time.
+# That frame is given numbers alone, may ask for nothing, and shows no text from elsewhere.
 MAP_HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; base-uri 'none'; "

@@ -23,6 +23,7 @@ from rayssl.pipeline.search.store import FOLDER, has_search
 from rayssl.pipeline.search.stored import Stored
 from rayssl.pipeline.service.pictures import Pictures
 
+KNOWN = ("train", "val", "test")  # splits
 LOOK_EVERY = 1.0  # seconds between two looks at whether an index has changed
 
 Mask = NDArray[np.bool_]
@@ -58,8 +59,10 @@ class View:
 
     @cached_property
     def split_counts(self) -> dict[str, int]:
-        """How many images are in each split."""
-        return dict(Counter(self.splits.tolist()))
+        """How many images are in each split, in the order that people know."""
+        counted = Counter(self.splits.tolist())
+        known = [split for split in KNOWN if split in counted]
+        return {split: counted[split] for split in [*known, *sorted(counted.keys() - KNOWN)]}
 
 
 class Served:

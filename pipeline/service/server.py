@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import uvicorn
+from fastapi import FastAPI
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.service.app import create_app
@@ -33,28 +34,33 @@ def serve(
     Raises UserError where the address cannot be had.
     """
     token = token_from(token_file, os.environ)
-    with _listening(host, port) as listener:
+    with listening(host, port) as listener:
         port = listener.getsockname()[1]
         if token is None and not is_loopback(host):
             token = new_token()
             say(f"token    {token}")
         door = None if token is None else Door(token, port)
-        app = create_app(runs, names=Names(host, names), door=door)
         at(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            h11_max_incomplete_event_size=HEADER_BYTES,
-            http="h11",
-            timeout_keep_alive=IDLE_SECONDS,
-            timeout_graceful_shutdown=LONGEST_END,
-        )
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(create_app(runs, names=Names(host, names), door=door)).run(sockets=[listener])
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """A server that logs no request: an address may say what somebody looks for."""
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        http="h11",
+        h11_max_incomplete_event_size=HEADER_BYTES,
+        timeout_keep_alive=IDLE_SECONDS,
+        timeout_graceful_shutdown=LONGEST_END,
+    )
+    return uvicorn.Server(config)
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there; raises UserError where there is none to be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)

@@ -21,13 +21,14 @@ let shownRun = "";
 let position = new Map<string, number>();
 let by: "label" | "split" = "label";
 let lasso = false;
+let selected: string[] = [];
 let frame: HTMLIFrameElement | null = null;
 let ready: Promise<void> = Promise.resolve();
 
 const tell = (message: ToFrame): void => frame?.contentWindow?.postMessage(message, location.origin);
 
-/** Show the map of a run with some of its images selected. */
-export async function showMap(run: Run, items: Item[], wishes: Wishes, signal: AbortSignal): Promise<void> {
+/** Show the map of a run with what was found selected; null leaves the selection to the lasso. */
+export async function showMap(run: Run, found: Item[] | null, wishes: Wishes, signal: AbortSignal): Promise<void> {
   byId("map").hidden = false;
   if (!frame) ready = begin(run, wishes);
   const wanted = `${run.name}/${run.version}`;
@@ -41,7 +42,7 @@ export async function showMap(run: Run, items: Item[], wishes: Wishes, signal: A
     draw(run);
   }
   note("");
-  select(items);
+  if (found) select(found.map(({ id }) => id));
 }
 
 export function hideMap(): void {
@@ -72,8 +73,13 @@ function heard(message: FromFrame, tip: HTMLElement, wishes: Wishes): void {
   if (message.kind === "out") tip.hidden = true;
   else if (message.kind === "over") showTip(tip, message.point, message.x, message.y);
   else if (message.kind === "open") wishes.open(points?.ids[message.point] ?? "");
-  else if (message.kind === "chosen") wishes.choose(message.points.map((point) => points?.ids[point] ?? ""));
-  else if (message.kind === "drawn") byId("map").dataset.drawn = shownRun;
+  else if (message.kind === "chosen") {
+    selected = message.points.map((point) => points?.ids[point] ?? "");
+    wishes.choose(selected);
+  } else if (message.kind === "drawn") {
+    byId("map").dataset.drawn = shownRun;
+    select(selected);
+  }
 }
 
 function showTip(tip: HTMLElement, point: number, x: number, y: number): void {
@@ -140,8 +146,9 @@ function showLegend(names: string[], colours: string[]): void {
   byId("legend").replaceChildren(...items, ...(rest > 0 ? [make("li", {}, `and ${rest} more, in the same colours`)] : []));
 }
 
-function select(items: Item[]): void {
-  const found = items.map(({ id }) => position.get(id)).filter((place): place is number => place !== undefined);
+function select(ids: string[]): void {
+  selected = ids;
+  const found = ids.map((id) => position.get(id)).filter((place): place is number => place !== undefined);
   tell({ kind: "select", points: found });
 }
 

@@ -18,11 +18,8 @@ export function showFilters(run: Run, state: State, change: Change): void {
 }
 
 function showSplits(run: Run, state: State, change: Change): void {
-  const order = ["train", "val", "test"];
-  const rank = (name: string): number => (order.indexOf(name) + order.length + 1) % (order.length + 1);
-  const names = Object.keys(run.splits).sort((a, b) => rank(a) - rank(b) || a.localeCompare(b));
-  const buttons = names.map((name) =>
-    toggle(`${name} ${count(run.splits[name] ?? 0)}`, state.splits.includes(name), () =>
+  const buttons = Object.entries(run.splits).map(([name, images]) =>
+    toggle(`${name} ${count(images)}`, state.splits.includes(name), () =>
       change({ splits: flipped(state.splits, name) }),
     ),
   );

@@ -94,7 +94,9 @@ async function show(): Promise<void> {
     document.title = `${found.title} · ${run.name}`;
     showResults(run, state, found.items, choices);
     showViews();
-    if (state.view === "map") await showMap(run, chosen.length ? [] : found.items, { open: choices.ask, choose }, signal);
+    document.body.classList.remove("busy"); // a map may take a while
+    const marked = chosen.length ? null : state.upload || state.like.length ? found.items : [];
+    if (state.view === "map") await showMap(run, marked, { open: choices.ask, choose }, signal);
     else hideMap();
   } catch (error) {
     if (signal.aborted) return;

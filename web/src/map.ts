@@ -19,8 +19,8 @@ const plot = createScatterplot({
   spatialIndexUseWorker: false, // it would be made from a text
 });
 
+const MARGIN = 0.95; // of the plot that is drawn in
 let lassoing = false;
-let quiet = false; // while a selection is the page's
 
 async function draw(points: Points): Promise<void> {
   plot.set({
@@ -32,7 +32,8 @@ async function draw(points: Points): Promise<void> {
     lassoColor: points.dark ? "#7cb7f0" : "#0b62b4",
     pointSize: Math.max(2, Math.min(6, 700 / Math.sqrt(points.x.length))),
   });
-  await plot.draw({ x: points.x, y: points.y, category: points.colour });
+  const inner = (values: number[]): number[] => values.map((value) => MARGIN * value);
+  await plot.draw({ x: inner(points.x), y: inner(points.y), category: points.colour });
   tell({ kind: "drawn" });
 }
 
@@ -44,11 +45,11 @@ plot.subscribe("pointOut", () => tell({ kind: "out" }));
 plot.subscribe("lassoStart", () => (lassoing = true));
 plot.subscribe("lassoEnd", () => setTimeout(() => (lassoing = false)));
 plot.subscribe("select", ({ points }: { points: number[] }) => {
-  if (quiet) return;
   const [only] = points;
   if (!lassoing && points.length === 1 && only !== undefined) tell({ kind: "open", point: only });
   else tell({ kind: "chosen", points });
 });
+plot.subscribe("deselect", () => tell({ kind: "chosen", points: [] }));
 
 addEventListener("message", (event: MessageEvent<ToFrame>) => {
   if (event.source !== parent || event.origin !== location.origin) return;
@@ -56,12 +57,8 @@ addEventListener("message", (event: MessageEvent<ToFrame>) => {
   if (message.kind === "points") void draw(message);
   else if (message.kind === "lasso") plot.set({ mouseMode: message.on ? "lasso" : "panZoom" });
   else if (message.kind === "whole") void plot.zoomToOrigin({ transition: true });
-  else if (message.kind === "select") {
-    quiet = true;
-    if (message.points.length) plot.select(message.points, { preventEvent: true });
-    else plot.deselect({ preventEvent: true });
-    quiet = false;
-  }
+  else if (message.points.length) plot.select(message.points, { preventEvent: true });
+  else plot.deselect({ preventEvent: true });
 });
 
 tell({ kind: "ready" });

@@ -25,7 +25,6 @@ function card(run: Run, state: State, item: Item | Neighbor, choices: Choices): 
     make("span", { className: "where" }, label ? `${item.split} · ${end(item.path)}` : end(item.path)),
   );
   open.dataset.id = item.id;
-  open.setAttribute("aria-label", spoken(item, label, score));
   const more = make(
     "div",
     { className: "more" },
@@ -37,11 +36,6 @@ function card(run: Run, state: State, item: Item | Neighbor, choices: Choices): 
 
 /** The end of a path tells more than its beginning. */
 const end = (path: string): string => path.split("/").slice(-2).join("/");
-
-function spoken(item: Item, label: string, score: string): string {
-  const told = [`Search by ${item.path}`, label && `label ${label}`, `split ${item.split}`, score && `similarity ${score}`];
-  return told.filter(Boolean).join(", ");
-}
 
 const STEPS: Record<string, number> = { ArrowLeft: -1, ArrowRight: 1 };
 

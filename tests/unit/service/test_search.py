@@ -1,6 +1,7 @@
 """What is found by HTTP is what `OpenIndex` finds, and nothing else."""
 
 import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.search.map import Map
+from rayssl.pipeline.service.maps import points
 from rayssl.pipeline.service.opened import View
 from rayssl.pipeline.service.searches import LIKE, UNLIKE, nearest
 
@@ -163,3 +166,40 @@ def test_a_bomb_is_refused_before_it_is_decoded(client: TestClient, api: str) ->
     assert len(bomb) < 100_000
     answer = client.post(f"{api}/search/image", content=bomb)
     assert (answer.status_code, "20000 × 20000" in answer.json()["error"]) == (413, True)
+
+
+def test_the_list_has_every_image_once(client: TestClient, api: str, items: Items) -> None:
+    found = [one["id"] for start in range(0, 80, 25) for one in client.get(f"{api}/items?k=25&start={start}").json()]
+    assert sorted(found) == sorted(one["id"] for one in items)
+    assert len(set(found)) == len(found)
+    red = client.get(f"{api}/items?k=100&label=red&split=train").json()
+    assert {(one["label"], one["split"]) for one in red} == {("red", "train")}
+    assert len(red) == sum(one["label"] == "red" and one["split"] == "train" for one in items)
+    wanted = [items[4]["id"], items[2]["id"]]
+    answer = client.get(f"{api}/items", params={"id": wanted})
+    assert [one["id"] for one in answer.json()] == wanted
+    assert client.get(f"{api}/items?id=5").status_code == 404
+
+
+def test_the_map_has_every_image_with_its_label_and_split(
+    client: TestClient, view: View, api: str, items: Items, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = view.opened.items.ids
+    places = np.linspace(-1, 1, 2 * len(ids), dtype=np.float32).reshape(-1, 2)
+    monkeypatch.setattr("rayssl.pipeline.service.maps.read_map", lambda _: Map(ids, places))
+    made = threading.Event()
+    monkeypatch.setattr("rayssl.pipeline.service.maps.points", lambda *given: points(*given) if made.wait() else None)
+    waiting = client.get(f"{api}/map")
+    assert (waiting.status_code, waiting.headers["retry-after"]) == (503, "2")
+    made.set()
+    while (answer := client.get(f"{api}/map")).status_code == 503:
+        pass
+    told = answer.json()
+    found = {
+        one: (x, y, told["labels"][label], told["splits"][split])
+        for one, x, y, label, split in zip(*(told[name] for name in ("ids", "x", "y", "label", "split")), strict=True)
+    }
+    for row, one in enumerate(items):
+        x, y, label, split = found[one["id"]]
+        assert (label, split) == (one["label"], one["split"])
+        assert (x, y) == pytest.approx(places[row].tolist(), abs=1e-4)
