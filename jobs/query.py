@@ -4,14 +4,16 @@ Exit codes: 0: every image was answered; 3: some could not be read, and are told
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rayssl.jobs.cli import PLACE, parse, run_argument, run_folder
+from rayssl.jobs.cli import PLACE, Parsed, parse, run_argument, run_folder
 from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.terminal import say
 
 SUMMARY = (
@@ -25,12 +27,19 @@ def main(argv: list[str]) -> int:
     """Parse, search, print the neighbours."""
     arguments: list[click.Parameter] = [
         run_argument(),
-        click.Argument(["images"], nargs=-1, required=True, metavar="IMAGE..."),
+        click.Argument(["images"], nargs=-1, metavar="IMAGE..."),
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=10, help="neighbours an image [10]"),
         click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
+        click.Option(["--server"], metavar="URL", help="ask what `rayssl serve` serves there, without RUN"),
+        click.Option(["--run", "served"], metavar="NAME", help="which run, where the server has several"),
+        click.Option(["--token-file"], metavar="FILE", help="the server's token [RAYSSL_TOKEN]"),
         click.Option(["--save"], metavar="FILE", help="a picture of queries and neighbours, .png, .jpg, .pdf …"),
     ]
     parsed = parse("query", SUMMARY, argv, arguments, flags=(), only=PLACE)
+    if parsed.values["server"] is not None:
+        return told(ask_server(parsed), parsed)
+    if not parsed.values["images"]:
+        raise UserError("Missing argument 'IMAGE...': see rayssl query --help")
     run = run_folder(parsed)
     save, data = parsed.values["save"], parsed.values["data"]
     from rayssl.pipeline.search.gallery import picture_format, save_run_gallery
@@ -44,6 +53,24 @@ def main(argv: list[str]) -> int:
     if save is not None:
         save_run_gallery(run, results, Path(save), data, asked)
         say(f"gallery  {save}", file=sys.stderr)
+    return told(results, parsed)
+
+
+def ask_server(parsed: Parsed) -> list[dict[str, Any]]:
+    """The answers of a server; with it, all words are images."""
+    from rayssl.pipeline.service.client import connect
+    from rayssl.pipeline.service.tokens import token_from
+
+    if refused := [name for name in ("save", "data") if parsed.values[name] is not None]:
+        raise UserError(f"--{refused[0]} needs the run folder: leave out --server, or --{refused[0]}")
+    file = parsed.values["token_file"]
+    token = token_from(None if file is None else Path(file), os.environ)
+    server = connect(parsed.values["server"], token, parsed.values["served"])
+    return server.search([parsed.values["run"], *parsed.values["images"]], k=parsed.values["k"])
+
+
+def told(results: list[dict[str, Any]], parsed: Parsed) -> int:
+    """Print the answers; gives the exit code."""
     if parsed.values["json"]:
         print(json.dumps(results))
     else:

@@ -7,6 +7,7 @@
     train = rayssl.load_embeddings("runs/photos/embeddings/photos/train.parquet")
     found = rayssl.query("runs/photos", ["holiday.jpg"], k=10)  # [{"query": …, "neighbors": [{"rank": 1, …}]}]
     opened = rayssl.open_index("runs/photos")                   # loaded once, asked many times: opened.search(…)
+    server = rayssl.connect("http://127.0.0.1:8000")            # what `rayssl serve` serves: server.search(…)
 
     config = rayssl.override(rayssl.build_recipe("simclr-folder"), {"data.path": "photos", "train.epochs": 50})
     best = rayssl.tune(config, "runs/tuned", space=rayssl.build_space(["crop", "color", "blur"]))
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
     from rayssl.pipeline.search.index import build_index, load_index, search
     from rayssl.pipeline.search.query import OpenIndex, open_index, query
+    from rayssl.pipeline.service.client import connect
     from rayssl.pipeline.tune.search import TuneSettings
     from rayssl.pipeline.tune.space import Parameter, Space, build_space
 
@@ -56,6 +58,7 @@ _NAMES = {
     "build_index": "rayssl.pipeline.search.index",
     "build_recipe": "rayssl.pipeline.recipes",
     "build_space": "rayssl.pipeline.tune.space",
+    "connect": "rayssl.pipeline.service.client",
     "evaluate_embeddings": "rayssl.pipeline.evaluation.measure",
     "export_encoder": "rayssl.pipeline.models.export",
     "load_embeddings": "rayssl.pipeline.search.embeddings",
@@ -91,6 +94,7 @@ __all__ = [
     "build_index",
     "build_recipe",
     "build_space",
+    "connect",
     "evaluate_embeddings",
     "export_encoder",
     "load_embeddings",

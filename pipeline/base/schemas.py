@@ -396,6 +396,12 @@ class MapFacts(Document):
     fitted: Count
 
 
+class TagsFile(Document):
+    """tags/<data>.json: tags that people gave to images, by id."""
+
+    tags: dict[Annotated[str, Field(pattern="^[0-9]{1,19}$")], Annotated[str, Field(min_length=1, max_length=200)]]
+
+
 class PartOrigin(Part):
     """Where what a part of the searched vectors is seen by comes from."""
 
@@ -615,7 +621,7 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "queries": OnnxFile,
     "checkpoint-manifest": CheckpointFile, "checkpoint-state": CheckpointState,
     "finetune-draws": Draws, "index-manifest": IndexFile,
-    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "search": SearchFile,
+    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "tags": TagsFile, "search": SearchFile,
     "tune-search": TuneFile, "tune-trial": TrialFile, "race": RaceFile, "files": Files, "comparison": Comparison,
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.terminal import plain
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.search.apply import searched_by
-from rayssl.pipeline.service import login, messages, reference, searches
+from rayssl.pipeline.service import login, messages, reference, searches, tags
 from rayssl.pipeline.service.batches import BusyError, Embedder
 from rayssl.pipeline.service.guard import MAP_HEADERS, MOST_IMAGE_BYTES, RETRY_AFTER, Guard, Names
 from rayssl.pipeline.service.maps import Maps
@@ -66,6 +66,7 @@ def create_app(runs: Runs, *, names: Names, door: Door | None = None, embedder: 
     app.state.maps = Maps()
     add_operation(app)
     add_runs(app)
+    add_tags(app)
     login.add_to(app, door)
     add_page(app)
     app.add_middleware(Guard, names=names, door=door, metrics=metrics)
@@ -238,6 +239,29 @@ def add_runs(app: FastAPI) -> None:
         among = view.matching(split, label)
         neighbors = await run_in_threadpool(searches.nearest, view, vector, k, (), among)
         return Answer(run=run, version=view.version, neighbors=neighbors, vector=vector.tolist())
+
+
+def add_tags(app: FastAPI) -> None:
+    """Routes of what people note of images."""
+
+    @app.get("/api/runs/{run}/tags", tags=["tags"])
+    def list_tags(view: AView) -> messages.Tags:
+        """The tag of every tagged image."""
+        return messages.Tags(tags=tags.read_tags(view.opened))
+
+    @app.put("/api/runs/{run}/tags", tags=["tags"])
+    def tag(view: AView, tagging: messages.Tagging) -> messages.Tags:
+        """Tag images, or take their tags away. Answered when it is on the disk; the answer holds all tags."""
+        for one in tagging.ids:
+            _row(view, one)
+        return messages.Tags(tags=tags.set_tags(view.opened, dict.fromkeys(tagging.ids, tagging.tag)))
+
+    @app.get("/api/runs/{run}/tags.csv", tags=["tags"], response_class=PlainTextResponse)
+    def export_tags(view: AView) -> Response:
+        """The columns path and label: `--data.labels FILE` takes it."""
+        content = tags.as_csv(view.opened, tags.read_tags(view.opened))
+        headers = {"Content-Disposition": 'attachment; filename="tags.csv"'}
+        return Response(content, media_type="text/csv; charset=utf-8", headers=headers)
 
 
 _IMAGE_BODY = {

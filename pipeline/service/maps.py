@@ -70,4 +70,5 @@ def _positions(labels: NDArray[np.int64], numbers: NDArray[np.int64]) -> list[in
     if not len(numbers):
         return [-1] * len(labels)
     found = np.searchsorted(numbers, labels).clip(max=len(numbers) - 1)
-    return np.where(labels < 0, -1, found).tolist()
+    positions: list[int] = np.where(labels < 0, -1, found).tolist()
+    return positions

@@ -93,6 +93,21 @@ class MapPoints(BaseModel):
     splits: list[str]
 
 
+class Tags(BaseModel):
+    """What people have tagged: tag by id."""
+
+    tags: dict[str, str]
+
+
+class Tagging(BaseModel):
+    """A tag for some images, in the place of what they had; null takes it away."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_NEIGHBORS)]
+    tag: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")] | None
+
+
 class Problem(BaseModel):
     """Why a request was refused."""
 

@@ -27,6 +27,7 @@ NAMES = [
     "build_index",
     "build_recipe",
     "build_space",
+    "connect",
     "evaluate_embeddings",
     "export_encoder",
     "load_embeddings",
