@@ -120,6 +120,20 @@ def test_runs_are_switched(page: "Page") -> None:
     assert page.locator("#run").input_value() == "other"
 
 
+def test_tags_are_given_kept_and_exported(page: "Page") -> None:
+    page.locator("#tag").fill("round")
+    page.locator("#tag").press("Enter")
+    card = page.locator("#results li").nth(2)
+    card.hover()
+    card.get_by_role("button", name=re.compile("^Tag .* as round")).click()
+    card.locator(".tag", has_text="round").wait_for()
+    page.reload()
+    page.locator("#results li").nth(2).locator(".tag", has_text="round").wait_for()
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Export as CSV").click()
+    assert re.fullmatch(r"path,label\n\w+/\d+\.png,round\n", Path(download.value.path()).read_text())
+
+
 def test_names_from_elsewhere_are_text(page: "Page", site: str) -> None:
     page.goto(f"{site}/?run=simclr-folder&label=<img src=x onerror=alert(1)>&split=<b>")
     title(page, "Some images")

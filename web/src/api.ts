@@ -145,6 +145,15 @@ export const searchLike = (
   signal: AbortSignal,
 ): Promise<Answer> => told(`${of(run)}/search`, sent("POST", { like, unlike, ...among }, signal));
 
+export const tagsOf = async (run: string): Promise<Record<string, string>> =>
+  (await told<{ tags: Record<string, string> }>(`${of(run)}/tags`)).tags;
+
+/** All tags, after some images were given one, or none. */
+export const setTag = async (run: string, ids: string[], tag: string | null): Promise<Record<string, string>> =>
+  (await told<{ tags: Record<string, string> }>(`${of(run)}/tags`, sent("PUT", { ids, tag }))).tags;
+
+export const exportOf = (run: string): string => `${of(run)}/tags.csv`;
+
 /** Where a picture of an image is: `version` lets the browser keep it. */
 export function pictureOf(run: Pick<Run, "name" | "version">, id: string, kind: "thumbnail" | "image" = "thumbnail"): string {
   return `${of(run.name)}/items/${id}/${kind}?version=${run.version}`;

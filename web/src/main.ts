@@ -8,6 +8,7 @@ import { showFilters } from "./filters";
 import { showQuery } from "./query";
 import { moveByKeys, showResults } from "./results";
 import { fromUrl, toUrl, type State } from "./state";
+import { loadTags, showTags, tag } from "./tags";
 import { fileOf, keep, read, remember } from "./uploads";
 
 let state: State;
@@ -37,7 +38,18 @@ const choices = {
     change({ upload: "", like: toggled(state.like, id), unlike: state.unlike.filter((one) => one !== id) }),
   unlike: (id: string) =>
     change({ upload: "", unlike: toggled(state.unlike, id), like: state.like.filter((one) => one !== id) }),
+  tag: (id: string) => void tag(run, [id]).then(showFound, fault),
 };
+
+let found: (api.Item | api.Neighbor)[] = [];
+
+/** The results, and the tags, which change without a search. */
+function showFound(): void {
+  const focused = (document.activeElement as HTMLElement | null)?.getAttribute("aria-label");
+  showResults(run, state, found, choices);
+  showTags(run, found, showFound, fault);
+  if (focused) document.querySelector<HTMLElement>(`[aria-label="${CSS.escape(focused)}"]`)?.focus();
+}
 
 function remove(id: string): void {
   change(id ? { like: state.like.filter((one) => one !== id), unlike: state.unlike.filter((one) => one !== id) } : NOTHING);
@@ -88,14 +100,15 @@ async function show(): Promise<void> {
     if (run?.name !== state.run) run = await api.describeRun(state.run);
     showRun();
     showFilters(run, state, change);
-    const [found] = await Promise.all([find(signal), showQuery(run, state, remove)]);
+    const [{ title, items }] = await Promise.all([find(signal), showQuery(run, state, remove), loadTags(run)]);
     if (signal.aborted) return;
-    byId("title").textContent = found.title;
-    document.title = `${found.title} · ${run.name}`;
-    showResults(run, state, found.items, choices);
+    byId("title").textContent = title;
+    document.title = `${title} · ${run.name}`;
+    found = items;
+    showFound();
     showViews();
     document.body.classList.remove("busy"); // a map may take a while
-    const marked = chosen.length ? null : state.upload || state.like.length ? found.items : [];
+    const marked = chosen.length ? null : state.upload || state.like.length ? found : [];
     if (state.view === "map") await showMap(run, marked, { open: choices.ask, choose }, signal);
     else hideMap();
   } catch (error) {
@@ -103,10 +116,14 @@ async function show(): Promise<void> {
     await showQuery(run, state, remove);
     byId("title").textContent = "";
     byId("results").replaceChildren();
-    tell(error instanceof Error ? error.message : String(error));
+    fault(error);
   } finally {
     if (!signal.aborted) document.body.classList.remove("busy");
   }
+}
+
+function fault(error: unknown): void {
+  tell(error instanceof Error ? error.message : String(error));
 }
 
 function tell(problem: string): void {
@@ -144,4 +161,4 @@ async function begin(): Promise<void> {
   await show();
 }
 
-begin().catch((error: unknown) => tell(error instanceof Error ? error.message : String(error)));
+begin().catch(fault);

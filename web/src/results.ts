@@ -3,11 +3,13 @@
 import { pictureOf, type Item, type Neighbor, type Run } from "./api";
 import { byId, make, picture, toggle } from "./dom";
 import type { State } from "./state";
+import { given, tagOf } from "./tags";
 
 export interface Choices {
   ask(id: string): void; // by this image alone
   like(id: string): void; // add to what is asked for, or take away
   unlike(id: string): void;
+  tag(id: string): void;
 }
 
 export function showResults(run: Run, state: State, items: (Item | Neighbor)[], choices: Choices): void {
@@ -31,7 +33,12 @@ function card(run: Run, state: State, item: Item | Neighbor, choices: Choices): 
     toggle("+", state.like.includes(item.id), () => choices.like(item.id), `More like ${item.path}`),
     toggle("−", state.unlike.includes(item.id), () => choices.unlike(item.id), `Less like ${item.path}`),
   );
-  return make("li", {}, open, more);
+  const tag = tagOf(item.id);
+  if (given()) {
+    const has = tag === given();
+    more.append(toggle("#", has, () => choices.tag(item.id), `Tag ${item.path} as ${given()}`));
+  }
+  return make("li", {}, open, more, tag ? make("span", { className: "tag" }, tag) : null);
 }
 
 /** The end of a path tells more than its beginning. */
