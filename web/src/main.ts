@@ -144,6 +144,15 @@ function showRun(): void {
   byId<HTMLSelectElement>("run").value = run.name;
 }
 
+/** On a phone the results would lie far below the settings. */
+function foldOnPhones(): void {
+  const narrow = matchMedia("(max-width: 46rem)");
+  const settings = byId<HTMLDetailsElement>("settings");
+  const fold = (): void => void (settings.open = !narrow.matches);
+  narrow.addEventListener("change", fold);
+  fold();
+}
+
 async function begin(): Promise<void> {
   const runs = await api.listRuns();
   state = fromUrl(location.search);
@@ -157,6 +166,7 @@ async function begin(): Promise<void> {
     void show();
   });
   moveByKeys();
+  foldOnPhones();
   history.replaceState(null, "", toUrl(state));
   await show();
 }
