@@ -1,5 +1,6 @@
 """The HTTP application: every route."""
 
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 
 from rayssl.pipeline import __version__
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.terminal import plain
+from rayssl.pipeline.base.terminal import plain, say
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.search.apply import searched_by
 from rayssl.pipeline.service import login, messages, reference, searches, tags
@@ -33,6 +34,7 @@ MOST_PIXELS = 1 << 26  # of an uploaded image, times its channels beyond 4: 67 m
 A_YEAR = 31_536_000  # seconds
 
 PICTURES: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}, "image/jpeg": {}}}}
+TABLE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/csv": {}}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
@@ -92,8 +94,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 def _begin(app: FastAPI) -> None:
     """Load what queries need; then look after changes."""
-    for served in app.state.runs.by_name.values():
-        _ = served.view.opened.encode
+    for name, served in app.state.runs.by_name.items():
+        try:
+            _ = served.view.opened.encode
+        except UserError as error:  # its own images are still found by their ids
+            say(f"{name}: images cannot be searched by: {error}", file=sys.stderr)
     app.state.ready = True
     app.state.runs.watch()
 
@@ -256,7 +261,7 @@ def add_tags(app: FastAPI) -> None:
             _row(view, one)
         return messages.Tags(tags=tags.set_tags(view.opened, dict.fromkeys(tagging.ids, tagging.tag)))
 
-    @app.get("/api/runs/{run}/tags.csv", tags=["tags"], response_class=PlainTextResponse)
+    @app.get("/api/runs/{run}/tags.csv", tags=["tags"], response_class=Response, responses=TABLE)
     def export_tags(view: AView) -> Response:
         """The columns path and label: `--data.labels FILE` takes it."""
         content = tags.as_csv(view.opened, tags.read_tags(view.opened))
@@ -287,14 +292,15 @@ def _summary(name: str, view: View) -> messages.RunSummary:
 
 
 def _information(name: str, view: View) -> messages.RunInformation:
-    labels = view.opened.items.labels
     return messages.RunInformation(
         **_summary(name, view).model_dump(),
         version=view.version,
         dim=view.opened.dim,
         searched_by=[part.seen.name for part in searched_by(view.opened.run).vectors.parts],
         splits=view.split_counts,
-        labels=[messages.Label(name=label, images=int((labels == number).sum())) for number, label in view.labels],
+        labels=[
+            messages.Label(name=label, images=images) for (_, label), images in zip(view.labels, view.label_counts)
+        ],
     )
 
 

@@ -58,6 +58,13 @@ class View:
         return [(number, str(number) if names is None else names[number]) for number in numbers]
 
     @cached_property
+    def label_counts(self) -> list[int]:
+        """How many images have each of `labels`."""
+        known = self.opened.items.labels[self.opened.items.labels >= 0]
+        counts: list[int] = np.unique(known, return_counts=True)[1].tolist()
+        return counts
+
+    @cached_property
     def split_counts(self) -> dict[str, int]:
         """How many images are in each split, in the order that people know."""
         counted = Counter(self.splits.tolist())

@@ -20,7 +20,7 @@ const plot = createScatterplot({
 });
 
 const MARGIN = 0.95; // of the plot that is drawn in
-let lassoing = false;
+let lassoing = false; // since the button was pressed
 
 async function draw(points: Points): Promise<void> {
   plot.set({
@@ -43,7 +43,9 @@ plot.subscribe("pointOver", (point: number) => {
 });
 plot.subscribe("pointOut", () => tell({ kind: "out" }));
 plot.subscribe("lassoStart", () => (lassoing = true));
-plot.subscribe("lassoEnd", () => setTimeout(() => (lassoing = false)));
+// Where a lasso ends near its beginning, the browser tells of a click, too: it is none.
+addEventListener("mousedown", () => (lassoing = false), true);
+addEventListener("click", (event) => lassoing && event.stopPropagation(), true);
 plot.subscribe("select", ({ points }: { points: number[] }) => {
   const [only] = points;
   if (!lassoing && points.length === 1 && only !== undefined) tell({ kind: "open", point: only });

@@ -83,7 +83,9 @@ def test_filters_keep_the_order_and_look_as_far_as_needed(
 
 
 def test_splits_are_those_of_the_run(client: TestClient, api: str, items: Items) -> None:
-    assert client.get(api).json()["splits"] == {"train": 43, "val": 5, "test": 12}
+    told = client.get(api).json()
+    assert told["splits"] == {"train": 43, "val": 5, "test": 12}
+    assert told["labels"] == [{"name": name, "images": 20} for name in ("blue", "green", "red")]
     assert sum(one["split"] == "val" for one in items) == 5
 
 
