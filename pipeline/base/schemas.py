@@ -14,6 +14,7 @@ VERSION = 1
 LONGEST_NAME = 255  # bytes of a file's name
 MOST_PIXELS = 65_536  # a side
 MOST_CHANNELS = 4_096
+MOST_NEIGHBORS = 1_000
 
 
 def is_plain(name: object) -> bool:
@@ -402,6 +403,15 @@ class TagsFile(Document):
     tags: dict[Annotated[str, Field(pattern="^[0-9]{1,19}$")], Annotated[str, Field(min_length=1, max_length=200)]]
 
 
+class GraphFacts(Document):
+    """The metadata of the graph of neighbours, under `rayssl`."""
+
+    k: Annotated[int, Field(ge=1, le=MOST_NEIGHBORS)]
+    exact: bool
+    recall: Annotated[Number, Field(ge=0, le=1)]
+    embeddings: dict[Inside, Sha256]  # that it was made from, by path in the run
+
+
 class PartOrigin(Part):
     """Where what a part of the searched vectors is seen by comes from."""
 
@@ -621,7 +631,8 @@ DOCUMENTS: dict[str, type[BaseModel]] = {
     "queries": OnnxFile,
     "checkpoint-manifest": CheckpointFile, "checkpoint-state": CheckpointState,
     "finetune-draws": Draws, "index-manifest": IndexFile,
-    "embeddings-metadata": EmbeddingsFacts, "map-metadata": MapFacts, "tags": TagsFile, "search": SearchFile,
+    "embeddings-metadata": EmbeddingsFacts, "graph-metadata": GraphFacts, "map-metadata": MapFacts, "tags": TagsFile,
+    "search": SearchFile,
     "tune-search": TuneFile, "tune-trial": TrialFile, "race": RaceFile, "files": Files, "comparison": Comparison,
 }  # fmt: skip
 

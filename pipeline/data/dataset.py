@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.data.decode import decode, to_square
+from rayssl.pipeline.data.decode import decode, read_header, to_square
 from rayssl.pipeline.data.duplicates import Duplicates, count_duplicates, duplicate_notes
 from rayssl.pipeline.data.listing import Store
 from rayssl.pipeline.data.reading import AUTO, Note
@@ -150,6 +150,14 @@ class Images:
     def file(self, i: int) -> Path | None:
         """The file that holds image `i` alone; None in parquet, in a shard or elsewhere on the network."""
         return self._store.file(int(self._positions[i]))
+
+    def stored_size(self, i: int) -> tuple[int, int] | None:
+        """Height and width of image `i` as it is stored, not as it is kept; None where its header cannot be read."""
+        try:
+            header = read_header(self._store.head(int(self._positions[i])))
+        except (UserError, OSError):
+            return None
+        return header.height, header.width
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rayssl.pipeline.run.folder import is_unstarted, read_manifest, read_race
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.search.apply import check_own_encoder
 from rayssl.pipeline.search.embeddings import files_of, load_embeddings, read_facts
+from rayssl.pipeline.search.graph import load_graph
 from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index
 from rayssl.pipeline.search.onnx_networks import remedy
 from rayssl.pipeline.search.store import FILE, FOLDER, TENSORS, has_search, read_candidates, read_search, search_hash
@@ -174,6 +175,8 @@ def _together(run: Path) -> Iterator[Finding]:
             yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
     for folder in [path.parent for path in listed(run, "index/*/manifest.json")]:
         yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
+    for path in listed(run, "index/*/graph*.parquet"):
+        yield _or_stale(_try(path, lambda path=path: _check_graph(run, path)))  # type: ignore[misc]
     if (run / "evaluation.json").exists():
         yield _or_stale(_try(run / "evaluation.json", lambda: _check_evaluation(run)))
 
@@ -232,6 +235,11 @@ def _check_index(run: Path, folder: Path) -> None:
     _, manifest = load_index(folder)
     check_matches(manifest, search_hash(run) or encoder_hash(run), manifest["data_fingerprint"])
     check_embeddings(manifest, run)
+
+
+def _check_graph(run: Path, path: Path) -> None:
+    _, facts = load_graph(path)
+    check_embeddings(facts, run)
 
 
 def _check_evaluation(run: Path) -> None:

@@ -16,12 +16,16 @@ from rayssl.pipeline.evaluation.records import VERBS, read_evaluation
 from rayssl.pipeline.models import onnx_file
 from rayssl.pipeline.run.folder import data_name, read_manifest
 from rayssl.pipeline.search.embeddings import files_of, read_facts
+from rayssl.pipeline.search.graph import FILE as GRAPH_FILE
+from rayssl.pipeline.search.graph import LAST_FILE
 from rayssl.pipeline.search.store import FILE, TENSORS
 from rayssl.pipeline.tune.search import load_search
 
 ORDER = ("finetune", "probe", "embed", "index", "evaluate", "reconstruct", "report")
 QUERIES = (onnx_file.FILE, onnx_file.MANIFEST)
 IRREPLACEABLE = ("config.json", "manifest.json", "race.json", "search.json")
+CURATION = ("duplicates", "outliers", "mislabelled", "cluster")  # verbs, and the folders that they write
+GRAPHS = (GRAPH_FILE, LAST_FILE)
 AGAIN = "again"  # what pre-training leaves, from the checkpoint that is there
 STARTED = (
     "figures", "encoder.json", "encoder.safetensors", "encoder_module.py", "MODEL_CARD.md", "decoder.json",
@@ -98,11 +102,13 @@ def _repairs(folder: Path, name: str) -> list[Repair]:
         return [_command(folder, verb) for verb in _verbs_of_figures(folder)]
     if first == "embeddings":
         return [_embedding(folder, rest.split("/")[0])]
+    if first == "index" and Path(name).name in GRAPHS:
+        return [_graph(folder, name)]
     if first in ("index", "search", FILE, TENSORS, *QUERIES) and not _is_search(folder):
         return [_command(folder, "index")]
     if first == "finetuned" or name == "checkpoints/finetune.json":
         return [_command(folder, "finetune")]
-    if first in ("reconstruct", "interpolate", "anomalies"):
+    if first in ("reconstruct", "interpolate", "anomalies", *CURATION):
         return [_command(folder, first)]
     if name in ("report.html", "comparison.json"):
         return [_report(folder)]
@@ -137,6 +143,16 @@ def _embedding(run: Path, data: str) -> Repair:
         found = []
     place = shlex.quote(found[0]["data_path"]) if found else "PLACE"
     return Repair(run, "", f"{own.told} --data.path {place}")
+
+
+def _graph(run: Path, name: str) -> Repair:
+    """A graph of neighbours is made again by what needs it; of other images than the run's own that is told."""
+    _, data, file = name.split("/")
+    found = _command(run, "outliers" if file == LAST_FILE else "duplicates")
+    try:
+        return found if data == data_name(run) else Repair(run, "", f"{found.told} --data {shlex.quote(data)}")
+    except UserError:
+        return found
 
 
 def _verbs_of_figures(run: Path) -> list[str]:

@@ -19,7 +19,7 @@ SOURCES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("jobs/*.py")])
 # A folder, or a module beside them, imports from itself and from those above it in this list.
 FLOORS = (
     "base", "models", "data", "features", "augment", "methods", "training", "config", "recipes", "run", "search",
-    "evaluation", "report", "generate", "stages", "tune", "race", "verify", "service", "cluster", "launch",
+    "evaluation", "curation", "report", "generate", "stages", "tune", "race", "verify", "service", "cluster", "launch",
 )  # fmt: skip
 
 
@@ -193,7 +193,7 @@ def test_every_verb_is_a_module_with_a_main(verb: str) -> None:
 
 
 def test_every_entry_point_is_a_verb() -> None:
-    helpers = {"__init__", "main", "cli", "start", "decoding"}
+    helpers = {"__init__", "main", "cli", "start", "decoding", "curation"}
     assert {path.stem for path in ROOT.glob("jobs/*.py")} - helpers == set(VERBS)
 
 

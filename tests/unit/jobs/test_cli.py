@@ -245,7 +245,8 @@ def test_out_is_a_file(places: dict[str, str], capsys: Capture) -> None:
 # Wrong input of the verbs on a run
 
 DECODING = ["reconstruct", "interpolate", "sample", "anomalies"]
-ON_A_RUN = ["probe", "finetune", "embed", "index", "evaluate", "report", "verify", *DECODING]
+CURATION = ["duplicates", "outliers", "mislabelled", "cluster"]
+ON_A_RUN = ["probe", "finetune", "embed", "index", "evaluate", "report", "verify", *DECODING, *CURATION]
 
 
 @pytest.mark.parametrize("verb", [*ON_A_RUN, "query"])
