@@ -85,7 +85,7 @@ def regression(vectors: NDArray[np.float32], labels: NDArray[np.int64], n_classe
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-    model = LogisticRegression(C=10.0, max_iter=200)
+    model = LogisticRegression(C=10.0, max_iter=50, tol=1e-2)
     folds = StratifiedKFold(5, shuffle=True, random_state=0)
     found = np.zeros((len(labels), n_classes))
     found[:, np.unique(labels)] = cross_val_predict(model, vectors, labels, cv=folds, method="predict_proba")

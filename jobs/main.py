@@ -41,6 +41,7 @@ VERBS = {
     "tune": "search for the augmentation that suits the images",
     "report": "report.html over one run or several",
     "export": "the encoder for torchvision, timm, ONNX or plain torch, with a model card",
+    "compare": "the figures of several runs beside each other, with paired intervals",
     "verify": "check every file of a run folder",
     "profile": "where a training step's time goes",
     "weights": "pretrained weights on this machine; fetch some by name",

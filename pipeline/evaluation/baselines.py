@@ -24,7 +24,7 @@ from rayssl.pipeline.search.embeddings import Embeddings
 
 RAW_PIXELS = "raw-pixels"
 VERSIONS = {RAW_PIXELS: 1, **{name: descriptor.version for name, descriptor in DESCRIPTORS.items()}}
-FIGURES = 1  # changes with how a figure is measured: those that were remembered are then measured again
+FIGURES = 2  # changes with how a figure is measured: those that were remembered are then measured again
 PARTS = ("train", "val", "test")
 
 Floats = NDArray[np.float32]

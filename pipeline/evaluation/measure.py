@@ -70,7 +70,7 @@ def evaluate_embeddings(
     checkpoint: str = "last",
     all_classes: bool = True,
 ) -> list[Record]:
-    """Records of knn/top1, knn-whitened/top1, cluster/acc|nmi|ari, retrieval/… (with labels) and health/… (always).
+    """Records of knn/top1, knn-whitened/top1, cluster/acc|nmi|ari|…, retrieval/… (with labels) and health/… (always).
 
     `clusters` None: as many as classes. `prefix`, such as "baseline/raw-pixels/", goes before every metric's name.
     What a set is too small for is left out, and kNN where the training images are not of `all_classes`. Raises
@@ -258,7 +258,13 @@ def _cluster_records(test: Embeddings, clusters: int, seed: int) -> list[Record]
         "starts; acc by Hungarian matching; interval by bootstrap over images, the clustering held fixed"
     )
     agreement = metrics.cluster_agreement(assignment, test.labels)
-    return [_record(test, f"cluster/{name}", value, protocol, n, intervals[name]) for name, value in agreement.items()]
+    records = [_record(test, f"cluster/{key}", value, protocol, n, intervals[key]) for key, value in agreement.items()]
+    without, _, _ = protocol.partition("; acc by")
+    ami = metrics.adjusted_mutual_information(assignment, test.labels)
+    records.append(_record(test, "cluster/ami", ami, f"{without}; without an interval", n, None))
+    spread = metrics.silhouette(test.vectors, assignment, seed)
+    told = f"{without}; by cosine distance, over at most 2,000 images, without an interval"
+    return records if spread is None else [*records, _record(test, "cluster/silhouette", spread, told, n, None)]
 
 
 def _retrieval_records(test: Embeddings) -> list[Record]:
@@ -269,12 +275,14 @@ def _retrieval_records(test: Embeddings) -> list[Record]:
     n = len(figures["map@r"])
     protocol = (
         f"each of {n} images of {test.split} searches the other {len(test.labels) - 1} by cosine, itself left out; "
-        "definitions of pytorch-metric-learning; recall@k: one of the k nearest is of its class"
+        "definitions of pytorch-metric-learning; recall@k: one of the k nearest is of its class; mrr: 1 / the rank of "
+        "the first one of its class"
     )
     records = []
     for name, values in figures.items():
         share = metrics.interval_of_proportion(int(values.sum()), n)
-        interval = metrics.interval_of_mean(values, least=0.0, most=1.0) if name == "map@r" else share
+        mean = metrics.interval_of_mean(values, least=0.0, most=1.0)
+        interval = mean if name in ("map@r", "r-precision", "mrr") else share
         records.append(_record(test, f"retrieval/{name}", float(values.mean()), protocol, n, interval))
     return records
 

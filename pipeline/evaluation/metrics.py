@@ -89,7 +89,7 @@ def _rand_index(table: Ints) -> float:
 
 
 def retrieval(vectors: Floats, labels: Ints) -> dict[str, float]:
-    """Each vector searches all others by cosine: {"precision@1", "recall@1", "recall@10", "map@r"}, means over queries.
+    """Each vector searches all others by cosine; means over queries of precision@1, recall@1 and @10, map@r, and more.
 
     Definitions: `retrieval_per_query`. Raises UserError where no class has two members.
     """
@@ -99,8 +99,9 @@ def retrieval(vectors: Floats, labels: Ints) -> dict[str, float]:
 def retrieval_per_query(vectors: Floats, labels: Ints) -> dict[str, NDArray[np.float64]]:
     """The figures of `retrieval` for each of the Q vectors that has another one of its class: (Q,) each.
 
-    precision@1 and map@r as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020) and in
-    pytorch-metric-learning: with R others of the query's class, map@r = 1/R · Σ_{i ≤ R} P(i)·[i-th is of the class].
+    precision@1, r-precision and map@r as in Musgrave et al., "A Metric Learning Reality Check" (ECCV 2020) and in
+    pytorch-metric-learning: with R others of the query's class, map@r = 1/R · Σ_{i ≤ R} P(i)·[i-th is of the class]
+    and r-precision the share of the class among the R nearest. mrr: 1 / the rank of the first one of the class.
     recall@k: 1 where one of the k nearest is of the class (Jégou et al., TPAMI 2011); recall@1 is precision@1.
     """
     points = normalise(vectors)
@@ -111,16 +112,30 @@ def retrieval_per_query(vectors: Floats, labels: Ints) -> dict[str, NDArray[np.f
     depth = int(min(max(others.max(), 10), len(labels) - 1))
     parts = []
     for rows in chunks(len(queries), len(labels)):
-        nearest = _nearest_others(points, queries[rows], depth)
-        hits = labels[nearest] == labels[queries[rows]][:, None]
-        parts.append(_query_figures(hits, others[queries[rows]]))
+        similarities = _with_others(points, queries[rows])
+        nearest = _nearest(similarities, depth)
+        alike = labels == labels[queries[rows]][:, None]
+        hits = np.take_along_axis(alike, nearest, axis=1)
+        found = _query_figures(hits, others[queries[rows]])
+        parts.append({**found, "mrr": 1 / _first_rank(similarities, alike)})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _nearest_others(points: Floats, queries: Ints, depth: int) -> Ints:
-    """Positions (Q, depth) of the nearest other points, best first; a query itself is dropped by its position."""
+def _with_others(points: Floats, queries: Ints) -> Floats:
+    """(Q, N) cosines; −∞ of a query with itself, which is dropped by its position."""
     similarities = points[queries] @ points.T
     similarities[np.arange(len(queries)), queries] = -np.inf
+    return np.asarray(similarities)
+
+
+def _first_rank(similarities: Floats, alike: NDArray[np.bool_]) -> Ints:
+    """(Q,) the rank, from 1 on, of the most similar one that is alike; ties count in its favour."""
+    first = np.where(alike, similarities, -np.inf).max(axis=1, keepdims=True)
+    return np.asarray(1 + (similarities > first).sum(axis=1))
+
+
+def _nearest(similarities: Floats, depth: int) -> Ints:
+    """Positions (Q, depth) of the most similar points, best first."""
     best = np.argpartition(-similarities, depth - 1, axis=1)[:, :depth]
     order = np.argsort(-np.take_along_axis(similarities, best, axis=1), axis=1, kind="stable")
     return np.asarray(np.take_along_axis(best, order, axis=1))
@@ -137,7 +152,55 @@ def _query_figures(hits: NDArray[np.bool_], others: Ints) -> dict[str, NDArray[n
         "recall@1": first,
         "recall@10": hits[:, :10].any(axis=1).astype(np.float64),
         "map@r": (precision * counted).sum(axis=1) / others,
+        "r-precision": counted.sum(axis=1) / others,
     }
+
+
+def adjusted_mutual_information(assignment: Ints, labels: Ints) -> float:
+    """Mutual information of clusters (N,) and classes (N,) above what chance gives; 1: equal, about 0: unrelated.
+
+    Vinh et al., "Information Theoretic Measures for Clusterings Comparison" (JMLR 2010), arithmetic mean.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return float(adjusted_mutual_info_score(labels, assignment))
+
+
+def silhouette(vectors: Floats, assignment: Ints, seed: int, sample: int = 2_000) -> float | None:
+    """How much nearer points are to their own cluster than to the next, −1 … 1; None where there is one cluster.
+
+    Rousseeuw (1987), by cosine distance, over at most `sample` of the vectors (N, D).
+    """
+    from sklearn.metrics import silhouette_score
+
+    rows = np.sort(np.random.default_rng(seed).permutation(len(vectors))[:sample])
+    if not 1 < len(np.unique(assignment[rows])) < len(rows):
+        return None
+    return float(silhouette_score(normalise(vectors[rows]), assignment[rows], metric="cosine"))
+
+
+def linear_cka(one: Floats, other: Floats) -> float:
+    """How alike two representations (N, D) and (N, E) of the same N ≥ 4 images are: 1 up to a rotation and a scale.
+
+    Centred kernel alignment (Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019) of
+    linear kernels, with the unbiased estimate of HSIC (Song et al., JMLR 2012, equation 5), which unlike the biased one
+    is about 0 for unrelated ones however many numbers they have. Raises UserError for fewer than 4 images.
+    """
+    if len(one) != len(other) or len(one) < 4:
+        raise UserError(f"CKA of {len(one)} and {len(other)} vectors: the same images, 4 or more, are needed")
+    x, y = (vectors.astype(np.float64) - vectors.mean(axis=0, dtype=np.float64) for vectors in (one, other))
+    both, first, second = _unbiased_hsic(x, y), _unbiased_hsic(x, x), _unbiased_hsic(y, y)
+    return float(both / math.sqrt(first * second)) if first > 0 and second > 0 else 0.0
+
+
+def _unbiased_hsic(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Of the linear kernels of (N, D) and (N, E), without their diagonals, and without making either (N, N)."""
+    n = len(x)
+    own_x, own_y = (x**2).sum(axis=1), (y**2).sum(axis=1)  # the diagonals
+    rows_x, rows_y = x @ x.sum(axis=0) - own_x, y @ y.sum(axis=0) - own_y
+    trace = float(((x.T @ y) ** 2).sum() - own_x @ own_y)
+    sums = float(rows_x.sum() * rows_y.sum()) / ((n - 1) * (n - 2))
+    return (trace + sums - 2 * float(rows_x @ rows_y) / (n - 2)) / (n * (n - 3))
 
 
 def rankme(vectors: Floats) -> float:

@@ -10,7 +10,7 @@ from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.data import Dataset
-from rayssl.pipeline.evaluation.baselines import VERSIONS, Pictures, evaluate_baseline
+from rayssl.pipeline.evaluation.baselines import FIGURES, VERSIONS, Pictures, evaluate_baseline
 from rayssl.pipeline.evaluation.doubts import doubts_of_figures
 from rayssl.pipeline.evaluation.measure import Record, evaluate_embeddings, is_evaluated, write_evaluation
 from rayssl.pipeline.evaluation.metrics import interval_of_proportion
@@ -29,7 +29,7 @@ def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:
     splits = load_splits(run, name)
     first = splits["train"]
     networks = [path.parent for path in listed(embeddings_folder(run, name, "baseline"), "*/train.parquet")]
-    own = [dataclasses.asdict(config.evaluate), VERSIONS]
+    own = [dataclasses.asdict(config.evaluate), VERSIONS, FIGURES]
     contents = [digests(run, name, part) for part in ("", FOLDER, *(f"baseline/{one.name}" for one in networks))]
     key = stage_key("evaluate", own, first.encoder_hash, search_hash(run), contents)
     if stage_done(run, "evaluate", key) and has_records(run, "health/"):

@@ -84,7 +84,7 @@ def test_retrieval_against_pytorch_metric_learning(digits: Digits) -> None:
     images, labels = digits[0][:600], digits[1][:600].copy()
     labels[0] = 77  # alone in its class
     calculator = AccuracyCalculator(
-        include=("precision_at_1", "mean_average_precision_at_r"),
+        include=("precision_at_1", "mean_average_precision_at_r", "r_precision", "mean_reciprocal_rank"),
         k="max_bin_count",
         device=torch.device("cpu"),
         knn_func=CustomKNN(CosineSimilarity()),
@@ -93,6 +93,8 @@ def test_retrieval_against_pytorch_metric_learning(digits: Digits) -> None:
     found = metrics.retrieval(images, labels)
     assert found["precision@1"] == pytest.approx(peer["precision_at_1"])
     assert found["map@r"] == pytest.approx(peer["mean_average_precision_at_r"], abs=1e-6)
+    assert found["r-precision"] == pytest.approx(peer["r_precision"], abs=1e-6)
+    assert found["mrr"] == pytest.approx(peer["mean_reciprocal_rank"], abs=1e-3)  # theirs looks at the nearest alone
 
 
 def test_knn_of_raw_pixels_on_real_images(shared_data: Path) -> None:

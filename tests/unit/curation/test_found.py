@@ -41,7 +41,7 @@ def test_the_distance_is_that_of_the_last_neighbour() -> None:
 
 
 def test_wrong_labels_are_doubted_and_the_right_one_is_suggested() -> None:
-    vectors, labels = blobs(600)
+    vectors, labels = blobs(600, spread=0.08)
     rng = np.random.default_rng(0)
     wrong = rng.permutation(600)[:30]
     given = labels.copy()
@@ -87,7 +87,7 @@ def test_clusters_by_density_are_the_blobs(method: str) -> None:
     inside = found >= 0
     assert inside.mean() > 0.8
     assert purity(found[inside], labels[inside]) == 1
-    assert len(np.unique(found[inside])) == CLASSES
+    assert sorted(np.bincount(found[inside]))[-CLASSES] > 0.7 * 300 / CLASSES  # hardly anything else is a cluster
 
 
 def test_clusters_are_numbered_by_size_and_images_by_their_place_in_them() -> None:

@@ -136,7 +136,10 @@ def plain_retrieval(vectors, labels, query):  # type: ignore[no-untyped-def]
     relevant = [labels[i] == labels[query] for i in ranking]
     r = sum(relevant)
     ap = sum(sum(relevant[: i + 1]) / (i + 1) for i in range(r) if relevant[i]) / r
-    return {"precision@1": relevant[0], "recall@1": relevant[0], "recall@10": any(relevant[:10]), "map@r": ap}
+    return {
+        "precision@1": relevant[0], "recall@1": relevant[0], "recall@10": any(relevant[:10]), "map@r": ap,
+        "r-precision": sum(relevant[:r]) / r, "mrr": 1 / (1 + relevant.index(True)),
+    }  # fmt: skip
 
 
 def test_retrieval_is_the_definition(tiny_chunks: None) -> None:
@@ -144,7 +147,7 @@ def test_retrieval_is_the_definition(tiny_chunks: None) -> None:
     labels[:1] = 9  # alone in its class: searches nothing
     found = metrics.retrieval_per_query(vectors, labels)
     expected = [plain_retrieval(vectors.astype(float), labels, i) for i in range(1, 80)]
-    for name in ("precision@1", "recall@1", "recall@10", "map@r"):
+    for name in ("precision@1", "recall@1", "recall@10", "map@r", "r-precision", "mrr"):
         np.testing.assert_allclose(found[name], [float(e[name]) for e in expected])
         assert metrics.retrieval(vectors, labels)[name] == pytest.approx(np.mean(found[name]))
 
@@ -155,6 +158,53 @@ def test_retrieval_leaves_out_itself_and_not_its_twin() -> None:
     assert metrics.retrieval(vectors, np.array([0, 1, 0, 1]))["precision@1"] == 0
     with pytest.raises(UserError, match="at least two of them must be of one class"):
         metrics.retrieval(vectors, np.arange(4))
+
+
+def plain_cka(one, other):  # type: ignore[no-untyped-def]
+    """Kornblith et al. with the sums of Song et al.'s equation 5 over kernels without their diagonals."""
+
+    def hsic(k, m):  # type: ignore[no-untyped-def]
+        n, ones = len(k), np.ones(len(k))
+        return (np.trace(k @ m) + ones @ k @ ones * (ones @ m @ ones) / ((n - 1) * (n - 2))
+                - 2 / (n - 2) * (ones @ k @ m @ ones)) / (n * (n - 3))  # fmt: skip
+
+    kernels = []
+    for vectors in (one.astype(float), other.astype(float)):
+        kernel = vectors @ vectors.T
+        np.fill_diagonal(kernel, 0)
+        kernels.append(kernel)
+    one, other = kernels
+    return hsic(one, other) / math.sqrt(hsic(one, one) * hsic(other, other))
+
+
+def test_cka_is_the_definition() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal((50, 6)).astype(np.float32)
+    other = np.concatenate([one[:, :3], rng.standard_normal((50, 4))], axis=1).astype(np.float32)
+    centred = [vectors - vectors.mean(axis=0) for vectors in (one, other)]
+    assert metrics.linear_cka(one, other) == pytest.approx(plain_cka(*centred), abs=1e-5)
+
+
+def test_cka_knows_no_turn_scale_or_shift_and_nothing_in_noise() -> None:
+    rng = np.random.default_rng(0)
+    one = rng.standard_normal((100, 8)).astype(np.float32)
+    turn = np.linalg.qr(rng.standard_normal((8, 8)))[0].astype(np.float32)
+    assert metrics.linear_cka(one, 3 * one @ turn + 5) == pytest.approx(1, abs=1e-4)
+    noise = [metrics.linear_cka(one, rng.standard_normal((100, 500)).astype(np.float32)) for _ in range(10)]
+    assert abs(np.mean(noise)) < 0.03  # the biased estimate gives 0.5 and more for so many numbers
+    with pytest.raises(UserError, match="4 or more"):
+        metrics.linear_cka(one[:3], one[:3])
+
+
+def test_silhouette_and_adjusted_information_are_scikit_learns() -> None:
+    from sklearn.metrics import adjusted_mutual_info_score, silhouette_score
+
+    vectors, labels = blobs(60, 3, 5, spread=0.5)
+    expected = silhouette_score(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, metric="cosine")
+    assert metrics.silhouette(vectors, labels, seed=0) == pytest.approx(expected, abs=1e-5)
+    assert metrics.silhouette(vectors, np.zeros(60, np.int64), seed=0) is None
+    some = (labels + (np.arange(60) % 5 == 0)) % 3
+    assert metrics.adjusted_mutual_information(some, labels) == pytest.approx(adjusted_mutual_info_score(labels, some))
 
 
 def test_rankme_closed_forms() -> None:
