@@ -17,7 +17,7 @@ from rayssl.pipeline.run.software import describe_software
 from rayssl.pipeline.stages.start import Prepared
 from rayssl.pipeline.stages.story import run_worker_stages
 
-PLACES = ("--run", "--runs", "--out")
+PLACES = ("--run", "--runs", "--out", "--work", "--peer")
 
 
 def train(recipe: str, run: Path, changes: Mapping[str, Any], stages: tuple[str, ...] = ("pretrain",)) -> Prepared:
