@@ -6,8 +6,9 @@ Writes real images of a folder or of parquet files into DIR/images, and beside t
 resized to 60 %, cropped to 90 % of each side, mirrored, a quarter each. Then `rayssl embed` by frozen weights without
 labels, `rayssl duplicates`, and, where `--peer` names a Python with imagededup, what that finds in the same folder.
 
-Seconds are those of whatever else the machine does, and not kept. A pair is right where it is an original and its copy. Real sets have copies of their own, which count as wrong for all.
-`--vectors N` measures the graph of N vectors: those of the run, jittered by noise until there are so many.
+A pair is right where it is an original and its copy. Real sets have copies of their own, which count as wrong for all.
+`--vectors N` measures the graph of N vectors: those of the run, jittered by noise until there are so many. Other
+seconds are not kept: they are those of whatever else the machine does.
 """
 
 import argparse

@@ -168,7 +168,7 @@ def find_duplicates(
     similarities = similar(pairs)
     chosen = auto_threshold(similarities) if threshold is None else threshold
     groups = find_groups(pairs, similarities, hashes, chosen, similar)
-    groups.sort(key=lambda group: not _is_leak(group, subject))
+    groups.sort(key=lambda group: _leak_order(group, subject))
     copies = [_copies(number, group, subject) for number, group in enumerate(groups, start=1)]
     every = [one for group in copies for one in group]
     curve = curve_of(len(subject), pairs, similarities, chosen)
@@ -190,6 +190,13 @@ def find_duplicates(
     save_sheet(subject, [_line(group, subject) for group in copies], out / "duplicates.png", pairs_curve(curve, chosen))
     write_json(out / "duplicates.json", figures)
     return figures
+
+
+def _leak_order(group: Group, subject: Subject) -> int:
+    """Groups with test images and others first, then other leaks, then the rest."""
+    if _leaked(group, subject):
+        return 0
+    return 1 if _is_leak(group, subject) else 2
 
 
 def _is_leak(group: Group, subject: Subject) -> bool:

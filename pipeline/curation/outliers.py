@@ -108,6 +108,6 @@ def _lines(scores: Reals, order: Ints, quality: Quality, flags: dict[str, NDArra
         if name == "blurred":
             rows = rows[np.argsort(quality.sharpness[rows], kind="stable")]
         if len(rows):
-            captions = [f"{quality.widths[row]} × {quality.heights[row]}" for row in rows]
+            captions = [f"{quality.widths[row]} x {quality.heights[row]}" for row in rows]
             lines.append(Line(f"{name}: {len(rows):,} images", rows, captions))
     return lines

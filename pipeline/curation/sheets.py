@@ -63,7 +63,7 @@ def pairs_curve(points: Sequence[tuple[float, int, int]], chosen: float) -> NDAr
     axes.plot(thresholds, groups, "s-", label="groups", color="#ff725c")
     axes.axvline(chosen, color="#9498a0", linestyle="--", label=f"threshold {chosen:.4f}")
     axes.set(xlabel="similarity of at least", yscale="symlog")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 3 * max(1, *pairs))
     axes.legend(frameon=False)
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
