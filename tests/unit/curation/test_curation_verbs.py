@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import KINDS  # type: ignore[import-not-found]
+from photographs import KINDS
 from PIL import Image
 
 from rayssl.jobs.main import main

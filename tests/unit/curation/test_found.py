@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import unit  # type: ignore[import-not-found]
 from numpy.typing import NDArray
+from photographs import unit
 from PIL import Image, ImageFilter
 
 from rayssl.pipeline.base.errors import UserError
