@@ -153,9 +153,8 @@ def make_run(run: Path, rows: int, factory: str) -> None:
     from rayssl.pipeline.models.identity import encoder_hash
     from rayssl.pipeline.models.onnx_file import write_onnx
     from rayssl.pipeline.run.folder import update_manifest
-    from rayssl.pipeline.search.embeddings import Embeddings, save_embeddings
+    from rayssl.pipeline.search.embeddings import Embeddings, digests, save_embeddings
     from rayssl.pipeline.search.index import build_index, save_index
-    from rayssl.pipeline.stages.done import digests
 
     rng = np.random.default_rng(0)
     encoder = build_encoder("resnet-tiny", channels=3, image_size=SIDE).eval()

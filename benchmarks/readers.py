@@ -23,11 +23,10 @@ from rayssl.pipeline.base.lease import settled, writer_lock
 from rayssl.pipeline.evaluation.records import read_evaluation
 from rayssl.pipeline.models.export import export_encoder, load_encoder
 from rayssl.pipeline.run.folder import begin_stage, data_name, mark_stage
-from rayssl.pipeline.search.embeddings import load_embeddings, save_embeddings
+from rayssl.pipeline.search.embeddings import digests, load_embeddings, save_embeddings
 from rayssl.pipeline.search.index import build_index, save_index
 from rayssl.pipeline.search.query import load_searched
 from rayssl.pipeline.search.store import FOLDER, has_search, read_search
-from rayssl.pipeline.stages.done import digests
 
 
 def main() -> int:

@@ -1,24 +1,85 @@
-"""rayssl index RUN: a FAISS index over the embeddings."""
+"""rayssl index RUN: a FAISS index over the embeddings; with --add and --remove, images come to it and go from it."""
 
 import json
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from rayssl.jobs.cli import command_line, parse, run_argument, run_folder
+import click
+
+from rayssl.jobs.cli import Parsed, command_line, parse, run_argument, run_folder
 from rayssl.jobs.main import run_verb
 from rayssl.jobs.start import plan_on_run
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.terminal import say
 
-SUMMARY = "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search."
+SUMMARY = (
+    "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search. "
+    "--add and --remove change an index that is there, without training or building it anew."
+)
 
 FLAGS = ("--index.factory", "--search.vectors", "--search.whiten")
 
 
 def main(argv: list[str]) -> int:
-    """Parse, build, print where the index is."""
-    parsed = parse("index", SUMMARY, argv, [run_argument()], flags=FLAGS)
+    """Parse, build or change, print where the index is."""
+    rest, lists = take_lists(argv, ("--add", "--remove"))
+    options = [  # taken above, each with all words up to the next option; here for --help
+        click.Option(["--add"], metavar="DIR|FILE...", help="embed and add these images"),
+        click.Option(["--remove"], metavar="ID|PATH|PATTERN...", help="remove these images"),
+        click.Option(["--data"], metavar="NAME", help="of which data set's index, where a run has several"),
+    ]
+    parsed = parse("index", SUMMARY, rest, [run_argument(), *options], flags=FLAGS)
     run = run_folder(parsed)
+    if lists:
+        return change(run, parsed, lists)
+    return rebuild(run, parsed)
+
+
+def take_lists(argv: Sequence[str], names: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split off options that take all words up to the next option."""
+    rest: list[str] = []
+    lists: dict[str, list[str]] = {}
+    place = rest
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name in names:
+            place = lists.setdefault(name, [])
+            place += [value] if equals else []
+        elif word.startswith("--") or word == "-h":
+            place = rest
+            rest.append(word)
+        else:
+            place.append(word)
+    return rest, lists
+
+
+def change(run: Path, parsed: Parsed, lists: dict[str, list[str]]) -> int:
+    """Add and remove, in this order."""
+    from rayssl.pipeline.base.progress import Display
+    from rayssl.pipeline.launch.index import add_to_index, remove_from_index
+
+    if parsed.changes:
+        raise UserError(
+            f"--{next(iter(parsed.changes))} is of building an index: leave it out with {next(iter(lists))}"
+        )
+    for name, words in lists.items():
+        if not words:
+            raise UserError(f"{name} has no value: say which images, e.g. {name} DIR")
+    done = []
+    with Display() as display:
+        if "--add" in lists:
+            done.append(add_to_index(run, parsed.values["data"], lists["--add"], display))
+        if "--remove" in lists:
+            done.append(remove_from_index(run, parsed.values["data"], lists["--remove"], display))
+    if parsed.values["json"]:
+        print(json.dumps(done[0] if len(done) == 1 else done))
+    return 0
+
+
+def rebuild(run: Path, parsed: Parsed) -> int:
+    """Build what has to be built, and tell all indices of the run."""
     from rayssl.pipeline.base.progress import Display
     from rayssl.pipeline.launch.embed import search_anew
     from rayssl.pipeline.launch.runs import changed_config

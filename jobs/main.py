@@ -27,6 +27,7 @@ VERBS = {
     "finetune": "train a run's encoder and a classifier on few labels",
     "embed": "embeddings of a run's images, or of a folder by pretrained weights",
     "index": "a FAISS index over a run's embeddings",
+    "sync": "make a run's index what its folder of images holds by now",
     "evaluate": "kNN, k-means, retrieval and health of a run's embeddings",
     "query": "the most similar images of a run to some image files",
     "serve": "a page and an HTTP interface to search the images of runs",

@@ -364,8 +364,14 @@ class Draws(Part):
     __pydantic_extra__: dict[str, list[Number]]
 
 
+class IndexPart(Sealed):
+    """A file of an index that its manifest tells of."""
+
+    path: Inside  # in index/<data>
+
+
 class IndexFile(Document):
-    """manifest.json beside index.faiss."""
+    """manifest.json of a generation of an index, or, as older versions wrote it, beside index.faiss."""
 
     metric: Text = "cosine"
     factory: Text = ""
@@ -377,6 +383,12 @@ class IndexFile(Document):
     data_fingerprint: Text
     sha256: Sha256
     embeddings: dict[Inside, Sha256] | None = None  # that it was built from, by path in the run
+    key: Text | None = None  # a hash of all that the base depends on
+    base: Name | None = None  # the generation whose index.faiss is searched; None: its own
+    parts: dict[Literal["items", "added", "additions", "removed"], IndexPart] = {}
+    class_names: list[Text] | None = None
+    data_path: Text = ""  # folder or URL that the items' paths are relative to
+    place: Text | None = None  # where that folder is by now
 
 
 class EmbeddingsFacts(Document):

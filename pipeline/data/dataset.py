@@ -59,16 +59,17 @@ class Images:
         store: Store,
         positions: NDArray[np.int64],
         hashes: NDArray[np.int64] | None = None,
+        digests: NDArray[np.uint8] | None = None,
     ) -> None:
         """`rows` (N,) are the images' rows in `reader`, `positions` (N,) their positions in `store`.
 
         `labels` (N,) are positions in the data set's class names, −1 for an image without a label; `hashes` (N,) are
-        equal where pixels are.
+        equal where pixels are, `digests` (N, 16) where the bytes of the images' files are.
         """
         self.ids, self.paths, self.labels = ids, paths, labels
         self._reader, self._rows = reader, rows
         self._store, self._positions = store, positions
-        self.hashes = hashes
+        self.hashes, self.digests = hashes, digests
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -129,6 +130,7 @@ class Images:
             self._store,
             self._positions[chosen],
             None if self.hashes is None else self.hashes[chosen],
+            None if self.digests is None else self.digests[chosen],
         )
 
     def join(self, *others: "Images | None") -> "Images":
@@ -136,6 +138,7 @@ class Images:
         parts = [self, *(other for other in others if other is not None)]
         labels = [part.labels for part in parts if part.labels is not None]
         hashes = [part.hashes for part in parts if part.hashes is not None]
+        digests = [part.digests for part in parts if part.digests is not None]
         return Images(
             np.concatenate([part.ids for part in parts]),
             [path for part in parts for path in part.paths],
@@ -145,6 +148,7 @@ class Images:
             self._store,
             np.concatenate([part._positions for part in parts]),
             np.concatenate(hashes) if len(hashes) == len(parts) else None,
+            np.concatenate(digests) if len(digests) == len(parts) else None,
         )
 
     def file(self, i: int) -> Path | None:

@@ -56,6 +56,7 @@ def list_folder(root: str, files: Files, reading: Reading) -> Listing:
         identity=files.identity(),
         stamp=files.stamp(),
         contents=contents,
+        digests=contents.known,
         kind="a folder of images",
         notes=layout.notes,
         passed_over=(("pictures that rayssl wrote", own),) if own else (),

@@ -72,6 +72,7 @@ class Listing:
     identity: str  # digest of names and sizes: the same on every machine, and all that runs of before know of a set
     stamp: str  # digest of the times of last change: tells that a file was replaced by one of equal size
     contents: Contents | None = None  # of the files; None for a set that its name tells
+    digests: NDArray[np.uint8] | None = None  # (N, 16) of each image's own file; None where it has none
     kind: str = ""  # what it is, for people: a folder of images, parquet files …
     notes: tuple[Note, ...] = ()  # what was concluded
     passed_over: tuple[tuple[str, int], ...] = ()  # (what, how many) files or rows that are no images of the set

@@ -111,7 +111,8 @@ def open_dataset(
         part_labels = None if listing.labels is None else listing.labels[positions]
         paths = [listing.keys[i] for i in positions.tolist()]
         part_hashes = hashes[pixels.rows_of(positions)]
-        return Images(ids[positions], paths, part_labels, reader, rows, listing.store, positions, part_hashes)
+        digests = None if listing.digests is None else listing.digests[positions]
+        return Images(ids[positions], paths, part_labels, reader, rows, listing.store, positions, part_hashes, digests)
 
     read_as = [table, f"size {pixels.image_size}", f"channels {pixels.channels}", *pixels.settled.identity]
     by_names = digest([listing.identity, *read_as])

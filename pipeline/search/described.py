@@ -24,6 +24,7 @@ def describe_vectors(work: Work, images: list[Images], vectors: NDArray[np.float
     """Vectors with the ids, paths and labels of their images."""
     labels = [part.labels for part in images]
     known = [part for part in labels if part is not None]
+    digests = [part.digests for part in images if part.digests is not None]
     return Embeddings(
         ids=np.concatenate([part.ids for part in images]),
         paths=[path for part in images for path in part.paths],
@@ -35,6 +36,7 @@ def describe_vectors(work: Work, images: list[Images], vectors: NDArray[np.float
         split=split,
         data=work.dataset.name,
         data_path=work.dataset.path,
+        contents=np.concatenate(digests) if len(digests) == len(images) else None,
     )
 
 

@@ -1,7 +1,8 @@
 """The embeddings of one split as a parquet file that is readable without this project.
 
-<run>/embeddings/<data>/<split>.parquet has the columns id (int64), path (text), label (int64 or null) and embedding
-(fixed-size list of float32); the schema's metadata tells which encoder and which data they come from.
+<run>/embeddings/<data>/<split>.parquet has the columns id (int64), path (text), label (int64 or null), embedding
+(fixed-size list of float32) and, where an image has a file of its own, content (16 bytes, see data.content); the
+schema's metadata tells which encoder and which data they come from.
 
 Reading keeps away from what makes pyarrow import pandas where that is installed (`read_table`, `to_numpy`,
 `fill_null`), and from `pyarrow.compute`: a query would wait for them longer than it searches.
@@ -24,7 +25,7 @@ from rayssl.pipeline.base.documents import DamagedError, OtherSchemaError, fit, 
 from rayssl.pipeline.base.errors import MissingError, UserError
 from rayssl.pipeline.base.files import listed, replacing
 from rayssl.pipeline.base.schemas import EmbeddingsFacts
-from rayssl.pipeline.base.seals import check
+from rayssl.pipeline.base.seals import check, digest
 from rayssl.pipeline.data.columns import read_bounded
 from rayssl.pipeline.data.regular import largest
 from rayssl.pipeline.run.folder import data_name
@@ -33,6 +34,7 @@ SCHEMA = 1
 MOST_DIM = 1 << 16  # numbers of an embedding
 MOST_EXPANDED = 64  # bytes in memory for one of the file, of a file whose content is larger than is read in one piece
 COLUMNS = {"id": pa.int64(), "path": pa.string(), "label": pa.int64()}  # and embedding, whose type depends on D
+CONTENT = pa.binary(16)  # may be missing: images in shards, and files that older versions wrote, have none
 FACTS = ("class_names", "encoder_hash", "data_fingerprint", "split", "data", "data_path")
 
 
@@ -50,18 +52,20 @@ class Embeddings:
     split: str
     data: str = ""  # the data set's name
     data_path: str = ""  # absolute folder or URL that `paths` are relative to
+    contents: NDArray[np.uint8] | None = None  # (N, 16) digests of the images' files
 
 
 def save_embeddings(embeddings: Embeddings, path: Path | str) -> None:
     """Write a parquet file, whole or not at all. Pages carry checksums, so that damage is noticed on reading."""
-    table = pa.table(
-        {
-            "id": pa.array(embeddings.ids, pa.int64()),
-            "path": pa.array(embeddings.paths, pa.string()),
-            "label": _label_column(embeddings.labels, len(embeddings.ids)),
-            "embedding": _vector_column(embeddings.vectors),
-        }
-    ).replace_schema_metadata(
+    columns = {
+        "id": pa.array(embeddings.ids, pa.int64()),
+        "path": pa.array(embeddings.paths, pa.string()),
+        "label": label_column(embeddings.labels, len(embeddings.ids)),
+        "embedding": vector_column(embeddings.vectors),
+    }
+    if embeddings.contents is not None:
+        columns["content"] = content_column(embeddings.contents)
+    table = pa.table(columns).replace_schema_metadata(
         {"rayssl": json.dumps({"schema": SCHEMA, **{name: getattr(embeddings, name) for name in FACTS}})}
     )
     with replacing(Path(path)) as temporary:
@@ -78,13 +82,14 @@ def load_embeddings(path: Path | str) -> Embeddings:
     ids: NDArray[np.int64] = np.asarray(np.from_dlpack(table["id"].combine_chunks()), dtype=np.int64)
     if len(np.unique(ids)) != len(ids):
         raise _damaged(path, "an id twice")
-    vectors = _vectors(table["embedding"], path)
+    vectors = vectors_in(table["embedding"], path)
     labels = None if table["label"].null_count == len(table) else known_labels(table["label"], path)
     return Embeddings(
         ids=ids,
         paths=table["path"].to_pylist(),
         labels=labels,
         vectors=vectors,
+        contents=contents_in(table),
         **{name: facts[name] for name in FACTS},
     )
 
@@ -102,7 +107,7 @@ def read_columns(path: Path, names: Sequence[str] | None = None) -> tuple[pa.Tab
         size = path.stat().st_size
         if not 0 <= parquet.metadata.num_rows <= size:
             raise _damaged(path, f"{parquet.metadata.num_rows:,} rows in {size:,} bytes")
-        wanted = (*COLUMNS, "embedding") if names is None else names
+        wanted = (*COLUMNS, "embedding", *_more(parquet.schema_arrow)) if names is None else names
         table = read_bounded(parquet, str(path), wanted, max(largest(), MOST_EXPANDED * size))
     if table["id"].null_count or table["path"].null_count:
         raise _damaged(path, "rows without an id or path")
@@ -121,6 +126,11 @@ def read_columns(path: Path, names: Sequence[str] | None = None) -> tuple[pa.Tab
 def files_of(folder: Path) -> list[Path]:
     """The files of embeddings in a folder; what a killed writer of an older version left there begins with a dot."""
     return [path for path in listed(folder, "*.parquet") if not path.name.startswith(".")]
+
+
+def digests(run: Path, name: str, part: str) -> dict[str, str]:
+    """The sha256 of the embeddings of a data set that a stage reads, by path in the run."""
+    return {str(file.relative_to(run)): digest(file) for file in files_of(run / "embeddings" / name / part)}
 
 
 def read_facts(path: Path) -> dict[str, Any]:
@@ -150,13 +160,39 @@ def _data_path(path: Path) -> str | None:
         return None  # damaged: it is replaced
 
 
-def _label_column(labels: NDArray[np.int64] | None, n: int) -> pa.Array:
+def label_column(labels: NDArray[np.int64] | None, n: int) -> pa.Array:
     return pa.nulls(n, pa.int64()) if labels is None else pa.array(labels, pa.int64(), mask=labels < 0)
 
 
-def _vector_column(vectors: NDArray[np.float32]) -> pa.Array:
+def vector_column(vectors: NDArray[np.float32]) -> pa.Array:
     flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), vectors.shape[1])
+
+
+def content_column(contents: NDArray[np.uint8]) -> pa.Array:
+    """(N, 16) bytes as an Arrow column."""
+    flat = np.ascontiguousarray(contents, dtype=np.uint8)
+    return pa.Array.from_buffers(CONTENT, len(flat), [None, pa.py_buffer(flat.tobytes())])
+
+
+def contents_in(table: pa.Table) -> NDArray[np.uint8] | None:
+    """(N, 16) digests of the images' files; None where the column is missing, or an image has none."""
+    if "content" not in table.column_names or table["content"].null_count:
+        return None
+    column = table["content"].combine_chunks()
+    if not len(column):
+        return np.zeros((0, 16), np.uint8)
+    return np.frombuffer(column.buffers()[1], np.uint8).reshape(-1, 16)[column.offset :][: len(column)]
+
+
+def has_contents(path: Path) -> bool:
+    """Whether a file of embeddings tells what the images' files hold."""
+    with _reading(path):
+        return bool(_more(pq.read_schema(path)))
+
+
+def _more(schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name == "content" and schema.field(name).type == CONTENT]
 
 
 @contextmanager
@@ -201,7 +237,7 @@ def _facts_of(metadata: Any, path: Path) -> dict[str, Any]:
     return facts
 
 
-def _vectors(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
+def vectors_in(column: pa.ChunkedArray, path: Path) -> NDArray[np.float32]:
     values = column.combine_chunks().flatten()  # a row that is null has none
     if values.null_count or len(values) != len(column) * column.type.list_size:
         raise _damaged(path, "rows without an embedding")

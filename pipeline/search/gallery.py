@@ -87,11 +87,17 @@ def save_run_gallery(
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
     places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 
+    shown = Shown.of(config.data.range, config.data.background)
+    paths = {neighbor["id"]: neighbor["path"] for result in results for neighbor in result["neighbors"]}
+
     def look_up(found: int) -> NDArray[np.uint8]:
         images, row = places.get(found, (None, 0))
-        return UNREAD if images is None else images[row]
+        if images is not None:
+            return images[row]
+        pixels = Asked(paths[found], Path(paths[found])).read(None, CELL, shown)  # added from elsewhere
+        return UNREAD if pixels is None else pixels
 
-    save_gallery(results, look_up, path, asked, Shown.of(config.data.range, config.data.background))
+    save_gallery(results, look_up, path, asked, shown)
 
 
 def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:

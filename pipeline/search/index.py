@@ -2,8 +2,9 @@
 
 An index that whitens maps its vectors and its queries by itself, and searches by the cosine of what comes out.
 
-<folder>/index.faiss and <folder>/manifest.json. The embeddings are the truth: an index that is damaged or does not
-match them is refused and can always be built again.
+<folder>/index.faiss and <folder>/manifest.json, of a generation (see search.generations) or, as older versions wrote
+it, alone. The embeddings are the truth: an index that is damaged or does not match them is refused and can always be
+built again.
 """
 
 import threading
@@ -16,15 +17,24 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from rayssl.pipeline.base.documents import load
 from rayssl.pipeline.base.errors import MissingError, UserError
 from rayssl.pipeline.base.files import replacing, sha256, write_json
 from rayssl.pipeline.base.lease import settled
-from rayssl.pipeline.base.schemas import IndexFile
-from rayssl.pipeline.base.seals import check, digest, forget
+from rayssl.pipeline.base.seals import digest, forget
 from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.features.whitening import Whitening
+from rayssl.pipeline.search.embeddings import vectors_in
 from rayssl.pipeline.search.factory import auto_factory, built_as, cannot_build
+from rayssl.pipeline.search.generations import (
+    Generation,
+    following,
+    has_generations,
+    read_generation,
+    read_index_manifest,
+    remedy_of,
+)
+from rayssl.pipeline.search.items import ints
+from rayssl.pipeline.search.live import LiveIndex
 
 SCHEMA = 1
 MAPPED = faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY
@@ -117,7 +127,9 @@ def _layers(index: faiss.Index) -> Iterator[faiss.Index]:
             return
 
 
-def _inner(index: faiss.Index) -> faiss.Index:
+def _inner(index: faiss.Index | LiveIndex) -> faiss.Index:
+    if isinstance(index, LiveIndex):
+        index = index.base
     if isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
@@ -163,7 +175,9 @@ def _exact(points: Floats, ids: Ints) -> faiss.Index:
     return index
 
 
-def search(index: faiss.Index, vectors: Floats, k: int, exclude: list[set[int]] | None = None) -> tuple[Floats, Ints]:
+def search(
+    index: faiss.Index | LiveIndex, vectors: Floats, k: int, exclude: list[set[int]] | None = None
+) -> tuple[Floats, Ints]:
     """Cosines (Q, k) and ids (Q, k) of the k nearest to `vectors` (Q, D), best first.
 
     `exclude` holds for each query the ids that it must not find, such as its own; another vector with the same
@@ -190,7 +204,7 @@ def _first(ids: Ints, drop: set[int], k: int) -> list[int]:
     return [column for column, found in enumerate(ids.tolist()) if found >= 0 and found not in drop][:k]
 
 
-def _too_few(index: faiss.Index, k: int, found: int) -> str:
+def _too_few(index: faiss.Index | LiveIndex, k: int, found: int) -> str:
     if isinstance(_inner(index), faiss.IndexFlat):
         return f"k is {k}: the index holds only {found} vectors besides the image itself"
     return f"k is {k}: this approximate index found only {found}; ask for fewer, or build it with --index.factory Flat"
@@ -208,10 +222,11 @@ def save_index(
     count: int,
     whitened: bool = False,
     embeddings: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> None:
     """Write index.faiss, then manifest.json with its sha256: an index without a matching manifest is no index.
 
-    `embeddings`: the sha256 of the files that it was built from, by path in the run.
+    `embeddings`: the sha256 of the files that it was built from, by path in the run; `more`: other keys of IndexFile.
     """
     forget(folder / "index.faiss", folder / "manifest.json")  # until both are there, neither is finished
     with replacing(folder / "index.faiss") as temporary:
@@ -228,43 +243,74 @@ def save_index(
         "data_fingerprint": data_fingerprint,
         "embeddings": dict(embeddings) if embeddings is not None else None,
         "sha256": sha256(folder / "index.faiss"),
+        **more,
     }
     write_json(folder / "manifest.json", facts)
 
 
-def load_index(folder: Path | str, *, mapped: bool = False) -> tuple[faiss.Index, dict[str, Any]]:
+def load_index(folder: Path | str, *, mapped: bool = False) -> tuple[faiss.Index | LiveIndex, dict[str, Any]]:
     """The index and its manifest. The file's sha256 is compared before FAISS reads a byte of it.
 
+    FAISS' own index where nothing was added or removed since it was built, else one that is searched like it.
     `mapped`: to be searched only, and where FAISS can it stays in its file, of which a search reads what it needs.
     Raises UserError where either is missing, damaged, of another schema, or does not fit the other.
     """
-    return settled(Path(folder), lambda: _load(Path(folder), mapped))
+    found, manifest, _ = load_live(Path(folder), mapped=mapped)
+    return (found.base if found.is_base else found), manifest
 
 
-def _load(folder: Path, mapped: bool) -> tuple[faiss.Index, dict[str, Any]]:
-    manifest = _read_manifest(folder)
-    path = folder / "index.faiss"
+def load_live(folder: Path, *, mapped: bool = True) -> tuple[LiveIndex, dict[str, Any], Generation | None]:
+    """Like `load_index`, with what came and went, and the generation; None where an older version wrote the index."""
+    return settled(folder, lambda: _load_either(folder, mapped))
+
+
+def _load_either(folder: Path, mapped: bool) -> tuple[LiveIndex, dict[str, Any], Generation | None]:
+    if has_generations(folder):
+        return following(folder, lambda name: _load_generation(folder, name, mapped))
+    manifest = read_index_manifest(folder, remedy_of(folder))
+    return LiveIndex(_load(folder / "index.faiss", manifest, mapped, remedy_of(folder))), manifest, None
+
+
+def _load_generation(folder: Path, name: str, mapped: bool) -> tuple[LiveIndex, dict[str, Any], Generation]:
+    found = read_generation(folder, name)
+    base = _load(folder / found.base / "index.faiss", found.manifest, mapped, remedy_of(folder))
+    vectors = vectors_in(found.additions["vector"], folder / name)
+    return LiveIndex(base, found.gone, ints(found.additions["id"]), normalise(vectors)), found.manifest, found
+
+
+def _load(path: Path, manifest: dict[str, Any], mapped: bool, remedy: str) -> faiss.Index:
     if not path.is_file():
-        raise MissingError(f"{path} does not exist: {_remedy(folder)} writes it")
-    _check_sum(folder, manifest)
+        raise MissingError(f"{path} does not exist: {remedy} writes it")
+    _check_sum(path, manifest, remedy)
     try:
         with _reading_limits(path.stat().st_size):
             index = faiss.read_index(str(path), MAPPED if mapped else 0)
     except RuntimeError:
-        raise UserError(f"{path} is damaged (FAISS cannot read it): {_remedy(folder)} writes it again") from None
+        raise UserError(f"{path} is damaged (FAISS cannot read it): {remedy} writes it again") from None
     if (index.d, index.ntotal) != (manifest["dim"], manifest["count"]):
         raise UserError(
             f"{path} holds {index.ntotal} vectors of {index.d} dimensions, its manifest says {manifest['count']} "
-            f"of {manifest['dim']}: {_remedy(folder)} writes it again"
+            f"of {manifest['dim']}: {remedy} writes it again"
         )
-    _check_sum(folder, manifest)  # it may have been replaced meanwhile
-    return index, manifest
+    _check_lists(index, path, remedy)
+    _check_sum(path, manifest, remedy)  # it may have been replaced meanwhile
+    return index
 
 
-def _check_sum(folder: Path, manifest: dict[str, Any]) -> None:
-    path = folder / "index.faiss"
+def _check_lists(index: faiss.Index, path: Path, remedy: str) -> None:
+    """The lists of an IVF index, which FAISS follows into a mapped file, hold as much as it says."""
+    core = faiss.try_extract_index_ivf(index)
+    if core is None:
+        return
+    lists: Any = core.invlists
+    sizes = sum(lists.list_size(one) for one in range(lists.nlist))
+    if lists.nlist != core.nlist or sizes != core.ntotal or lists.code_size != core.code_size:
+        raise UserError(f"{path} is damaged (its lists are not what it says of them): {remedy} writes it again")
+
+
+def _check_sum(path: Path, manifest: dict[str, Any], remedy: str) -> None:
     if digest(path) != manifest["sha256"]:
-        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {_remedy(folder)} writes it again")
+        raise UserError(f"{path} is damaged (its sha256 is not the manifest's): {remedy} writes it again")
 
 
 def check_matches(manifest: dict[str, Any], encoder_hash: str, data_fingerprint: str) -> None:
@@ -289,13 +335,6 @@ def check_embeddings(manifest: dict[str, Any], run: Path) -> None:
             raise UserError(f"{run / name} is not what the index was built from: `rayssl index {run}` builds it again")
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path, remedy = folder / "manifest.json", _remedy(folder)
-    manifest = load(path, IndexFile, f"{remedy} writes it again", f"{path} does not exist: {remedy} writes it")
-    check(path, f"{remedy} writes it again")
-    return manifest
-
-
 @contextmanager
 def _reading_limits(size: int) -> Iterator[None]:
     """No array and no loop in a file of `size` bytes may claim much more than that (facebookresearch/faiss#5400)."""
@@ -308,8 +347,3 @@ def _reading_limits(size: int) -> Iterator[None]:
         finally:
             faiss.set_deserialization_loop_limit(before[0])
             faiss.set_deserialization_vector_byte_limit(before[1])
-
-
-def _remedy(folder: Path) -> str:
-    """The command that builds this index: it lies in <run>/index/<data>/."""
-    return f"`rayssl index {folder.parents[1] if len(folder.parents) > 1 else 'RUN'}`"

@@ -1,4 +1,4 @@
-"""Paths and labels of the indexed images by id, without their vectors.
+"""What is known of the indexed images, by id, without their vectors: paths, labels, splits, what their files hold.
 
 Shapes: N images.
 """
@@ -14,25 +14,54 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import MissingError, UserError
-from rayssl.pipeline.search.embeddings import files_of, known_labels, read_columns
+from rayssl.pipeline.search.embeddings import CONTENT, files_of, has_contents, known_labels, read_columns
+
+ADDED = "added"  # the split of images that came after the run: nothing is evaluated on them
+SCHEMA = pa.schema(
+    {
+        "id": pa.int64(),
+        "path": pa.string(),  # relative to the run's images where it lies among them, else absolute
+        "label": pa.int64(),  # null for none
+        "split": pa.string(),
+        "content": CONTENT,  # null where it is not known
+        "source": pa.string(),  # the folder or file that was added; null for the run's own images
+    }
+)
 
 Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Items:
-    """What an answer tells of an image. Paths stay in Arrow's memory: only those that are told become objects."""
+    """What an answer tells of an image. Columns stay in Arrow's memory: only what is told becomes objects."""
 
-    ids: Ints  # (N,)
-    paths: pa.ChunkedArray  # N texts
-    labels: Ints  # (N,), -1 for none
+    table: pa.Table  # N rows; at least the columns id, path and label
     class_names: tuple[str, ...] | None
     data_fingerprint: str
     data_path: str
+    place: str | None = None  # where that folder is by now, if that was told
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @cached_property
+    def ids(self) -> Ints:
+        """(N,)."""
+        return ints(self.table["id"])
+
+    @property
+    def paths(self) -> pa.ChunkedArray:
+        """N texts."""
+        return self.table["path"]
+
+    @cached_property
+    def labels(self) -> Ints:
+        """(N,), −1 for none."""
+        return known_labels(self.table["label"], Path("items"))
 
     @cached_property
     def _order(self) -> Ints:
-        return np.argsort(self.ids)
+        return np.argsort(self.ids, kind="stable")  # quick where the rows are ascending already
 
     def rows(self, ids: Ints) -> Ints:
         """The rows of ids, in the same shape; -1 for one that is not known."""
@@ -58,22 +87,47 @@ class Items:
         return label if self.class_names is None else self.class_names[label]
 
 
-def load_items(folder: Path, run: Path) -> Items:
-    """Those of all embeddings in a folder of a run; raises UserError where there are none, or they do not fit."""
+def ints(column: pa.ChunkedArray) -> Ints:
+    """(N,) of a column without nulls, without a copy where it is in one piece."""
+    chunks = [np.frombuffer(one.buffers()[1], np.int64)[one.offset :][: len(one)] for one in column.chunks if len(one)]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
+
+
+def load_items(folder: Path, run: Path, *, whole: bool = False) -> Items:
+    """Those of all embeddings in a folder of a run; raises UserError where there are none, or they do not fit.
+
+    `whole`: with all columns of `SCHEMA`, for an index; else those that an answer needs.
+    """
     paths = files_of(folder)
     if not paths:
         raise MissingError(f"{folder} holds no embeddings: `rayssl embed {run}` writes them")
-    tables, facts = zip(*(read_columns(path, ("id", "path", "label")) for path in paths), strict=True)
+    names = ("id", "path", "label")
+    found = [read_columns(path, (*names, "content") if whole and has_contents(path) else names) for path in paths]
+    tables, facts = zip(*found, strict=True)
     _check_alike(facts, folder, run)
-    labels = [known_labels(table["label"], path) for table, path in zip(tables, paths, strict=True)]
-    return Items(
-        ids=np.concatenate([np.asarray(np.from_dlpack(table["id"].combine_chunks())) for table in tables]),
-        paths=pa.chunked_array([chunk for table in tables for chunk in table["path"].chunks], pa.string()),
-        labels=np.concatenate(labels),
-        class_names=facts[0]["class_names"],
-        data_fingerprint=facts[0]["data_fingerprint"],
-        data_path=facts[0]["data_path"],
+    if whole:
+        tables = tuple(_completed(table, one["split"]) for table, one in zip(tables, facts, strict=True))
+    items = Items(
+        pa.concat_tables([table.replace_schema_metadata(None) for table in tables]),
+        facts[0]["class_names"],
+        facts[0]["data_fingerprint"],
+        facts[0]["data_path"],
     )
+    if len(np.unique(items.ids)) != len(items):
+        raise UserError(f"the files in {folder} hold an id twice: `rayssl embed {run}` writes them again")
+    return items
+
+
+def _completed(table: pa.Table, split: str) -> pa.Table:
+    """With the columns of `SCHEMA`."""
+    n = len(table)
+    table = table.append_column("split", pa.array([split] * n, pa.string()))
+    table = table.append_column("source", pa.nulls(n, pa.string()))
+    if "content" not in table.column_names:
+        table = table.append_column("content", pa.nulls(n, CONTENT))
+    return table.select(SCHEMA.names).cast(SCHEMA)
 
 
 def _check_alike(facts: Sequence[dict[str, Any]], folder: Path, run: Path) -> None:

@@ -15,15 +15,17 @@ from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import settled
 from rayssl.pipeline.base.schemas import ReportedConfig
 from rayssl.pipeline.base.seals import check
-from rayssl.pipeline.data import AUTO, storage
+from rayssl.pipeline.data import AUTO, sample_id, storage
 from rayssl.pipeline.data.shown import BY_TYPE, Shown
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.models.identity import read_manifest as read_export
 from rayssl.pipeline.run.folder import data_name, own_data, winner_of
 from rayssl.pipeline.search.apply import Searcher, searched_by
-from rayssl.pipeline.search.exclusion import own_address, own_ids, same_file
-from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index, search
+from rayssl.pipeline.search.exclusion import own_keys, own_keys_of_address, same_file
+from rayssl.pipeline.search.generations import CURRENT
+from rayssl.pipeline.search.index import check_embeddings, check_matches, load_live, search
 from rayssl.pipeline.search.items import Items, load_items
+from rayssl.pipeline.search.live import LiveIndex
 from rayssl.pipeline.search.onnx_networks import onnx_networks
 from rayssl.pipeline.search.queries import Asked, images_of, squares_of
 from rayssl.pipeline.search.store import FOLDER, search_hash
@@ -43,7 +45,7 @@ class OpenIndex:
 
     run: Path
     name: str  # of the data set
-    index: Any  # FAISS'
+    index: LiveIndex
     items: Items
     hash: str  # of what the vectors are made by
     shown: Shown
@@ -104,7 +106,10 @@ class OpenIndex:
         return Searcher(found, networks, channels)
 
     def _own(self, asked: Asked) -> set[int]:
-        return own_ids(asked.place, self.place) | own_address(asked.place, self.items.data_path)
+        """The ids of an image by its path, but for those that another image has by now."""
+        keys = own_keys(asked.place, self.place) | own_keys_of_address(asked.place, self.items.data_path)
+        rows = {key: int(self.items.rows(np.array(sample_id(key)))) for key in keys}
+        return {sample_id(key) for key, row in rows.items() if row >= 0 and self.items.path(row) == key}
 
     def _add_same(self, own: list[set[int]], asked: Sequence[Asked], ids: Ints) -> bool:
         """Add found images that are the asked file by a link or another name; whether there were any."""
@@ -147,7 +152,7 @@ def open_index(run: Path | str, data: str | None = None) -> OpenIndex:
     if data is not None:
         check_data_name(run, data)
     index, items, made_by = settled(run, lambda: load_searched(run, name))
-    place = _place_of(run, name, items.data_path)
+    place = _place_of(run, name, items)
     return OpenIndex(run, name, index, items, made_by, _shown(run), reads_below_zero(run), place)
 
 
@@ -156,11 +161,14 @@ def query(run: Path | str, images: Any, k: int = 10, data: str | None = None) ->
     return open_index(run, data).search(images, k=k)
 
 
-def load_searched(run: Path, name: str) -> tuple[Any, Items, str]:
+def load_searched(run: Path, name: str) -> tuple[LiveIndex, Items, str]:
     """The index, what is known of its images, and the hash of what its vectors are made by, which fit each other."""
-    index, manifest = load_index(run / "index" / name, mapped=True)
+    index, manifest, generation = load_live(run / "index" / name)
     chosen = search_hash(run)
-    items = load_items(run / "embeddings" / name / (FOLDER if chosen else ""), run)
+    if generation is None:
+        items = load_items(run / "embeddings" / name / (FOLDER if chosen else ""), run)
+    else:
+        items = generation.living()
     made_by = chosen or encoder_hash(run)
     check_matches(manifest, made_by, items.data_fingerprint)
     check_embeddings(manifest, run)
@@ -195,7 +203,8 @@ def refuse_unread(asked: list[Asked]) -> None:
 
 def check_data_name(run: Path, name: str) -> None:
     """Raises UserError, with the names that there are, where the run has no index of that name."""
-    there = [path.parent.name for path in listed(run / "index", "*/manifest.json")]
+    written = [*listed(run / "index", f"*/{CURRENT}"), *listed(run / "index", "*/manifest.json")]
+    there = sorted({path.parent.name for path in written})
     if name not in there:
         raise UserError(
             f"--data {name}: {run} has no index of that name{nearest(name, there)}; there is "
@@ -225,7 +234,9 @@ def _shown(run: Path) -> Shown:
     return Shown.of(data.get("range") or AUTO, data.get("background") or AUTO)
 
 
-def _place_of(run: Path, name: str, data_path: str) -> Path:
+def _place_of(run: Path, name: str, items: Items) -> Path:
     """The folder that the paths of an index are relative to; that of the run's own images may have moved."""
+    if items.place is not None and Path(items.place).is_dir():
+        return Path(items.place)
     data = own_data(run)
-    return Path(storage.fixed_part(data.get("path", data_path) if name == data["name"] else data_path))
+    return Path(storage.fixed_part(data.get("path", items.data_path) if name == data["name"] else items.data_path))

@@ -10,7 +10,7 @@ from typing import Any
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base import collectives
 from rayssl.pipeline.base.errors import UserError
-from rayssl.pipeline.base.seals import damaged_of, digest, fits
+from rayssl.pipeline.base.seals import damaged_of, fits
 from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Dataset
 from rayssl.pipeline.evaluation.baselines import VERSIONS
@@ -26,15 +26,8 @@ from rayssl.pipeline.run.data_paths import as_started
 from rayssl.pipeline.run.folder import begin_stage, data_name, mark_stage, stage_done, stage_key, update_manifest
 from rayssl.pipeline.run.identity import identity
 from rayssl.pipeline.search.described import check_search, load_splits
-from rayssl.pipeline.search.embeddings import files_of
 from rayssl.pipeline.search.store import FOLDER
 from rayssl.pipeline.training.checkpoint import list_checkpoints
-
-
-def digests(run: Path, name: str, part: str) -> dict[str, str]:
-    """The sha256 of the embeddings that a stage reads, by path."""
-    files = files_of(run / "embeddings" / name / part)
-    return {str(file.relative_to(run)): digest(file) for file in files}
 
 
 def key_of(name: str, run: Path, config: Config, dataset: Dataset) -> str:

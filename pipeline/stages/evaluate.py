@@ -19,8 +19,9 @@ from rayssl.pipeline.run.context import read_at
 from rayssl.pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
 from rayssl.pipeline.run.own_images import open_own
 from rayssl.pipeline.search.described import embeddings_folder, load_splits, load_splits_in, searched_splits
+from rayssl.pipeline.search.embeddings import digests
 from rayssl.pipeline.search.store import FOLDER, has_search, read_candidates, read_search, search_hash
-from rayssl.pipeline.stages.done import at_work, digests, has_records
+from rayssl.pipeline.stages.done import at_work, has_records
 
 
 def run_evaluate(run: Path, dataset: Dataset | None = None) -> None:

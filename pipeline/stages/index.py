@@ -5,18 +5,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.lease import writer_lock
-from rayssl.pipeline.base.vectors import normalise
-from rayssl.pipeline.features.whitening import Whitening, fit_whitening
+from rayssl.pipeline.config import Config
 from rayssl.pipeline.run.folder import data_name, mark_stage, stage_done, stage_key
-from rayssl.pipeline.search.described import load_splits, searched_splits
+from rayssl.pipeline.search.described import searched_splits
+from rayssl.pipeline.search.embeddings import digests
 from rayssl.pipeline.search.store import FOLDER, has_search
-from rayssl.pipeline.stages.done import at_work, digests, is_whole
+from rayssl.pipeline.stages.done import at_work, is_whole
 
 
 def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> None:
@@ -36,41 +34,32 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
 
 
 def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
-    """The index of one data set."""
-    from rayssl.pipeline.search.index import build_index, load_index, measure_recall, recall_warning, save_index
+    """The index of one data set; what was added to it and removed from it stays so."""
+    from rayssl.pipeline.search.build import build, write
+    from rayssl.pipeline.search.generations import drop_others, last_whole
+    from rayssl.pipeline.search.index import load_live
 
-    config = configuration.load(run / "config.json")
-    splits = searched_splits(run, name)
-    whiten = config.index.whiten and not has_search(run)  # else the vectors are whitened already, or not to be
-    vectors = np.concatenate([split.vectors for split in splits.values()])
-    ids = np.concatenate([split.ids for split in splits.values()])
-    first = next(iter(splits.values()))
+    config, folder = configuration.load(run / "config.json"), run / "index" / name
     stage_name = "index" if name == data_name(run) else f"index/{name}"
-    contents = digests(run, name, FOLDER if has_search(run) else "")
-    key = stage_key("index", dataclasses.asdict(config.index), whiten, first.encoder_hash, contents)
-    if stage_done(run, stage_name, key) and is_whole(lambda: load_index(run / "index" / name)):
-        return
+    key = index_key(run, name, config)
     began = time.perf_counter()
-    index = build_index(vectors, ids, config.index.factory, whitening_of(run) if whiten else None)
-    recall = measure_recall(index, vectors, ids, k=min(10, len(ids)))
-    if told := recall_warning(recall, config.index.factory, len(ids)):
-        warn(f"{run / 'index' / name}: {told}")
-    with writer_lock(run), at_work(run, stage_name):
-        save_index(
-            index,
-            run / "index" / name,
-            encoder_hash=first.encoder_hash,
-            data_fingerprint=first.data_fingerprint,
-            factory=config.index.factory,
-            recall=recall,
-            dim=vectors.shape[1],
-            count=len(ids),
-            whitened=whiten,
-            embeddings=contents,
-        )
-        mark_stage(run, stage_name, key, time.perf_counter() - began, vectors=len(ids), recall=recall)
+    with writer_lock(run):
+        whole = is_whole(lambda: load_live(folder))
+        found = last_whole(folder)
+        if whole and found is not None and found.manifest.get("key") == key:
+            drop_others(folder, [found])
+            if stage_done(run, stage_name, key):
+                return
+        with at_work(run, stage_name):
+            if not whole or found is None or found.manifest.get("key") != key:
+                found = write(folder, build(run, name, config.index.factory, found, key, warn), broken=not whole)
+            facts = {"vectors": found.manifest["count"], "recall": found.manifest["recall"]}
+            mark_stage(run, stage_name, key, time.perf_counter() - began, **facts)
 
 
-def whitening_of(run: Path) -> Whitening:
-    """Fitted to the images that the run was trained on: all that it is asked of is whitened alike."""
-    return fit_whitening(normalise(load_splits(run, data_name(run))["train"].vectors))
+def index_key(run: Path, name: str, config: Config) -> str:
+    """A hash of all that the base of an index depends on."""
+    made_by = next(iter(searched_splits(run, name).values())).encoder_hash
+    whiten = config.index.whiten and not has_search(run)  # else the vectors are whitened already, or not to be
+    contents = digests(run, name, FOLDER if has_search(run) else "")
+    return stage_key("index", dataclasses.asdict(config.index), whiten, made_by, contents)

@@ -20,6 +20,7 @@ from rayssl.pipeline.run.folder import is_unstarted, read_manifest, read_race
 from rayssl.pipeline.run.metrics_log import MetricsLog
 from rayssl.pipeline.search.apply import check_own_encoder
 from rayssl.pipeline.search.embeddings import files_of, load_embeddings, read_facts
+from rayssl.pipeline.search.generations import CURRENT, MANIFEST, base_file
 from rayssl.pipeline.search.graph import load_graph
 from rayssl.pipeline.search.index import check_embeddings, check_matches, load_index
 from rayssl.pipeline.search.onnx_networks import remedy
@@ -173,8 +174,8 @@ def _together(run: Path) -> Iterator[Finding]:
     for folder in sorted({path.parent for path in listed(run, "embeddings/**/*.parquet")}):
         for path in files_of(folder):
             yield _or_stale(_try(path, lambda path=path: _check_embeddings(run, path)))  # type: ignore[misc]
-    for folder in [path.parent for path in listed(run, "index/*/manifest.json")]:
-        yield _or_stale(_try(folder / "index.faiss", lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
+    for folder in sorted({path.parent for name in (CURRENT, MANIFEST) for path in listed(run, f"index/*/{name}")}):
+        yield _or_stale(_try(base_file(folder), lambda folder=folder: _check_index(run, folder)))  # type: ignore[misc]
     for path in listed(run, "index/*/graph*.parquet"):
         yield _or_stale(_try(path, lambda path=path: _check_graph(run, path)))  # type: ignore[misc]
     if (run / "evaluation.json").exists():

@@ -38,7 +38,7 @@ ERRORS = {"kill": KILL, "EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EROFS": errno
 OPERATIONS = {"O": "open", "W": "write", "S": "fsync", "R": "rename"}
 SECONDS = 120.0  # after which a command hangs
 # What a run leaves that must be the same to the bit, whatever happened to it; evaluation.json by its figures.
-BITS = ("encoder.safetensors", "search.safetensors", "finetuned/encoder.safetensors", "index/*/index.faiss")
+BITS = ("encoder.safetensors", "search.safetensors", "finetuned/encoder.safetensors", "index/*/g*/index.faiss")
 BITS += ("embeddings/**/*.parquet",)
 
 
@@ -274,7 +274,7 @@ class Faults:
             return self.zygote.answer()
         if argv[0] == "report":
             return facts_of_report((self.run / "report.html").read_text())
-        return json.dumps({str(path): digest(path) for path in sorted(self.run.glob("index/*/index.faiss"))})
+        return json.dumps({str(path): digest(path) for path in sorted(self.run.glob("index/*/g*/index.faiss"))})
 
     def start_damaged(self, damage: Damage) -> bool:
         """The finished run in the place where it was made, with a damage; whether that changed anything."""

@@ -459,7 +459,7 @@ def test_embeddings_of_other_images(finished_copy: Path, images: Path, tmp_path:
     succeeds(["embed", str(finished_copy), "--data.path", str(other)], capsys)
     assert (finished_copy / "embeddings" / "other" / "train.parquet").exists()
     succeeds(["index", str(finished_copy)], capsys)
-    assert (finished_copy / "index" / "other" / "index.faiss").exists()
+    assert (finished_copy / "index" / "other" / "CURRENT").exists()
     succeeds(["verify", str(finished_copy)], capsys)
 
 
@@ -469,7 +469,7 @@ def test_embedding_without_training(finished: Path, images: Path, tmp_path: Path
     assert "--encoder.weights is not given" in fails(["embed", *words], capsys)
     words += ["--encoder.weights", str(finished)]
     succeeds(["embed", *words], capsys)
-    assert (out / "index" / "colours" / "index.faiss").exists()
+    assert (out / "index" / "colours" / "CURRENT").exists()
 
 
 def test_weights_on_this_machine(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.seals import files_of
-from rayssl.pipeline.data import Dataset, Images, open_dataset, sample_id
+from rayssl.pipeline.data import Dataset, Images, open_dataset
 from rayssl.pipeline.data.decode import read_header
 from rayssl.pipeline.models.encoder import Encoder, build_encoder
 from rayssl.pipeline.models.export import export_encoder, load_encoder
@@ -25,7 +25,7 @@ from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
-from rayssl.pipeline.search.exclusion import own_address, own_ids
+from rayssl.pipeline.search.exclusion import own_keys, own_keys_of_address
 from rayssl.pipeline.search.gallery import UNREAD, picture_format, save_gallery, save_run_gallery
 from rayssl.pipeline.search.index import build_index, save_index
 from rayssl.pipeline.search.queries import images_of
@@ -256,9 +256,9 @@ def test_a_gallery_is_written_in_the_format_of_its_suffix(suffix: str, kind: str
 
 
 def test_an_image_of_a_store_does_not_find_itself() -> None:
-    assert own_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {sample_id("cat/1.png")}
-    assert own_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
-    assert own_ids("", Path("/photos")) == set()
+    assert own_keys_of_address("s3://bucket/photos/cat/1.png", "s3://bucket/photos") == {"cat/1.png"}
+    assert own_keys_of_address("s3://bucket/other/1.png", "s3://bucket/photos") == set()
+    assert own_keys("", Path("/photos")) == set()
 
 
 def test_pieces_that_are_missing_or_do_not_match(case: Case) -> None:
@@ -401,5 +401,5 @@ def test_few_functions_stand_between_the_command_and_the_network_and_faiss(built
     found = frames.deepest(lambda: frames.run_command(["query", str(built.run), image, "-k", "3"]))
     assert found["network"][-1] == "search/networks:InThisProcess.__call__"
     assert len(found["network"]) <= MOST_FRAMES
-    assert found["FAISS"][-1] == "search/index:search"
+    assert found["FAISS"][-1] == "search/live:LiveIndex.search"
     assert len(found["FAISS"]) <= MOST_FRAMES

@@ -42,7 +42,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "encoder.json": load_encoder,
     "search.json": lambda run: (read_search(run), read_candidates(run)),
     "config.json": lambda run: configuration.load(run / "config.json"),
-    "index/colours/manifest.json": lambda run: load_index(run / "index" / "colours"),
+    "index/colours/g000001/manifest.json": lambda run: load_index(run / "index" / "colours"),
     "checkpoints/step-000000005/manifest.json": lambda run: checkpoint_fault(list_checkpoints(run / "checkpoints")[0]),
     "metrics.jsonl": lambda run: list(MetricsLog(run).rows()),
 }
@@ -315,12 +315,12 @@ def test_a_record_without_a_seal_is_that_of_an_older_version(tmp_path: Path) -> 
 
 def test_verify_finds_what_is_gone_and_repairs_it(finished_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     index, name = finished_copy / "index", data_name(finished_copy)
-    (index / name / "index.faiss").unlink()
+    (index / name / "g000001" / "index.faiss").unlink()
     (finished_copy / "encoder_module.py").write_text("")
     (finished_copy / f".evaluation.json.{'a' * 8}.json").write_text("left by a kill")
     assert run_verb("verify", [str(finished_copy)]) == 2
     told = capsys.readouterr().err
-    assert f"DAMAGED  {index / name / 'index.faiss'}" in told
+    assert f"DAMAGED  {index / name / 'g000001' / 'index.faiss'}" in told
     assert "left over" in told
     assert run_verb("verify", [str(finished_copy), "--repair"]) == 2
     told = capsys.readouterr().err

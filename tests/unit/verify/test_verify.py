@@ -16,6 +16,7 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import write_json
 from rayssl.pipeline.run.folder import begin_stage, read_manifest
 from rayssl.pipeline.search.embeddings import files_of
+from rayssl.pipeline.search.index import load_index
 from rayssl.pipeline.search.store import OWN, read_search
 from rayssl.pipeline.stages.done import at_work
 from rayssl.pipeline.verify import left_over, verify
@@ -63,8 +64,10 @@ def test_a_finished_run_is_whole(finished: Path) -> None:
         f"embeddings/{data}/search/test.parquet",
         "search.json",
         "search.safetensors",
-        f"index/{data}/manifest.json",
-        f"index/{data}/index.faiss",
+        f"index/{data}/CURRENT",
+        f"index/{data}/g000001/manifest.json",
+        f"index/{data}/g000001/items.arrow",
+        f"index/{data}/g000001/index.faiss",
         "evaluation.json",
     }
 
@@ -80,7 +83,9 @@ def test_a_finished_run_is_whole(finished: Path) -> None:
         ("embeddings/colours/test.parquet", "embeddings/colours/test.parquet"),
         ("embeddings/colours/search/test.parquet", "embeddings/colours/search/test.parquet"),
         ("search.safetensors", "search.safetensors"),
-        ("index/colours/index.faiss", "index/colours/index.faiss"),
+        ("index/colours/g000001/index.faiss", "index/colours/g000001/index.faiss"),
+        ("index/colours/g000001/items.arrow", "index/colours/g000001/items.arrow"),
+        ("index/colours/CURRENT", "index/colours/CURRENT"),
     ],
 )
 def test_damage_is_found(damage: Callable[[Path], None], file: str, reported: str, finished_copy: Path) -> None:
@@ -120,31 +125,37 @@ def test_an_encoder_of_another_run_does_not_fit(finished_copy: Path) -> None:
     assert faults(finished_copy) == {}
 
 
-@pytest.mark.parametrize("at", range(1, 5))
-def test_a_kill_while_an_index_is_written_is_unfinished_not_damaged(
+@pytest.mark.parametrize("at", [1, 2, 4, 7, 9, 11, 12])
+def test_a_kill_while_an_index_is_written_leaves_the_old_one_or_the_new(
     at: int, finished_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rayssl.pipeline.search.embeddings import load_embeddings
-    from rayssl.pipeline.search.index import build_index
-    from rayssl.pipeline.search.index import save_index as save
+    from rayssl.pipeline import config as configuration
+    from rayssl.pipeline.search.query import load_searched
+    from rayssl.pipeline.stages.index import run_index
 
-    found = load_embeddings(finished_copy / "embeddings" / "colours" / "test.parquet")
+    path = finished_copy / "config.json"
+    configuration.save(configuration.override(configuration.load(path), {"index.factory": "HNSW8"}), path)
     replace, calls = os.replace, []
 
     def killed(source: str, target: str) -> None:
-        calls.append(target)
+        calls.append(str(target))
         if len(calls) == at:
             raise KeyboardInterrupt
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        save(
-            build_index(found.vectors, found.ids), finished_copy / "index" / "colours", encoder_hash="e",
-            data_fingerprint="d", factory="Flat", recall=1.0, dim=found.vectors.shape[1], count=len(found.ids),
-        )  # fmt: skip
+        run_index(finished_copy)
+    named = any(one.endswith("/CURRENT") for one in calls[:-1])
+    monkeypatch.undo()
     assert faults(finished_copy) == {}
-    assert any(finding.unfinished for finding in verify(finished_copy)) == (at > 2)  # before, all is as it was
+    found = load_index(finished_copy / "index" / "colours")[1]["factory"]
+    assert found == ("HNSW8" if named else "auto")
+    assert len(load_searched(finished_copy, "colours")[1]) == 60
+    run_index(finished_copy)
+    assert load_index(finished_copy / "index" / "colours")[1]["factory"] == "HNSW8"
+    assert len(list((finished_copy / "index" / "colours").glob("g*"))) == 1
+    assert not any(one.unfinished for one in verify(finished_copy))
 
 
 @pytest.mark.parametrize("gone", [False, True])
@@ -262,7 +273,7 @@ def in_the_place_of_a_file(path: Path) -> Path:
 
 def test_an_empty_folder_in_the_place_of_a_file_does_not_stop_the_repair(finished_copy: Path) -> None:
     data = json.loads((finished_copy / "manifest.json").read_text())["data"]["name"]
-    index = finished_copy / "index" / data / "index.faiss"
+    index = finished_copy / "index" / data / "g000001" / "index.faiss"
     before = index.read_bytes()
     in_the_place_of_a_file(index)
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 0
@@ -271,7 +282,7 @@ def test_an_empty_folder_in_the_place_of_a_file_does_not_stop_the_repair(finishe
 
 def test_a_repair_that_fails_is_no_success(finished_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = json.loads((finished_copy / "manifest.json").read_text())["data"]["name"]
-    mine = in_the_place_of_a_file(finished_copy / "index" / data / "index.faiss") / "mine.txt"
+    mine = in_the_place_of_a_file(finished_copy / "index" / data / "g000001" / "index.faiss") / "mine.txt"
     mine.write_text("not to be removed")
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 2
     assert "is not repaired: `rayssl index" in capsys.readouterr().err
@@ -280,7 +291,7 @@ def test_a_repair_that_fails_is_no_success(finished_copy: Path, capsys: pytest.C
 
 def test_a_repair_that_a_signal_stops_starts_no_other(finished_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flip(finished_copy / "finetuned/encoder.safetensors")
-    flip(next(finished_copy.glob("index/*/index.faiss")))
+    flip(next(finished_copy.glob("index/*/g*/index.faiss")))
     ran: list[str] = []
     monkeypatch.setattr("rayssl.jobs.verify.run_verb", lambda verb, words: ran.append(verb) or 130)
     assert run_verb("verify", [str(finished_copy), "--repair", "--yes"]) == 130
