@@ -7,6 +7,8 @@ import hashlib
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,7 +33,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rayssl.pipeline import config as configuration
-from rayssl.pipeline.data import Dataset, open_dataset
+from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.data import Dataset, open_dataset, sample_id
+from rayssl.pipeline.features.whitening import fit_whitening
 from rayssl.pipeline.models.encoder import build_encoder
 from rayssl.pipeline.models.export import export_encoder
 from rayssl.pipeline.models.identity import encoder_hash
@@ -40,6 +45,7 @@ from rayssl.pipeline.run.folder import update_manifest
 from rayssl.pipeline.search.embeddings import Embeddings, save_embeddings
 from rayssl.pipeline.search.index import build_index, search
 from rayssl.pipeline.search.ingest import Outcome, add_images, remove_images, sync_images
+from rayssl.pipeline.search.live import LiveIndex
 from rayssl.pipeline.search.queries import images_of, squares_of
 from rayssl.pipeline.search.query import OpenIndex, open_index
 from rayssl.pipeline.stages.index import run_index
@@ -47,6 +53,7 @@ from rayssl.pipeline.stages.start import data_facts
 
 SIDE, IMAGES, CONTENTS = 8, 40, 60
 STEPS = int(os.environ.get("RAYSSL_STEPS", "0"))
+LOADS = int(os.environ.get("RAYSSL_LOADS", "30"))
 Floats = NDArray[np.float32]
 
 
@@ -346,3 +353,119 @@ def test_an_index_under_changes_and_kills_is_a_dictionary(made: Made) -> None:
             print_blob=False,
         ),
     )
+
+
+def test_readers_open_the_old_index_or_the_new_while_it_is_rewritten(made: Made, tmp_path: Path) -> None:
+    """A writer in another process adds and removes an image until it is told to stop; 1,000 loads: RAYSSL_LOADS."""
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run)
+    other = tmp_path / "other.png"
+    other.write_bytes(made.contents[-1])
+    stop = tmp_path / "stop"
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[4])\n"
+        "from test_living_index import opened\n"
+        "from rayssl.pipeline.search.ingest import add_images, remove_images\n"
+        "run, image, stop = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])\n"
+        "while not stop.exists():\n"
+        "    add_images(opened(run), [image]); remove_images(opened(run), [image])\n"
+        "    print('written', flush=True)\n"
+    )
+    words = [sys.executable, "-c", program, str(run), str(other), str(stop), str(Path(__file__).parent)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        sizes = [len(open_index(run)) for _ in range(LOADS)]
+        stop.touch()
+        written = 1 + len(writer.stdout.readlines())
+    assert writer.returncode == 0
+    assert written > 1  # it was written again while it was read
+    assert set(sizes) <= {IMAGES, IMAGES + 1}
+
+
+def test_a_new_image_at_an_old_path_is_another(made: Made, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run)
+    file = tmp_path / "new.png"
+    ids = []
+    for content in made.contents[50:53]:
+        file.write_bytes(content)
+        outcome = add_images(opened(run), [file])
+        ids += outcome.added
+        assert outcome.removed == ids[-2:-1]
+        assert add_images(opened(run), [str(file), tmp_path]).unchanged == 1
+    assert ids[0] == sample_id(str(file))
+    assert len(set(ids)) == 3
+    (found,) = opened(run).search(file.read_bytes(), k=1)
+    assert (found["neighbors"][0]["id"], found["neighbors"][0]["label"]) == (ids[-1], None)
+    assert found["neighbors"][0]["score"] == pytest.approx(1, abs=1e-6)
+    index = opened(run)
+    assert str(file) not in [one["path"] for one in index.search(file, k=5)[0]["neighbors"]]
+    row = index.items.rows(np.array(ids[-1]))
+    assert index.items.table["split"][int(row)].as_py() == "added"
+
+
+def test_what_cannot_be_read_is_set_aside_and_what_is_not_there_is_refused(made: Made, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(made.run, run)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "good.png").write_bytes(made.contents[50])
+    (tmp_path / "new" / "cut.png").write_bytes(made.contents[51][:40])
+    (tmp_path / "text.txt").write_text("no image")
+    outcome = add_images(opened(run), [tmp_path / "new", tmp_path / "text.txt"])
+    assert len(outcome.added) == 1
+    assert [path for path, _ in outcome.unreadable] == [str(tmp_path / "text.txt"), str(tmp_path / "new" / "cut.png")]
+    before = {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=r"nowhere does not exist"):
+        add_images(opened(run), [tmp_path / "new", tmp_path / "nowhere"])
+    with pytest.raises(UserError, match=r"--remove 7 is no id, path or pattern of the 41 images"):
+        remove_images(opened(run), ["a/0.png", 7])
+    with pytest.raises(UserError, match=r"--remove fits all 41 images of the index: leave some"):
+        remove_images(opened(run), ["*"])
+    assert before == {path: path.read_bytes() for path in (run / "index").rglob("*") if path.is_file()}
+    assert len(remove_images(opened(run), ["a/?.png", str(tmp_path / "new/good.png")]).removed) == 6
+
+
+def test_a_folder_that_is_not_mounted_empties_no_index(made: Made, tmp_path: Path) -> None:
+    run, images = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(made.run, run)
+    shutil.copytree(made.folder, images)
+    assert sync_images(opened(run), str(images)).told == "0 added, 0 removed, 40 unchanged"
+    shutil.move(images, tmp_path / "away")
+    with pytest.raises(UserError, match=r"40 of 40 images are gone from .*images: .*--yes"):
+        sync_images(opened(run), str(images))
+    for path in sorted((tmp_path / "away" / "a").glob("*.png"))[:4]:
+        path.unlink()
+    (tmp_path / "away" / "b" / "1.png").rename(tmp_path / "away" / "moved.png")
+    assert sync_images(opened(run), str(tmp_path / "away")).told == "0 added, 4 removed, 1 moved, 35 unchanged"
+    assert opened(run).place == tmp_path / "away"
+    assert sync_images(opened(run)).told == "0 added, 0 removed, 36 unchanged"
+
+
+@pytest.mark.parametrize(
+    "factory", ["Flat", "HNSW16", "IVF4,Flat", "IVF4,SQ8", "SQfp16", "PCA8,Flat", "PQ8x4,RFlat", "PQ8x4fs"]
+)
+@pytest.mark.parametrize("whiten", [False, True])
+def test_what_came_and_went_is_found_as_in_an_index_of_what_is_there(factory: str, whiten: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, ids = rng.normal(size=(900, 16)).astype(np.float32), rng.permutation(2**62 - np.arange(900))
+    queries = rng.normal(size=(5, 16)).astype(np.float32)
+    whitening = fit_whitening(normalise(x)) if whiten else None
+    base = build_index(x[:800], ids[:800], factory, whitening)
+    gone = np.sort(ids[:80])
+    live = LiveIndex(base, gone, ids[800:], normalise(x[800:]))
+    assert (live.ntotal, live.d) == (820, 16)
+    scores, found = search(live, queries, 30)
+    assert not np.isin(found, gone).any()
+    assert np.isin(found, ids[800:]).any()
+    assert (np.diff(scores, axis=1) <= 0).all()
+    exact, _ = search(build_index(x[80:], ids[80:], "Flat", whitening), queries, 30)
+    if factory in ("Flat", "HNSW16", "SQfp16"):
+        np.testing.assert_allclose(scores, exact, atol=2e-3)
+    only = np.sort(rng.choice(ids, 60, replace=False))
+    _, chosen = live.search(normalise(queries), 60, only)
+    wanted = set(only.tolist()) - set(gone.tolist())
+    for row in chosen.tolist():
+        assert set(row) - {-1} <= wanted
+        if not factory.startswith("HNSW"):
+            assert set(row) - {-1} == wanted  # however few are chosen, all of them are found

@@ -17,8 +17,8 @@ from rayssl.pipeline.features.whitening import fit_whitening
 from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search.build import whitening_of
 from rayssl.pipeline.stages import index
-from rayssl.pipeline.stages.index import whitening_of
 from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.stages.records import new_record
 from rayssl.pipeline.stages.start import Prepared
