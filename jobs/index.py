@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
     options = [  # taken above, each with all words up to the next option; here for --help
         click.Option(["--add"], metavar="DIR|FILE...", help="embed and add these images"),
         click.Option(["--remove"], metavar="ID|PATH|PATTERN...", help="remove these images"),
+        click.Option(["--columns"], metavar="FILE", help="CSV or parquet with a column path, for query --where"),
         click.Option(["--data"], metavar="NAME", help="of which data set's index, where a run has several"),
     ]
     parsed = parse("index", SUMMARY, rest, [run_argument(), *options], flags=FLAGS)
@@ -60,6 +61,8 @@ def change(run: Path, parsed: Parsed, lists: dict[str, list[str]]) -> int:
     from rayssl.pipeline.base.progress import Display
     from rayssl.pipeline.launch.index import add_to_index, remove_from_index
 
+    if parsed.values["columns"] is not None:
+        raise UserError("--columns goes with no other change: give it in a command of its own")
     if parsed.changes:
         raise UserError(
             f"--{next(iter(parsed.changes))} is of building an index: leave it out with {next(iter(lists))}"
@@ -82,8 +85,10 @@ def rebuild(run: Path, parsed: Parsed) -> int:
     """Build what has to be built, and tell all indices of the run."""
     from rayssl.pipeline.base.progress import Display
     from rayssl.pipeline.launch.embed import search_anew
+    from rayssl.pipeline.launch.index import set_columns_of_index
     from rayssl.pipeline.launch.runs import changed_config
     from rayssl.pipeline.run.folder import read_manifest
+    from rayssl.pipeline.search.index import load_live
     from rayssl.pipeline.stages.index import run_index
     from rayssl.pipeline.stages.query_networks import keep_query_networks
 
@@ -92,9 +97,13 @@ def rebuild(run: Path, parsed: Parsed) -> int:
         search_anew(run, display, asked=any(path.startswith("search.") for path in parsed.changes))
         run_index(run, lambda text: say(f"warning: {text}", file=sys.stderr))
         keep_query_networks(run, lambda text: say(text, file=sys.stderr))
+        if parsed.values["columns"] is not None:
+            set_columns_of_index(run, parsed.values["data"], Path(parsed.values["columns"]), display)
     facts = read_manifest(run)
     name = facts["data"]["name"]
     done = {stage.partition("/")[2] or name: f for stage, f in facts["stages"].items() if stage.startswith("index")}
+    for data, found in done.items():
+        found["vectors"] = found.get("vectors") and load_live(run / "index" / data)[0].ntotal  # with what came and went
     for data, found in done.items():
         say(f"index    {run / 'index' / data}: {line_of(found)}", file=sys.stderr)
     if parsed.values["json"]:

@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int:
         click.Argument(["images"], nargs=-1, metavar="IMAGE..."),
         click.Option(["-k", "k"], type=click.IntRange(min=1), default=10, help="neighbours an image [10]"),
         click.Option(["--data"], metavar="NAME", help="which data set's index, where a run has several"),
+        click.Option(["--where"], metavar="EXPR", help="only images of which it is true, e.g. \"label = 'cat'\""),
         click.Option(["--server"], metavar="URL", help="ask what `rayssl serve` serves there, without RUN"),
         click.Option(["--run", "served"], metavar="NAME", help="which run, where the server has several"),
         click.Option(["--token-file"], metavar="FILE", help="the server's token [RAYSSL_TOKEN]"),
@@ -49,9 +50,11 @@ def main(argv: list[str]) -> int:
     asked = images_of(list(parsed.values["images"]), signed=reads_below_zero(run))
     if save is not None:
         picture_format(Path(save), len(asked))  # before anything is computed
-    results = open_index(run, data).search(asked, k=parsed.values["k"])
+    opened = open_index(run, data)
+    results = opened.search(asked, k=parsed.values["k"], where=parsed.values["where"])
+    tell_fewer(results, parsed.values["k"])
     if save is not None:
-        save_run_gallery(run, results, Path(save), data, asked)
+        save_run_gallery(run, results, Path(save), data, asked, opened.place)
         say(f"gallery  {save}", file=sys.stderr)
     return told(results, parsed)
 
@@ -76,6 +79,13 @@ def told(results: list[dict[str, Any]], parsed: Parsed) -> int:
     else:
         show(results)
     return SOME_UNREAD if any("error" in result for result in results) else 0
+
+
+def tell_fewer(results: list[dict[str, Any]], k: int) -> None:
+    """Say where --where leaves fewer neighbours than were asked for."""
+    fewest = min((len(result["neighbors"]) for result in results if "error" not in result), default=k)
+    if fewest < k:
+        say(f"--where is true of {fewest} other images only: fewer than the {k} that -k asks for", file=sys.stderr)
 
 
 def show(results: list[dict[str, Any]]) -> None:

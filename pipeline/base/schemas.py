@@ -385,7 +385,7 @@ class IndexFile(Document):
     embeddings: dict[Inside, Sha256] | None = None  # that it was built from, by path in the run
     key: Text | None = None  # a hash of all that the base depends on
     base: Name | None = None  # the generation whose index.faiss is searched; None: its own
-    parts: dict[Literal["items", "added", "additions", "removed"], IndexPart] = {}
+    parts: dict[Literal["items", "added", "additions", "removed", "columns"], IndexPart] = {}
     class_names: list[Text] | None = None
     data_path: Text = ""  # folder or URL that the items' paths are relative to
     place: Text | None = None  # where that folder is by now

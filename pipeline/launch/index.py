@@ -34,6 +34,17 @@ def sync_index(run: Path, data: str | None, place: str | None, display: Display,
     return _changed(run, data, display, lambda opened, progress: sync_images(opened, place, yes=yes, progress=progress))
 
 
+def set_columns_of_index(run: Path, data: str | None, file: Path, display: Display) -> list[str]:
+    """Join a table's columns to the images of an index."""
+    from rayssl.pipeline.search.ingest import set_columns
+    from rayssl.pipeline.search.query import open_index
+
+    told = set_columns(open_index(run, data), file)
+    for line in told:
+        display({"message": line})
+    return told
+
+
 def _changed(
     run: Path, data: str | None, display: Display, change: "Callable[[OpenIndex, Progress], Outcome]"
 ) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rayssl.pipeline.search.described import load_splits, searched_splits
 from rayssl.pipeline.search.embeddings import digests, vectors_in
 from rayssl.pipeline.search.generations import (
     ADDED,
+    COLUMNS,
     IDS,
     ITEMS,
     REMOVED,
@@ -54,6 +55,7 @@ class Material:
     removed: Ints  # ids that have gone
     facts: dict[str, Any]  # for the manifest
     whitened: bool  # by the index
+    columns: pa.Table | None = None  # what else is known of images
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ def gather(run: Path, name: str, before: Generation | None, warn: Warn) -> Mater
     lost = 0 if before is None else len(before.added) + len(before.additions) - len(added)
     if lost and len(added) == 0:
         warn(f"{run / 'index' / name}: {lost:,} added images are of other vectors: `rayssl index RUN --add` adds them")
-    return Material(ids, vectors, sorted_by_id(table), sorted_by_id(added), removed, facts, whitened)
+    columns = None if before is None else before.columns
+    return Material(ids, vectors, sorted_by_id(table), sorted_by_id(added), removed, facts, whitened, columns)
 
 
 def living_added(generation: Generation) -> pa.Table:
@@ -136,7 +139,10 @@ def write(folder: Path, built: Built, *, broken: bool = False) -> Generation:
     material, name = built.material, next_name(folder, broken=broken)
     drop(folder / name)
     removed = pa.table({"id": pa.array(np.sort(material.removed))}, schema=IDS)
-    parts = write_parts(folder, name, {ITEMS: material.items, ADDED: material.added, REMOVED: removed})
+    tables = {ITEMS: material.items, ADDED: material.added, REMOVED: removed}
+    if material.columns is not None:
+        tables[COLUMNS] = material.columns
+    parts = write_parts(folder, name, tables)
     save_index(
         built.index,
         folder / name,

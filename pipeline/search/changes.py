@@ -17,6 +17,7 @@ from rayssl.pipeline.data.dataset import sample_id, sample_ids
 from rayssl.pipeline.search.embeddings import content_column, vector_column
 from rayssl.pipeline.search.generations import (
     ADDITIONS,
+    COLUMNS,
     IDS,
     ITEMS,
     REMOVED,
@@ -71,9 +72,11 @@ class Change:
     ids: Ints = field(default_factory=lambda: NOTHING)  # of `known`
     known: Known = NOBODY
     place: str | None = None  # where the run's images are by now, if that is told
+    columns: pa.Table | None = None  # id, ascending, and what else is known of images, in the place of what was
 
     def __bool__(self) -> bool:
-        return bool(len(self.come.paths) or len(self.go) or len(self.ids) or self.place is not None)
+        told = self.place is not None or self.columns is not None
+        return bool(len(self.come.paths) or len(self.go) or len(self.ids) or told)
 
 
 def apply(folder: Path, before: Generation, change: Change) -> tuple[Generation, Ints]:
@@ -92,6 +95,8 @@ def apply(folder: Path, before: Generation, change: Change) -> tuple[Generation,
     tables = {ADDITIONS: _additions(before, change, ids), REMOVED: _removed(before, change)}
     if np.isin(change.ids, ints(before.items["id"])).any():
         tables[ITEMS] = renamed(before.items, change)
+    if change.columns is not None:
+        tables[COLUMNS] = change.columns
     return _write(folder, before, tables, change.place), ids
 
 

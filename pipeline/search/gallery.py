@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from rayssl.pipeline.data.shown import BY_TYPE, Shown
 from rayssl.pipeline.run.folder import data_name, read_manifest
 from rayssl.pipeline.search.embeddings import files_of, read_facts
 from rayssl.pipeline.search.queries import Asked, images_of
+
+if TYPE_CHECKING:
+    from rayssl.pipeline.config import Config
 
 PICTURES = ("png", "jpg", "jpeg", "webp", "tif", "tiff", "pdf", "svg")  # formats of a gallery, by suffix
 MOST_ROWS = 300  # of a gallery: beyond that a picture has more pixels than formats and viewers take
@@ -69,15 +72,41 @@ def save_gallery(
 
 
 def save_run_gallery(
-    run: Path, results: list[dict[str, Any]], path: Path, data: str | None = None, asked: list[Asked] | None = None
+    run: Path,
+    results: list[dict[str, Any]],
+    path: Path,
+    data: str | None = None,
+    asked: list[Asked] | None = None,
+    place: Path | None = None,
 ) -> None:
-    """`save_gallery` with the pictures of the images that the index `data` is of."""
+    """`save_gallery` with the pictures of the images that the index `data` is of.
+
+    `place`: the folder that their paths are relative to. Where they are no files of it, the data set is opened.
+    """
     from rayssl.pipeline import config as configuration
-    from rayssl.pipeline.run.images import open_data, open_other
 
     config = configuration.load(run / "config.json")
-    own = data_name(run)
-    if data is not None and data != own:
+    shown = Shown.of(config.data.range, config.data.background)
+    neighbors = [neighbor for result in results for neighbor in result["neighbors"]]
+    files = {one["id"]: (place or Path()) / one["path"] for one in neighbors}
+    places = {} if all(file.is_file() for file in files.values()) else _places(run, config, data)
+
+    def look_up(found: int) -> NDArray[np.uint8]:
+        if found in places:
+            images, row = places[found]
+            pixels: NDArray[np.uint8] = images[row]
+            return pixels
+        read = Asked(str(files[found]), files[found]).read(None, CELL, shown)
+        return UNREAD if read is None else read
+
+    save_gallery(results, look_up, path, asked, shown)
+
+
+def _places(run: Path, config: "Config", data: str | None) -> dict[int, tuple[Any, int]]:
+    """Where the images of a data set are by id: in which part, and at which position."""
+    from rayssl.pipeline.run.images import open_data, open_other
+
+    if data is not None and data != data_name(run):
         other = str(read_facts(files_of(run / "embeddings" / data)[0])["data_path"])
         size, channels = config.data.image_size, config.data.channels
         said = (read_manifest(run).get("others") or {}).get(data, {}).get("reading")
@@ -85,19 +114,7 @@ def save_run_gallery(
     else:
         dataset = open_data(config)  # also where an image has gone since: the others are shown
     splits = [images for images in (dataset.train, dataset.val, dataset.test) if images is not None]
-    places = {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
-
-    shown = Shown.of(config.data.range, config.data.background)
-    paths = {neighbor["id"]: neighbor["path"] for result in results for neighbor in result["neighbors"]}
-
-    def look_up(found: int) -> NDArray[np.uint8]:
-        images, row = places.get(found, (None, 0))
-        if images is not None:
-            return images[row]
-        pixels = Asked(paths[found], Path(paths[found])).read(None, CELL, shown)  # added from elsewhere
-        return UNREAD if pixels is None else pixels
-
-    save_gallery(results, look_up, path, asked, shown)
+    return {int(found): (images, row) for images in splits for row, found in enumerate(images.ids)}
 
 
 def _show(cell: Any, image: NDArray[np.uint8], caption: str) -> None:

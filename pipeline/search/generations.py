@@ -6,6 +6,7 @@ gNNNNNN/manifest.json    what the index is, and where each of these files lies: 
         added.arrow      vectors of those of them that came after the run: embeddings/ has those of the others
         additions.arrow  images that came since the base was built, with their vectors
         removed.arrow    ids that have gone
+        columns.arrow    what else is known of images, by id, where a table of it was given
 
 A generation is written aside and CURRENT last, so a reader sees the old one or the new, and a killed writer leaves
 nothing that is read. Readers keep what they have opened.
@@ -33,7 +34,8 @@ from rayssl.pipeline.search.items import SCHEMA, Items, ints
 
 CURRENT, MANIFEST, FAISS = "CURRENT", "manifest.json", "index.faiss"
 ITEMS, ADDED, ADDITIONS, REMOVED = "items", "added", "additions", "removed"
-PARTS = (ITEMS, ADDED, ADDITIONS, REMOVED)
+COLUMNS = "columns"
+PARTS = (ITEMS, ADDED, ADDITIONS, REMOVED, COLUMNS)
 IDS = pa.schema({"id": pa.int64()})
 _NAME = re.compile(r"g\d{6,9}")
 _LONGEST = 64  # bytes of CURRENT
@@ -58,6 +60,7 @@ class Generation:
     added: pa.Table  # id and vector of those that came after the run
     additions: pa.Table  # items that are not in the base, with vectors; ascending
     removed: Ints  # all ids that have ever gone, ascending
+    columns: pa.Table | None = None  # id, ascending, and what else is known of images
 
     @property
     def base(self) -> str:
@@ -81,6 +84,7 @@ class Generation:
             self.manifest["data_fingerprint"],
             self.manifest.get("data_path") or "",
             self.manifest.get("place"),
+            self.columns,
         )
 
 
@@ -121,9 +125,9 @@ def read_generation(folder: Path, name: str) -> Generation:
     parts, dim = manifest.get("parts") or {}, int(manifest["dim"])
     schemas = {ITEMS: SCHEMA, ADDED: with_vectors(IDS, dim), ADDITIONS: with_vectors(SCHEMA, dim), REMOVED: IDS}
     tables = {part: _read_part(folder, parts.get(part), schema) for part, schema in schemas.items()}
-    found = Generation(
-        name, manifest, tables[ITEMS], tables[ADDED], tables[ADDITIONS], ints(tables[REMOVED]["id"])
-    )  # fmt: skip
+    columns = _read_part(folder, parts[COLUMNS], None) if COLUMNS in parts else None
+    removed = ints(tables[REMOVED]["id"])
+    found = Generation(name, manifest, tables[ITEMS], tables[ADDED], tables[ADDITIONS], removed, columns)
     if len(found.items) != manifest["count"]:
         raise UserError(
             f"{folder / name} has {len(found.items)} items for {manifest['count']} vectors: {remedy_of(folder)} "
@@ -235,10 +239,10 @@ def remedy_of(folder: Path) -> str:
     return f"`rayssl index {folder.parents[1] if len(folder.parents) > 1 else 'RUN'}`"
 
 
-def _read_part(folder: Path, part: Mapping[str, Any] | None, schema: pa.Schema) -> pa.Table:
-    """A table of a generation, mapped; an empty one where there is none."""
+def _read_part(folder: Path, part: Mapping[str, Any] | None, schema: pa.Schema | None) -> pa.Table:
+    """A table of a generation, mapped; an empty one where there is none. Without `schema` it has ids and any others."""
     if part is None:
-        return schema.empty_table()
+        return schema.empty_table() if schema is not None else IDS.empty_table()
     path, remedy = folder / part["path"], remedy_of(folder)
     try:
         open_regular(path).close()
@@ -256,8 +260,9 @@ def _read_part(folder: Path, part: Mapping[str, Any] | None, schema: pa.Schema) 
     return table
 
 
-def _check_table(table: pa.Table, schema: pa.Schema, size: int) -> None:
-    if not table.schema.equals(schema):
+def _check_table(table: pa.Table, schema: pa.Schema | None, size: int) -> None:
+    known = IDS if schema is None else schema
+    if len(set(table.column_names)) < table.num_columns or not table.select(known.names).schema.equals(known):
         raise DamagedError("other columns than it should have")
     if table.nbytes > size:  # ours are not compressed
         raise DamagedError(f"{table.nbytes:,} bytes in {size:,}")
@@ -268,5 +273,5 @@ def _check_table(table: pa.Table, schema: pa.Schema, size: int) -> None:
         raise DamagedError("ids that do not ascend")
     if "vector" in table.column_names:
         values = pa.chunked_array([chunk.flatten() for chunk in table["vector"].chunks], pa.float32())
-        if values.null_count or len(values) != len(table) * schema.field("vector").type.list_size:
+        if values.null_count or len(values) != len(table) * known.field("vector").type.list_size:
             raise DamagedError("rows without a vector")

@@ -176,12 +176,17 @@ def _exact(points: Floats, ids: Ints) -> faiss.Index:
 
 
 def search(
-    index: faiss.Index | LiveIndex, vectors: Floats, k: int, exclude: list[set[int]] | None = None
+    index: faiss.Index | LiveIndex,
+    vectors: Floats,
+    k: int,
+    exclude: list[set[int]] | None = None,
+    only: Ints | None = None,
 ) -> tuple[Floats, Ints]:
     """Cosines (Q, k) and ids (Q, k) of the k nearest to `vectors` (Q, D), best first.
 
     `exclude` holds for each query the ids that it must not find, such as its own; another vector with the same
-    content stays. Raises UserError where the index holds fewer than k others.
+    content stays. With `only`, no others than these ids are found; where there are fewer than k, the last ids are −1.
+    Raises UserError where the index holds fewer than k others.
     """
     unwanted = exclude or [set() for _ in vectors]
     asked = k + max((len(ids) for ids in unwanted), default=0)
@@ -189,6 +194,9 @@ def search(
         raise UserError(f"queries have the shape {vectors.shape}: the index holds vectors of {index.d} dimensions")
     if not 1 <= k <= index.ntotal:
         raise UserError(f"k is {k}: the index holds {index.ntotal} vectors, so it must be within 1 … {index.ntotal}")
+    if only is not None:
+        live = index if isinstance(index, LiveIndex) else LiveIndex(index)
+        return _among(*live.search(normalise(vectors), min(asked, index.ntotal), only), unwanted, k)
     scores, ids = index.search(normalise(vectors), min(asked, index.ntotal))
     keep = [_first(row, drop, k) for row, drop in zip(ids, unwanted, strict=True)]
     fewest = min((len(columns) for columns in keep), default=k)
@@ -197,6 +205,15 @@ def search(
     columns = np.array(keep, dtype=np.int64).reshape(len(vectors), k)
     cosines = np.take_along_axis(scores, columns, axis=1).clip(-1, 1)  # beyond by what a quantised index is off
     return cosines, np.take_along_axis(ids, columns, axis=1)
+
+
+def _among(scores: Floats, ids: Ints, unwanted: list[set[int]], k: int) -> tuple[Floats, Ints]:
+    """The first k that are wanted; −1 where there are fewer."""
+    for row, drop in zip(ids, unwanted, strict=True):
+        row[np.isin(row, list(drop))] = -1
+    order = np.argsort(ids < 0, axis=1, kind="stable")[:, :k]
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    return np.where(ids < 0, -1, scores.clip(-1, 1)).astype(np.float32), ids
 
 
 def _first(ids: Ints, drop: set[int], k: int) -> list[int]:

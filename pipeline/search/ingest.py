@@ -18,6 +18,7 @@ from rayssl.pipeline.base.lease import writer_lock
 from rayssl.pipeline.data.image_files import image_files
 from rayssl.pipeline.search.build import build, write
 from rayssl.pipeline.search.changes import Change, Known, apply, is_worn
+from rayssl.pipeline.search.columns import columns_of
 from rayssl.pipeline.search.generations import Generation, current, has_generations, read_generation
 from rayssl.pipeline.search.index import check_embeddings, check_matches
 from rayssl.pipeline.search.items import Items
@@ -137,6 +138,15 @@ def sync_images(
         after = _embed_all(opened, after, plan.new, {}, outcome, progress)
         _settle(opened, after)
     return outcome
+
+
+def set_columns(opened: OpenIndex, file: Path) -> list[str]:
+    """Columns of a table, joined by path, for `where`, in the place of those that were there; what is to be said."""
+    with writer_lock(opened.run):
+        before = _writable(opened)
+        columns, told = columns_of(before.living(), opened.place, file)
+        apply(_folder(opened), before, Change(columns=columns))
+    return told
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ class Items:
     data_fingerprint: str
     data_path: str
     place: str | None = None  # where that folder is by now, if that was told
+    columns: pa.Table | None = None  # id, and what else is known of images, in other rows
 
     def __len__(self) -> int:
         return len(self.table)

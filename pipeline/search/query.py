@@ -62,7 +62,13 @@ class OpenIndex:
         return int(self.index.ntotal)
 
     def search(
-        self, images: Any = None, *, vectors: ArrayLike | None = None, k: int = 10, exclude_self: bool = True
+        self,
+        images: Any = None,
+        *,
+        vectors: ArrayLike | None = None,
+        k: int = 10,
+        exclude_self: bool = True,
+        where: str | None = None,
     ) -> list[Answer]:
         """For each image, or each of the vectors (Q, D), its k nearest, best first, with cosine scores in −1 … 1:
 
@@ -76,9 +82,13 @@ class OpenIndex:
         is itself in the index does not find itself, by id; a copy of it under another path is found. Raises UserError
         where no image can be read, for vectors of another length or that are not finite, and for a k above the number
         of vectors.
+
+        `where`: only images that this expression is true of are found, e.g. "label = 'cat' and year > 2020"; see
+        search.where. There may be fewer than k of them.
         """
+        only = None if where is None else self.matching(where)
         if vectors is not None:
-            return self._answers(_names(images, vectors), *search(self.index, _checked(vectors), k))
+            return self._answers(_names(images, vectors), *search(self.index, _checked(vectors), k, only=only))
         asked = images_of(images, signed=self.signed)
         refuse_unread(asked)
         queries = self.encode(squares_of(asked, self.encode.channels, self.shown))
@@ -86,11 +96,17 @@ class OpenIndex:
         rows = [row for row, one in enumerate(asked) if one.problem is None]
         read = [asked[row] for row in rows]
         own = [self._own(one) if exclude_self else set[int]() for one in read]
-        scores, ids = search(self.index, queries[rows], k, own)
+        scores, ids = search(self.index, queries[rows], k, own, only)
         while exclude_self and self._add_same(own, read, ids):
-            scores, ids = search(self.index, queries[rows], k, own)
+            scores, ids = search(self.index, queries[rows], k, own, only)
         found = dict(zip(rows, self._answers([one.name for one in read], scores, ids), strict=True))
         return [found.get(row) or _unanswered(one) for row, one in enumerate(asked)]
+
+    def matching(self, where: str) -> Ints:
+        """The ids of the images that an expression is true of, ascending; raises UserError for what is none."""
+        from rayssl.pipeline.search.where import matching
+
+        return matching(self.items, where, self.items.columns)
 
     @cached_property
     def encode(self) -> Searcher:
@@ -115,14 +131,15 @@ class OpenIndex:
         """Add found images that are the asked file by a link or another name; whether there were any."""
         any_more = False
         for mine, one, found, rows in zip(own, asked, ids.tolist(), self._rows(ids).tolist(), strict=True):
-            same = {i for i, row in zip(found, rows) if same_file(one.place, self.place / self.items.path(row))}
+            there = [(i, row) for i, row in zip(found, rows, strict=True) if i >= 0]
+            same = {i for i, row in there if same_file(one.place, self.place / self.items.path(row))}
             any_more = any_more or bool(same)
             mine |= same
         return any_more
 
     def _rows(self, ids: Ints) -> Ints:
         rows = self.items.rows(ids)
-        if (rows < 0).any():
+        if (rows[ids >= 0] < 0).any():
             raise UserError(
                 f"{self.run}/index/{self.name} holds images that have no embedding: `rayssl index {self.run}` builds "
                 "it again"
@@ -135,6 +152,7 @@ class OpenIndex:
             neighbors = [
                 {"rank": rank, "id": one, "id_str": str(one), **self.items.told(row), "score": score}
                 for rank, (one, row, score) in enumerate(zip(*found, strict=True), start=1)
+                if one >= 0
             ]
             answers.append({"query": name, "neighbors": neighbors})
         return answers

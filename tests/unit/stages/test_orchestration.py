@@ -17,8 +17,8 @@ from rayssl.pipeline.features.whitening import fit_whitening
 from rayssl.pipeline.methods.base import Method
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.run.context import Work
+from rayssl.pipeline.search import build
 from rayssl.pipeline.search.build import whitening_of
-from rayssl.pipeline.stages import index
 from rayssl.pipeline.stages.pretrain import run_pretrain
 from rayssl.pipeline.stages.records import new_record
 from rayssl.pipeline.stages.start import Prepared
@@ -30,8 +30,8 @@ Prepare = Callable[..., Prepared]
 def test_an_index_is_whitened_by_training_embeddings_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     splits = {name: SimpleNamespace(vectors=rng.normal(size=(30, 4)).astype("float32")) for name in ("test", "train")}
-    monkeypatch.setattr(index, "data_name", lambda run: "photos")
-    monkeypatch.setattr(index, "load_splits", lambda run, name: splits)
+    monkeypatch.setattr(build, "data_name", lambda run: "photos")
+    monkeypatch.setattr(build, "load_splits", lambda run, name: splits)
     expected = fit_whitening(normalise(splits["train"].vectors))
     found = whitening_of(Path("run"))
     np.testing.assert_array_equal(found(splits["test"].vectors), expected(splits["test"].vectors))
