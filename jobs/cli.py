@@ -38,6 +38,8 @@ FLAGS = {
     "--cluster.gpu-per-worker": ("X", "GPUs per worker [1 if there are any]"),
     "--cluster.address": ("ADDRESS", "an existing Ray cluster"),
     "--index.factory": ("S", "a FAISS factory string"),
+    "--index.memory": ("SIZE", "what the index may take, e.g. 2GB [as much as a recall near 1 needs]"),
+    "--index.recall": ("X", "that the effort of an approximate index is chosen for [0.99]"),
     "--search.vectors": ("NAME", "what is searched: auto (chosen on validation images), last, NAME[:STAGE[:POOL]]"),
     "--search.whiten": ("auto|true|false", "whether directions that vary little count as much as others"),
     "--tune.space": ("OP,…|FILE", "operations to choose from: crop,flip,color,grey,blur,…"),
@@ -54,7 +56,8 @@ SHOWN_DATA = ("--data.path", "--data.limit", "--data.image-size")  # `rayssl dat
 RUN_FLAGS = tuple(
     name
     for name in FLAGS
-    if not name.startswith(("--tune.", "--search.")) and (not name.startswith("--data.") or name in SHOWN_DATA)
+    if not name.startswith(("--tune.", "--search.", "--index.memory", "--index.recall"))
+    and (not name.startswith("--data.") or name in SHOWN_DATA)
 )
 PLACE = ("data.path",)  # what verbs on a run that is there take of the images: they may have moved
 READING = tuple(f"data.{name}" for name in ("splits", "labels", "key", "image_column", "label_column"))

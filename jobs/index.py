@@ -16,10 +16,10 @@ from rayssl.pipeline.base.terminal import say
 
 SUMMARY = (
     "A FAISS index over the embeddings of all images of a run, with its recall measured against exact search. "
-    "--add and --remove change an index that is there, without training or building it anew."
+    "--add and --remove change an index that is there, without training or building it again."
 )
 
-FLAGS = ("--index.factory", "--search.vectors", "--search.whiten")
+FLAGS = ("--index.factory", "--index.memory", "--index.recall", "--search.vectors", "--search.whiten")
 
 
 def main(argv: list[str]) -> int:

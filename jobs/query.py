@@ -64,7 +64,7 @@ def ask_server(parsed: Parsed) -> list[dict[str, Any]]:
     from rayssl.pipeline.service.client import connect
     from rayssl.pipeline.service.tokens import token_from
 
-    if refused := [name for name in ("save", "data") if parsed.values[name] is not None]:
+    if refused := [name for name in ("save", "data", "where") if parsed.values[name] is not None]:
         raise UserError(f"--{refused[0]} needs the run folder: leave out --server, or --{refused[0]}")
     file = parsed.values["token_file"]
     token = token_from(None if file is None else Path(file), os.environ)

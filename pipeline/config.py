@@ -173,7 +173,9 @@ class IndexConfig:
     """The FAISS index."""
 
     __pydantic_config__ = _STRICT
-    factory: str = "auto"  # a FAISS factory string, or auto: by the number of vectors
+    factory: str = "auto"  # a FAISS factory string, or auto: by the number of vectors and the memory
+    memory: str | None = None  # of auto, e.g. 2GB: what the index may take; None: as much as a recall near 1 needs
+    recall: Share = 0.99  # that the effort of an approximate index is chosen for, at 10 neighbours
     whiten: bool = False  # as search.whiten says it now: here for runs that were written before
 
 

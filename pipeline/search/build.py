@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.config import IndexConfig
 from rayssl.pipeline.features.whitening import Whitening, fit_whitening
 from rayssl.pipeline.run.folder import data_name
 from rayssl.pipeline.search.described import load_splits, searched_splits
+from rayssl.pipeline.search.effort import FEWEST, build_measured
 from rayssl.pipeline.search.embeddings import digests, vectors_in
+from rayssl.pipeline.search.factory import auto_factory, memory_of
 from rayssl.pipeline.search.generations import (
     ADDED,
     COLUMNS,
@@ -122,16 +125,22 @@ def _as_known(table: pa.Table, before: Generation, ids: Ints) -> pa.Table:
     return pa.concat_tables([known.select(SCHEMA.names), table.filter(pa.array(new))])
 
 
-def build(run: Path, name: str, factory: str, before: Generation | None, key: str, warn: Warn) -> Built:
+def build(run: Path, name: str, settings: IndexConfig, before: Generation | None, key: str, warn: Warn) -> Built:
     """Build the index of a data set, and measure its recall; `key`: a hash of what it depends on."""
     material = gather(run, name, before, warn)
     material.facts["key"] = key
+    factory = settings.factory
+    if factory == "auto":
+        factory = auto_factory(len(material.ids), material.vectors.shape[1], memory_of(settings.memory))
     whitening = whitening_of(run) if material.whitened else None
-    index = build_index(material.vectors, material.ids, factory, whitening)
-    recall = measure_recall(index, material.vectors, material.ids, k=min(10, len(material.ids)))
+    if factory == "Flat" or whitening is not None or len(material.ids) < FEWEST:
+        index = build_index(material.vectors, material.ids, factory, whitening)
+        recall = measure_recall(index, material.vectors, material.ids, k=min(10, len(material.ids)))
+    else:
+        index, recall = build_measured(material.vectors, material.ids, factory, settings.recall)
     if told := recall_warning(recall, factory, len(material.ids)):
         warn(f"{run / 'index' / name}: {told}")
-    return Built(material, index, factory, recall)
+    return Built(material, index, settings.factory, recall)
 
 
 def write(folder: Path, built: Built, *, broken: bool = False) -> Generation:

@@ -1,7 +1,9 @@
-"""Changes of an index, each a new generation that is there when the function returns: nothing is built or trained anew.
+"""Changes of an index, each a new generation that is on the disk when the function returns.
 
-Where what has come and gone is more than a tenth of the base, a new base is built of what is there. Whoever changes an
-index holds the writer's lock of its run. Shapes: M images, D numbers.
+Nothing is trained, and nothing is built again until what has come and gone is more than a tenth of the base: then a new
+one is built of what is there. Whoever changes an index holds the writer's lock of its run.
+
+Shapes: M images, D numbers.
 """
 
 from dataclasses import dataclass, field

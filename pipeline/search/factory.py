@@ -7,20 +7,41 @@ import faiss
 
 from rayssl.pipeline.base.errors import UserError
 
+EXACT = 100_000  # vectors up to which all are compared
 TRANSFORM = re.compile(r"(PCA|OPQ|RR|ITQ|Pad)[A-Z]*\d")  # parts of a factory string that may change a vector's length
 
 
-def auto_factory(n: int) -> str:
-    """The FAISS factory string for n vectors: exact to 100,000, then HNSW, then IVF with 4√n lists.
+def auto_factory(n: int, dim: int = 0, memory: int | None = None) -> str:
+    """The FAISS factory string for n vectors of `dim` numbers: exact to 100,000, then IVF with 4√n lists.
 
-    Exact search takes milliseconds to 100,000; a graph's links cost 8 · 32 bytes a vector, too much beyond some
-    millions (FAISS wiki, "Guidelines to choose an index"; autofaiss' rules).
+    Exact search takes milliseconds to 100,000 (FAISS wiki, "Guidelines to choose an index"). The lists hold numbers of
+    16 bits; of 8 bits, or codes of a product quantiser, where no more than `memory` bytes may be taken.
+
+    Raises UserError where that is not enough for any of these.
     """
-    if n <= 100_000:
+    if n <= EXACT and (memory is None or n * (4 * dim + 8) <= memory):
         return "Flat"
-    if n <= 2_000_000:
-        return "HNSW32"
-    return f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))},Flat"
+    lists = min(2 ** round(math.log2(4 * math.sqrt(n))), max(1, n // 39))  # FAISS wants 39 vectors a list to train
+    codes = {
+        "SQfp16": 2 * dim,
+        "SQ8": dim,
+        **{f"PQ{parts}": parts for parts in range(dim // 2, 0, -1) if dim % parts == 0},
+    }
+    for code, size in codes.items():
+        needed = n * (size + 8) + 4 * lists * dim
+        if memory is None or needed <= memory:
+            return f"IVF{lists},{code}"
+    raise UserError(f"--index.memory: {n:,} vectors of {dim} numbers take {needed:,} bytes at least, not {memory:,}")
+
+
+def memory_of(text: str | None) -> int | None:
+    """Bytes of a text such as 2GB or 300 MB; raises UserError for any other."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)i?B?\s*", text)
+    if not found or not float(found[1]):
+        raise UserError(f"--index.memory is '{text}': a size is needed, such as 2GB or 300MB")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def cannot_build(factory: str, vectors: str, dim: int, error: RuntimeError) -> UserError:

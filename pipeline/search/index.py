@@ -55,6 +55,18 @@ _EPSILON = 1e-6  # similarities this close are a tie: float32 rounding of a sum 
 def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Whitening | None = None) -> faiss.Index:
     """An index that finds `ids` (N,) by the cosine of `vectors` (N, D), or of normalised and then whitened ones.
 
+    Raises UserError like `trained_index`, and for ids that are not as many.
+    """
+    index, points = trained_index(vectors, ids, factory, whitening)
+    index.add_with_ids(points, ids)
+    return index
+
+
+def trained_index(
+    vectors: Floats, ids: Ints, factory: str = "auto", whitening: Whitening | None = None
+) -> tuple[faiss.Index, Floats]:
+    """An index that is trained on vectors and holds none yet, and the vectors (N, D) as it takes them.
+
     Raises UserError for a factory string that FAISS does not know or cannot train on these vectors, for ids that are
     not as many, and for vectors that are not finite.
     """
@@ -71,11 +83,10 @@ def build_index(vectors: Floats, ids: Ints, factory: str = "auto", whitening: Wh
         if whitening is not None:
             index = _behind_whitening(index, whitening)
         index.train(points)
-        index.add_with_ids(points, ids)
     except RuntimeError as error:
         raise cannot_build(factory, f"{len(points)} vectors", points.shape[1], error) from None
     _set_effort(index)
-    return index
+    return index, points
 
 
 def _behind_whitening(index: faiss.Index, whitening: Whitening) -> faiss.Index:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rayssl.pipeline import config as configuration
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.lease import writer_lock
+from rayssl.pipeline.config import IndexConfig
 from rayssl.pipeline.data.image_files import image_files
 from rayssl.pipeline.search.build import build, write
 from rayssl.pipeline.search.changes import Change, Known, apply, is_worn
@@ -217,11 +218,10 @@ def _folder(opened: OpenIndex) -> Path:
 
 
 def _writable(opened: OpenIndex) -> Generation:
-    """The current generation, which fits the run; an index of an older form is built anew first."""
+    """The current generation, which fits the run; an index of an older form is built again first."""
     folder = _folder(opened)
     if not has_generations(folder):
-        factory = configuration.load(opened.run / "config.json").index.factory
-        built = build(opened.run, opened.name, factory, None, "", lambda text: None)
+        built = build(opened.run, opened.name, _settings(opened), None, "", lambda text: None)
         write(folder, built)
     found = read_generation(folder, current(folder))
     check_matches(found.manifest, opened.hash, found.manifest["data_fingerprint"])
@@ -229,11 +229,15 @@ def _writable(opened: OpenIndex) -> Generation:
     return found
 
 
+def _settings(opened: OpenIndex) -> IndexConfig:
+    return configuration.load(opened.run / "config.json").index
+
+
 def _settle(opened: OpenIndex, generation: Generation) -> None:
     """Build a new base where much has come and gone."""
     if is_worn(generation):
         facts = generation.manifest
-        built = build(opened.run, opened.name, facts["factory"], generation, facts.get("key") or "", lambda text: None)
+        built = build(opened.run, opened.name, _settings(opened), generation, facts.get("key") or "", lambda text: None)
         write(_folder(opened), built)
 
 

@@ -1,4 +1,4 @@
-"""An index that images are added to and removed from without being built anew: a base, what came since, what has gone.
+"""An index that images are added to and removed from without being built again: a base, what came since, what has gone.
 
 Shapes: Q queries, M additions, D numbers.
 """

@@ -52,7 +52,7 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
                 return
         with at_work(run, stage_name):
             if not whole or found is None or found.manifest.get("key") != key:
-                found = write(folder, build(run, name, config.index.factory, found, key, warn), broken=not whole)
+                found = write(folder, build(run, name, config.index, found, key, warn), broken=not whole)
             facts = {"vectors": found.manifest["count"], "recall": found.manifest["recall"]}
             mark_stage(run, stage_name, key, time.perf_counter() - began, **facts)
 

@@ -179,9 +179,10 @@ def check_searched(config: Config) -> None:
 
 def check_index(config: Config, dataset: Dataset, dim: int) -> None:
     """Raises UserError for an index that could not be built after the training."""
+    from rayssl.pipeline.search.factory import check_factory, memory_of
+
+    memory_of(config.index.memory)
     if config.index.factory == "auto":
         return
-    from rayssl.pipeline.search.factory import check_factory
-
     images = sum(len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None)
     check_factory(config.index.factory, dim, images)

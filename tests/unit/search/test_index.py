@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.features.whitening import fit_whitening
-from rayssl.pipeline.search.factory import auto_factory, built_as, check_factory
+from rayssl.pipeline.search.effort import build_measured
+from rayssl.pipeline.search.factory import auto_factory, built_as, check_factory, memory_of
 from rayssl.pipeline.search.index import (
     build_index,
     check_matches,
@@ -187,7 +188,45 @@ def test_vectors_that_are_not_finite() -> None:
 
 
 def test_auto_by_size() -> None:
-    assert [auto_factory(n) for n in (1, 100_000, 100_001, 4_194_304)] == ["Flat", "Flat", "HNSW32", "IVF8192,Flat"]
+    by_size = {1: "Flat", 100_000: "Flat", 100_001: "IVF1024,SQfp16", 4_194_304: "IVF8192,SQfp16"}
+    assert {n: auto_factory(n) for n in by_size} == by_size
+
+
+def test_auto_by_memory() -> None:
+    n, dim = 1_000_000, 128
+    expected = {None: "SQfp16", "300MB": "SQfp16", "200 MB": "SQ8", "0.1GB": "PQ64", "50M": "PQ32", "2GB": "SQfp16"}
+    found = {text: auto_factory(n, dim, memory_of(text)) for text in expected}
+    assert found == {text: f"IVF4096,{code}" for text, code in expected.items()}
+    assert auto_factory(50_000, dim, memory_of("10 MB")) == "IVF1024,SQ8"
+    for factory in found.values():
+        check_factory(factory, dim, n)
+    with pytest.raises(
+        UserError, match=r"1,000,000 vectors of 128 numbers take 11,097,152 bytes at least, not 10,000,000"
+    ):
+        auto_factory(n, dim, memory_of("10MB"))
+    for text in ("", "2 GBs", "-1GB", "0", "lots", "1e9"):
+        with pytest.raises(UserError, match="a size is needed, such as 2GB or 300MB"):
+            memory_of(text)
+
+
+def test_effort_is_the_least_that_reaches_the_recall_by_vectors_that_were_not_in_the_index() -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(300, DIM))
+    x = (centres[rng.integers(0, 300, 12_000)] + 0.3 * rng.normal(size=(12_000, DIM))).astype(np.float32)
+    ids = big_ids(len(x))
+    low, high = (build_measured(x, ids, "IVF64,SQfp16", target) for target in (0.6, 0.99))
+    assert low[0].nprobe < high[0].nprobe < 64
+    assert 0.6 <= low[1] < 0.99 <= high[1]
+    assert low[0].ntotal == high[0].ntotal == len(x)
+    queries = (centres[rng.integers(0, 300, 1000)] + 0.3 * rng.normal(size=(1000, DIM))).astype(np.float32)
+    exact = search(build_index(x, ids), queries, 10)[1]
+    for index, recall in (low, high):
+        found = search(index, queries, 10)[1]
+        share = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), exact.tolist(), strict=True)])
+        assert share == pytest.approx(recall, abs=0.03)
+    rough, told = build_measured(x, ids, "IVF64,PQ4x4", 0.99)
+    assert told < 0.9
+    assert rough.nprobe <= 64
 
 
 def test_recall_of_exact_search_is_one_with_twins_too() -> None:

@@ -1,4 +1,4 @@
-"""An index under random changes, kills and readers, against a plain dictionary and an index that is built anew.
+"""An index under random changes, kills and readers, against a plain dictionary and an index that is built again.
 
 More than the suite's few steps: `RAYSSL_STEPS=500 pytest tests/unit/search/test_living_index.py`.
 """
@@ -287,7 +287,7 @@ class Living(RuleBasedStateMachine):
             self.settle([is_synced])
 
     @rule()
-    def build_anew(self) -> None:
+    def build_again(self) -> None:
         """A setting that changes the base: what came stays, what went stays away."""
         path = self.run / "config.json"
         config = configuration.load(path)
