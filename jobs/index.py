@@ -64,9 +64,7 @@ def change(run: Path, parsed: Parsed, lists: dict[str, list[str]]) -> int:
     if parsed.values["columns"] is not None:
         raise UserError("--columns goes with no other change: give it in a command of its own")
     if parsed.changes:
-        raise UserError(
-            f"--{next(iter(parsed.changes))} is of building an index: leave it out with {next(iter(lists))}"
-        )
+        raise UserError(f"--{next(iter(parsed.changes))} builds an index: leave it out with {next(iter(lists))}")
     for name, words in lists.items():
         if not words:
             raise UserError(f"{name} has no value: say which images, e.g. {name} DIR")

@@ -389,6 +389,7 @@ class IndexFile(Document):
     class_names: list[Text] | None = None
     data_path: Text = ""  # folder or URL that the items' paths are relative to
     place: Text | None = None  # where that folder is by now
+    waiting: list[Text] = []  # folders and files that were added, and are to be embedded again by another encoder
 
 
 class EmbeddingsFacts(Document):

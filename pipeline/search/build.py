@@ -99,11 +99,21 @@ def gather(run: Path, name: str, before: Generation | None, warn: Warn) -> Mater
         facts["place"] = before.manifest.get("place")
         ids = np.concatenate([ids, ints(added["id"])])
         vectors = np.concatenate([vectors, vectors_in(added["vector"], run)])
-    lost = 0 if before is None else len(before.added) + len(before.additions) - len(added)
-    if lost and len(added) == 0:
-        warn(f"{run / 'index' / name}: {lost:,} added images are of other vectors: `rayssl index RUN --add` adds them")
+    if before is not None:
+        facts["waiting"] = _waiting(before, added)
+        if facts["waiting"]:
+            warn(
+                f"{run / 'index' / name}: images that were added are of other vectors: `rayssl sync {run}` embeds them"
+            )
     columns = None if before is None else before.columns
     return Material(ids, vectors, sorted_by_id(table), sorted_by_id(added), removed, facts, whitened, columns)
+
+
+def _waiting(before: Generation, added: pa.Table) -> list[str]:
+    """What had been added and is not in the index any more, because it was embedded otherwise."""
+    items = before.living().table
+    lost = items.filter(pa.array(~np.isin(ints(items["id"]), ints(added["id"]))))["source"]
+    return sorted({*before.manifest.get("waiting", []), *(one for one in lost.unique().to_pylist() if one is not None)})
 
 
 def living_added(generation: Generation) -> pa.Table:

@@ -75,9 +75,10 @@ class Change:
     known: Known = NOBODY
     place: str | None = None  # where the run's images are by now, if that is told
     columns: pa.Table | None = None  # id, ascending, and what else is known of images, in the place of what was
+    nothing_waits: bool = False  # what had been added before is embedded again
 
     def __bool__(self) -> bool:
-        told = self.place is not None or self.columns is not None
+        told = self.place is not None or self.columns is not None or self.nothing_waits
         return bool(len(self.come.paths) or len(self.go) or len(self.ids) or told)
 
 
@@ -99,7 +100,7 @@ def apply(folder: Path, before: Generation, change: Change) -> tuple[Generation,
         tables[ITEMS] = renamed(before.items, change)
     if change.columns is not None:
         tables[COLUMNS] = change.columns
-    return _write(folder, before, tables, change.place), ids
+    return _write(folder, before, tables, change), ids
 
 
 def is_worn(generation: Generation) -> bool:
@@ -164,14 +165,18 @@ def renamed(table: pa.Table, change: Change) -> pa.Table:
     return table
 
 
-def _write(folder: Path, before: Generation, tables: dict[str, pa.Table], place: str | None) -> Generation:
+def _write(folder: Path, before: Generation, tables: dict[str, pa.Table], change: Change) -> Generation:
     """A generation with the base of the one before."""
     name = next_name(folder)
     drop(folder / name)
     written = write_parts(folder, name, tables)
     kept = {part: one for part, one in before.manifest["parts"].items() if part not in tables}
     facts = {**before.manifest, "base": before.base, "parts": {**kept, **written}}
-    write_manifest(folder, name, facts if place is None else {**facts, "place": place})
+    if change.place is not None:
+        facts["place"] = change.place
+    if change.nothing_waits:
+        facts["waiting"] = []
+    write_manifest(folder, name, facts)
     name_current(folder, name)
     found = read_generation(folder, name)
     drop_others(folder, [before, found])

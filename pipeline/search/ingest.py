@@ -117,7 +117,8 @@ def sync_images(
         before = _writable(opened)
         items = before.living()
         root = Path(os.path.abspath(place)) if place is not None else opened.place
-        files = list(_files_to_compare(opened, items, root))
+        waiting = before.manifest.get("waiting", [])
+        files = list(_files_to_compare(items, root, waiting))
         plan = compare(items, files)
         _check_files(items, plan, root)
         if len(plan.vanished) > GONE * len(items) and not yes:
@@ -137,6 +138,7 @@ def sync_images(
         after, _ = apply(_folder(opened), before, Change(go=plan.gone, ids=plan.ids, known=known, place=moved_to))
         outcome.removed = plan.gone.tolist()
         after = _embed_all(opened, after, plan.new, {}, outcome, progress)
+        after, _ = apply(_folder(opened), after, Change(nothing_waits=bool(waiting)))
         _settle(opened, after)
     return outcome
 
@@ -317,10 +319,10 @@ def is_text(path: str) -> bool:
     return True
 
 
-def _files_to_compare(opened: OpenIndex, items: Items, root: Path) -> Iterator[ImageFile]:
+def _files_to_compare(items: Items, root: Path, waiting: Sequence[str]) -> Iterator[ImageFile]:
     """The image files of the run's folder, and of what was added from elsewhere, each once."""
     seen = set[str]()
-    sources = [one for one in items.table["source"].unique().to_pylist() if one is not None]
+    sources = {*waiting, *(one for one in items.table["source"].unique().to_pylist() if one is not None)}
     for path, source in [(str(root), None), *((one, one) for one in sorted(sources) if os.path.exists(one))]:
         if source is None and not root.is_dir():
             continue  # all of it is gone

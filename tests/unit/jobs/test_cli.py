@@ -573,3 +573,43 @@ def test_a_stopped_run_tells_how_to_go_on(number: int, capsys: Capture, monkeypa
     monkeypatch.setattr(rayssl.jobs.recipes, "main", fail)
     assert run_verb("recipes", []) == 128 + number
     assert "the same command continues" in capsys.readouterr().err
+
+
+def test_images_come_and_go_and_the_folder_is_compared(
+    finished_copy: Path, images: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    run, new = str(finished_copy), tmp_path / "new"
+    for i in range(3):
+        (new / "red").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (16, 16, 3), np.uint8)).save(new / "red" / f"{i}.png")
+    (new / "broken.png").write_bytes(b"\x89PNG broken")
+
+    def told(words: list[str]) -> Any:
+        return json.loads(succeeds([*words, "--json"], capsys).splitlines()[-1])
+
+    added = told(["index", run, "--add", str(new), str(images / "red" / "0.png")])
+    assert (len(added["added"]), added["unchanged"]) == (3, 1)
+    assert [path for path, _ in added["unreadable"]] == [str(new / "broken.png")]
+    (result,) = told(["query", run, str(new / "red" / "0.png"), "-k", "62", "--where", "split = 'added'"])
+    assert {one["path"] for one in result["neighbors"]} == {str(new / "red" / f"{i}.png") for i in (1, 2)}
+    assert told(["sync", run])["unchanged"] == 63
+    gone = told(["index", run, "--remove", f"{new}/*/[01].png"])
+    assert (len(gone["removed"]), gone["unchanged"]) == (2, 61)
+    assert told(["index", run])["indices"]["colours"]["vectors"] == 61
+    table = tmp_path / "table.csv"
+    table.write_text("path,year\nred/0.png,1999\ngreen/1.png,2020\n")
+    succeeds(["index", run, "--columns", str(table)], capsys)
+    (result,) = told(["query", run, str(new / "red" / "0.png"), "--where", "year > 2000"])
+    assert [one["path"] for one in result["neighbors"]] == ["green/1.png"]
+    succeeds(["verify", run], capsys)
+    for words, why in [
+        (["index", run, "--add"], "--add has no value"),
+        (["index", run, "--add", str(new), "--index.factory", "Flat"], "--index.factory builds an index"),
+        (["index", run, "--add", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        (["index", run, "--remove", "nothing"], "nothing is no id, path or pattern of the 61 images"),
+        (["index", run, "--columns", "none.csv"], "none.csv does not exist"),
+        (["sync", run, "--data", "none"], "--data none"),
+        (["sync", run, "--data.path", str(tmp_path / "away")], "60 of 61 images are gone"),
+        (["query", run, str(new / "red" / "0.png"), "--where", "yaer > 1"], "did you mean 'year'"),
+    ]:
+        assert why in fails(words, capsys)

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from rayssl.pipeline.models.export import export_encoder
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.folder import update_manifest
-from rayssl.pipeline.search.embeddings import Embeddings, save_embeddings
+from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
 from rayssl.pipeline.search.index import build_index, search
 from rayssl.pipeline.search.ingest import Outcome, add_images, remove_images, sync_images
 from rayssl.pipeline.search.live import LiveIndex
@@ -440,6 +440,27 @@ def test_a_folder_that_is_not_mounted_empties_no_index(made: Made, tmp_path: Pat
     assert sync_images(opened(run), str(tmp_path / "away")).told == "0 added, 4 removed, 1 moved, 35 unchanged"
     assert opened(run).place == tmp_path / "away"
     assert sync_images(opened(run)).told == "0 added, 0 removed, 36 unchanged"
+
+
+def test_what_was_added_waits_for_a_new_encoder_and_is_embedded_by_sync(made: Made, tmp_path: Path) -> None:
+    run, new = tmp_path / "run", tmp_path / "new.png"
+    shutil.copytree(made.run, run)
+    new.write_bytes(made.contents[50])
+    add_images(opened(run), [new])
+    remove_images(opened(run), ["a/0.png"])
+    torch.manual_seed(1)
+    export_encoder(build_encoder("cnn-small", channels=3, image_size=SIDE), run)
+    for file in (run / "embeddings").rglob("*.parquet"):
+        save_embeddings(replace(load_embeddings(file), encoder_hash=encoder_hash(run)), file)
+    told: list[str] = []
+    run_index(run, told.append)
+    assert len(open_index(run)) == IMAGES - 1
+    assert ["sync" in one for one in told] == [True]
+    run_index(run, told.append)
+    assert len(told) == 1
+    outcome = sync_images(opened(run), str(made.folder))
+    assert outcome.told == "2 added, 0 removed, 39 unchanged"  # and a/0.png, whose file is there
+    assert {str(new), "a/0.png"} <= set(open_index(run).items.paths.to_pylist())
 
 
 @pytest.mark.parametrize(
