@@ -93,17 +93,19 @@ def gather(run: Path, name: str, before: Generation | None, warn: Warn) -> Mater
     table, added, removed = items.table, with_vectors(IDS, vectors.shape[1]).empty_table(), np.zeros(0, dtype=np.int64)
     if before is not None and before.manifest["data_fingerprint"] == facts["data_fingerprint"]:
         removed, kept = before.removed, ~np.isin(ids, before.removed)
-        ids, vectors = ids[kept], vectors[kept]
+        if not kept.all():  # else they would be copied for nothing
+            ids, vectors = ids[kept], vectors[kept]
         added = living_added(before) if before.manifest["encoder_hash"] == first.encoder_hash else added
         table = _as_known(table, before, np.concatenate([ids, ints(added["id"])]))
         facts["place"] = before.manifest.get("place")
-        ids = np.concatenate([ids, ints(added["id"])])
-        vectors = np.concatenate([vectors, vectors_in(added["vector"], run)])
+        if len(added):
+            ids = np.concatenate([ids, ints(added["id"])])
+            vectors = np.concatenate([vectors, vectors_in(added["vector"], run)])
     if before is not None:
         facts["waiting"] = _waiting(before, added)
         if facts["waiting"]:
             warn(
-                f"{run / 'index' / name}: images that were added are of other vectors: `rayssl sync {run}` embeds them"
+                f"{run / 'index' / name}: what was added has vectors of another encoder: `rayssl sync {run}` embeds it"
             )
     columns = None if before is None else before.columns
     return Material(ids, vectors, sorted_by_id(table), sorted_by_id(added), removed, facts, whitened, columns)
@@ -154,7 +156,10 @@ def build(run: Path, name: str, settings: IndexConfig, before: Generation | None
 
 
 def write(folder: Path, built: Built, *, broken: bool = False) -> Generation:
-    """A base becomes the current generation, and all others go; `broken`: in the place of one that is not whole."""
+    """A base becomes the current generation, and all others go.
+
+    `broken`: in the place of one that is not whole, and has nothing that is nowhere else.
+    """
     material, name = built.material, next_name(folder, broken=broken)
     drop(folder / name)
     removed = pa.table({"id": pa.array(np.sort(material.removed))}, schema=IDS)

@@ -67,6 +67,12 @@ class Generation:
         """The generation whose index.faiss is searched."""
         return str(self.manifest.get("base") or self.name)
 
+    @property
+    def has_own(self) -> bool:
+        """Whether it tells more than the embeddings that it was built from."""
+        told = (self.added, self.additions, self.removed, *([] if self.columns is None else [self.columns]))
+        return any(map(len, told))
+
     @cached_property
     def gone(self) -> Ints:
         """Ids of the base that are not found any more."""
@@ -155,6 +161,11 @@ def last_whole(folder: Path) -> Generation | None:
         except UserError:
             continue
     return None
+
+
+def may_have_lost(folder: Path) -> bool:
+    """Whether there are files of what came and went: where no generation can be read, that is lost."""
+    return any(path.name != f"{ITEMS}.arrow" for path in listed(folder, "g*/*.arrow"))
 
 
 def next_name(folder: Path, *, broken: bool = False) -> str:

@@ -36,7 +36,7 @@ def run_index(run: Path, warn: Callable[[str], None] = lambda text: None) -> Non
 def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
     """The index of one data set; what was added to it and removed from it stays so."""
     from rayssl.pipeline.search.build import build, write
-    from rayssl.pipeline.search.generations import drop_others, last_whole
+    from rayssl.pipeline.search.generations import drop_others, last_whole, may_have_lost
     from rayssl.pipeline.search.index import load_live
 
     config, folder = configuration.load(run / "config.json"), run / "index" / name
@@ -50,9 +50,12 @@ def index_embeddings(run: Path, name: str, warn: Callable[[str], None]) -> None:
             drop_others(folder, [found])
             if stage_done(run, stage_name, key):
                 return
+        if not whole and found is None and may_have_lost(folder):
+            warn(f"{folder} is damaged: what was added to it and removed from it since it was built is lost")
+        broken = not whole and (found is None or not found.has_own)
         with at_work(run, stage_name):
             if not whole or found is None or found.manifest.get("key") != key:
-                found = write(folder, build(run, name, config.index, found, key, warn), broken=not whole)
+                found = write(folder, build(run, name, config.index, found, key, warn), broken=broken)
             facts = {"vectors": found.manifest["count"], "recall": found.manifest["recall"]}
             mark_stage(run, stage_name, key, time.perf_counter() - began, **facts)
 

@@ -442,6 +442,25 @@ def test_a_folder_that_is_not_mounted_empties_no_index(made: Made, tmp_path: Pat
     assert sync_images(opened(run)).told == "0 added, 0 removed, 36 unchanged"
 
 
+@pytest.mark.parametrize("at", range(1, 26, 3))
+def test_what_was_added_outlives_a_damaged_base_and_a_kill_while_it_is_built_again(
+    at: int, made: Made, tmp_path: Path
+) -> None:
+    run, new = tmp_path / "run", tmp_path / "new.png"
+    shutil.copytree(made.run, run)
+    new.write_bytes(made.contents[50])
+    (id_,) = add_images(opened(run), [new]).added
+    base = next(run.glob("index/*/g*/index.faiss"))
+    base.write_bytes(base.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"index\.faiss is damaged"):
+        open_index(run)
+    with killed_at(at):
+        run_index(run)
+    run_index(run)
+    assert len(open_index(run)) == IMAGES + 1
+    assert id_ in open_index(run).items.ids
+
+
 def test_what_was_added_waits_for_a_new_encoder_and_is_embedded_by_sync(made: Made, tmp_path: Path) -> None:
     run, new = tmp_path / "run", tmp_path / "new.png"
     shutil.copytree(made.run, run)
