@@ -253,7 +253,7 @@ def remedy_of(folder: Path) -> str:
 def _read_part(folder: Path, part: Mapping[str, Any] | None, schema: pa.Schema | None) -> pa.Table:
     """A table of a generation, mapped; an empty one where there is none. Without `schema` it has ids and any others."""
     if part is None:
-        return schema.empty_table() if schema is not None else IDS.empty_table()
+        return pa.Table.from_batches([], schema)  # `empty_table` imports pandas where that is installed
     path, remedy = folder / part["path"], remedy_of(folder)
     try:
         open_regular(path).close()
