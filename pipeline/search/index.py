@@ -23,7 +23,6 @@ from rayssl.pipeline.base.lease import settled
 from rayssl.pipeline.base.seals import digest, forget
 from rayssl.pipeline.base.vectors import normalise
 from rayssl.pipeline.features.whitening import Whitening
-from rayssl.pipeline.search.embeddings import vectors_in
 from rayssl.pipeline.search.factory import auto_factory, built_as, cannot_build
 from rayssl.pipeline.search.generations import (
     Generation,
@@ -33,7 +32,7 @@ from rayssl.pipeline.search.generations import (
     read_index_manifest,
     remedy_of,
 )
-from rayssl.pipeline.search.items import ints
+from rayssl.pipeline.search.items import floats, ints
 from rayssl.pipeline.search.live import LiveIndex
 
 SCHEMA = 1
@@ -302,8 +301,8 @@ def _load_either(folder: Path, mapped: bool) -> tuple[LiveIndex, dict[str, Any],
 def _load_generation(folder: Path, name: str, mapped: bool) -> tuple[LiveIndex, dict[str, Any], Generation]:
     found = read_generation(folder, name)
     base = _load(folder / found.base / "index.faiss", found.manifest, mapped, remedy_of(folder))
-    vectors = vectors_in(found.additions["vector"], folder / name)
-    return LiveIndex(base, found.gone, ints(found.additions["id"]), normalise(vectors)), found.manifest, found
+    points = normalise(floats(found.additions["vector"]))
+    return LiveIndex(base, found.gone, ints(found.additions["id"]), points), found.manifest, found
 
 
 def _load(path: Path, manifest: dict[str, Any], mapped: bool, remedy: str) -> faiss.Index:

@@ -96,6 +96,18 @@ def ints(column: pa.ChunkedArray) -> Ints:
     return np.concatenate(chunks) if chunks else np.zeros(0, np.int64)
 
 
+def floats(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """(N, D) of a column of fixed-size lists without nulls, without a copy where it is in one piece."""
+    dim, found = int(column.type.list_size), []
+    for chunk in column.chunks:  # `flatten` imports pyarrow.compute, and so pandas where that is installed
+        values, start = chunk.values, chunk.values.offset + chunk.offset * dim
+        flat = np.frombuffer(values.buffers()[1] or b"", np.float32)[start:][: len(chunk) * dim]
+        found.append(flat.reshape(-1, dim))
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate(found) if found else np.zeros((0, dim), np.float32)
+
+
 def load_items(folder: Path, run: Path, *, whole: bool = False) -> Items:
     """Those of all embeddings in a folder of a run; raises UserError where there are none, or they do not fit.
 
