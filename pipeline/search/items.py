@@ -3,7 +3,7 @@
 Shapes: N images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +14,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import MissingError, UserError
+from rayssl.pipeline.run.folder import own_data
 from rayssl.pipeline.search.embeddings import CONTENT, files_of, has_contents, known_labels, read_columns
 
+VALIDATION = "val"
 ADDED = "added"  # the split of images that came after the run: nothing is evaluated on them
 SCHEMA = pa.schema(
     {
@@ -121,7 +123,8 @@ def load_items(folder: Path, run: Path, *, whole: bool = False) -> Items:
     tables, facts = zip(*found, strict=True)
     _check_alike(facts, folder, run)
     if whole:
-        tables = tuple(_completed(table, one["split"]) for table, one in zip(tables, facts, strict=True))
+        splits = [splits_of(one, len(table), run) for table, one in zip(tables, facts, strict=True)]
+        tables = tuple(_completed(table, split) for table, split in zip(tables, splits, strict=True))
     items = Items(
         pa.concat_tables([table.replace_schema_metadata(None) for table in tables]),
         facts[0]["class_names"],
@@ -133,10 +136,18 @@ def load_items(folder: Path, run: Path, *, whole: bool = False) -> Items:
     return items
 
 
-def _completed(table: pa.Table, split: str) -> pa.Table:
+def splits_of(facts: Mapping[str, Any], n: int, run: Path) -> list[str]:
+    """The split of each of the n images of a file of embeddings: among the run's training images those of validation
+    come last."""
+    own = own_data(run)
+    train = min(n, int(own["train"])) if (facts["split"], facts["data"]) == ("train", own["name"]) else n
+    return [facts["split"]] * train + [VALIDATION] * (n - train)
+
+
+def _completed(table: pa.Table, splits: list[str]) -> pa.Table:
     """With the columns of `SCHEMA`."""
     n = len(table)
-    table = table.append_column("split", pa.array([split] * n, pa.string()))
+    table = table.append_column("split", pa.array(splits, pa.string()))
     table = table.append_column("source", pa.nulls(n, pa.string()))
     if "content" not in table.column_names:
         table = table.append_column("content", pa.nulls(n, CONTENT))

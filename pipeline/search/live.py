@@ -25,6 +25,7 @@ class LiveIndex:
 
     def __init__(self, base: faiss.Index, gone: Ints = NOTHING, ids: Ints = NOTHING, points: Floats | None = None):
         self.base, self.gone = base, gone
+        self.added = np.sort(ids)
         self.additions: faiss.Index | None = None
         if points is not None and len(points):
             points = as_compared(base, np.ascontiguousarray(points, dtype=np.float32))
@@ -46,6 +47,19 @@ class LiveIndex:
     def is_base(self) -> bool:
         """Whether nothing has come or gone."""
         return self.additions is None and not len(self.gone)
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Whether it holds vectors as they were given: nothing maps or codes them."""
+        base = faiss.downcast_index(self.base)
+        return isinstance(base, faiss.IndexIDMap2) and isinstance(faiss.downcast_index(base.index), faiss.IndexFlat)
+
+    def vector(self, one: int) -> Floats:
+        """(D,) of an id that is found, where `keeps_vectors`."""
+        place = int(np.searchsorted(self.added, one))
+        is_added = place < len(self.added) and self.added[place] == one
+        index = self.additions if is_added and self.additions is not None else self.base
+        return np.asarray(index.reconstruct(one), dtype=np.float32)
 
     def search(self, points: Floats, k: int, only: Ints | None = None) -> Found:
         """Similarities and ids (Q, k) of the nearest to normalised vectors, best first; id −1 where there are too few.

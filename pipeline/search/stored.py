@@ -6,13 +6,15 @@ Shapes: N images, d numbers in a vector.
 from dataclasses import dataclass
 from functools import cached_property
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.search.build import living_added
 from rayssl.pipeline.search.embeddings import files_of, load_embeddings
+from rayssl.pipeline.search.generations import following, has_generations, read_generation
+from rayssl.pipeline.search.items import floats, ints
 from rayssl.pipeline.search.query import OpenIndex
 from rayssl.pipeline.search.store import FOLDER, has_search
 
@@ -28,23 +30,35 @@ class Stored:
 
     def __call__(self, ids: Ints) -> Floats:
         """(N, d), as a query takes them; raises UserError for an id that the index does not know."""
-        rows = self.opened.items.rows(ids)
-        if (rows < 0).any():
-            raise UserError(f"no image of the id {ids[rows < 0][0]} is indexed")
-        if self._kept_whole:
-            return np.stack([self.opened.index.reconstruct(int(one)) for one in ids])
-        return self._embeddings[rows]
+        unknown = self.opened.items.rows(ids) < 0
+        if unknown.any():
+            raise UserError(f"no image of the id {ids[unknown][0]} is indexed")
+        if self.opened.index.keeps_vectors:
+            return np.stack([self.opened.index.vector(int(one)) for one in ids])
+        known, vectors = self._embeddings
+        places = np.searchsorted(known, ids).clip(max=len(known) - 1)
+        if (known[places] != ids).any():
+            raise UserError(
+                f"{self.opened.run}/index/{self.opened.name} has changed since it was opened: open it again"
+            )
+        found: Floats = vectors[places]
+        return found
 
     @cached_property
-    def _kept_whole(self) -> bool:
-        index = faiss.downcast_index(self.opened.index)
-        if not isinstance(index, faiss.IndexIDMap2):
-            return False
-        return isinstance(faiss.downcast_index(index.index), faiss.IndexFlat)
-
-    @cached_property
-    def _embeddings(self) -> Floats:
-        """(N, d) in the order of the items."""
+    def _embeddings(self) -> tuple[Ints, Floats]:
+        """Ids (N,), ascending, and vectors (N, d): of the run's own images and of those that were added."""
         run, name = self.opened.run, self.opened.name
-        folder = run / "embeddings" / name / (FOLDER if has_search(run) else "")
-        return normalise(np.concatenate([load_embeddings(path).vectors for path in files_of(folder)]))
+        found = [load_embeddings(path) for path in files_of(run / "embeddings" / name / self._part)]
+        ids, vectors = [one.ids for one in found], [one.vectors for one in found]
+        folder = run / "index" / name
+        if has_generations(folder):
+            added = living_added(following(folder, lambda current: read_generation(folder, current)))
+            ids.append(ints(added["id"]))
+            vectors.append(floats(added["vector"]))
+        known = np.concatenate(ids)
+        order = np.argsort(known)
+        return known[order], normalise(np.concatenate(vectors))[order]
+
+    @property
+    def _part(self) -> str:
+        return FOLDER if has_search(self.opened.run) else ""

@@ -10,20 +10,20 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.files import listed
 from rayssl.pipeline.base.terminal import say
-from rayssl.pipeline.run.folder import data_name, own_data, winner_of
-from rayssl.pipeline.search.embeddings import files_of, read_facts
+from rayssl.pipeline.run.folder import data_name, winner_of
+from rayssl.pipeline.search.items import load_items
 from rayssl.pipeline.search.query import OpenIndex, open_index
 from rayssl.pipeline.search.store import FOLDER, has_search
 from rayssl.pipeline.search.stored import Stored
 from rayssl.pipeline.service.pictures import Pictures
 
-KNOWN = ("train", "val", "test")  # splits
+SPLIT = "split"
+KNOWN = ("train", "val", "test", "added")  # splits
 LOOK_EVERY = 1.0  # seconds between two looks at whether an index has changed
 
 Mask = NDArray[np.bool_]
@@ -167,19 +167,14 @@ def offered(folder: Path) -> list[Path]:
 
 def view_of(opened: OpenIndex) -> View:
     """An index with the splits and pictures of its images."""
-    made = f"{opened.hash}{opened.items.data_fingerprint}{len(opened)}".encode()
+    made = f"{opened.hash}{opened.items.data_fingerprint}".encode() + np.sort(opened.items.ids).tobytes()
     return View(opened, _splits_of(opened), Stored(opened), Pictures(opened), hashlib.sha256(made).hexdigest()[:12])
 
 
 def _splits_of(opened: OpenIndex) -> NDArray[np.str_]:
-    """(N,) in the order of the items; in a file of training images those of validation come last."""
-    run, name = opened.run, opened.name
-    own = own_data(run) if name == data_name(run) else {}
-    found: list[str] = []
-    for path in files_of(run / "embeddings" / name / (FOLDER if has_search(run) else "")):
-        split, n = str(read_facts(path)["split"]), int(pq.read_metadata(path).num_rows)
-        train = int(own.get("train") or n) if split == "train" else n
-        found += [split] * min(train, n) + ["val"] * (n - min(train, n))
-    if len(found) != len(opened.items.ids):
-        raise UserError(f"the embeddings in {run} have changed while they were read: start again")
-    return np.array(found)
+    """(N,) in the order of the items."""
+    if SPLIT in opened.items.table.column_names:
+        return np.array(opened.items.table[SPLIT].to_pylist())
+    part = FOLDER if has_search(opened.run) else ""  # the index of an older version does not tell them
+    known = load_items(opened.run / "embeddings" / opened.name / part, opened.run, whole=True)
+    return np.array(known.table[SPLIT].to_pylist())[known.rows(opened.items.ids)]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rayssl.pipeline import config as configuration
+from rayssl.pipeline.base.documents import DamagedError, read_bytes
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.data.dataset import sample_id, sample_ids
 from rayssl.pipeline.data.decode import decode
@@ -26,6 +27,7 @@ from rayssl.pipeline.data.shown import Pixels
 from rayssl.pipeline.data.sources import find_source
 from rayssl.pipeline.run.folder import data_name, read_manifest
 from rayssl.pipeline.run.images import reading_of
+from rayssl.pipeline.search.queries import MOST_BYTES
 from rayssl.pipeline.search.query import OpenIndex
 
 SMALL, LARGE = 160, 1024  # pixels of the shorter side of a thumbnail and of a picture, at most
@@ -76,14 +78,20 @@ class Pictures:
         return self._picture(row, LARGE)
 
     def _picture(self, row: int, side: int) -> Picture:
+        path = self._opened.items.path(row)
+        try:
+            data = read_bytes(Path(path), MOST_BYTES) if Path(path).is_absolute() else self._own(path)
+            return _encoded(self._decoded(data, side))
+        except (UserError, OSError, DamagedError):
+            raise NoPictureError("the image cannot be read") from None
+
+    def _own(self, path: str) -> bytes:
+        """An image of the run's; those that were added from elsewhere have absolute paths."""
         with self._listing:
             places = self._places
-        position = places.of(self._opened.items.path(row))
+        position = places.of(path)
         self._refuse_outside(places.store.file(position))
-        try:
-            return _encoded(self._decoded(places.store.read(position), side))
-        except (UserError, OSError):
-            raise NoPictureError("the image cannot be read") from None
+        return places.store.read(position)
 
     def _refuse_outside(self, file: Path | None) -> None:
         """A link may lead out of the folder of images: what is there is not the run's."""

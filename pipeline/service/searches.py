@@ -15,7 +15,6 @@ from rayssl.pipeline.service.opened import Mask, View
 
 # Weights of Rocchio's relevance feedback (Manning, Raghavan, Schütze: Introduction to Information Retrieval, 9.1.1).
 LIKE, UNLIKE = 0.75, 0.15
-FURTHER = 4  # times as many are looked at where too few of the nearest match
 
 Floats = NDArray[np.float32]
 
@@ -49,19 +48,13 @@ def checked(view: View, vector: Sequence[float]) -> Floats:
 
 def nearest(view: View, vector: Floats, k: int, leave_out: Sequence[int] = (), among: Mask | None = None) -> list[Any]:
     """At most k images, best first, as [{"rank", "id", "path", "label", "split", "score"}]; ids are text."""
-    items, query = view.opened.items, normalise(vector[None])
-    asked = k + len(leave_out)
-    while True:
-        asked = min(asked, len(view.opened))
-        scores, ids = view.opened.index.search(query, asked)
-        rows = items.rows(ids[0])
-        keep = (rows >= 0) & ~np.isin(ids[0], list(leave_out))
-        if among is not None:
-            keep &= among[rows]
-        if keep.sum() >= k or asked == len(view.opened):
-            break
-        asked *= FURTHER
-    found = zip(ids[0][keep][:k].tolist(), rows[keep][:k].tolist(), scores[0][keep][:k].clip(-1, 1).tolist())
+    items = view.opened.items
+    only = None if among is None else items.ids[among]
+    asked = min(k + len(leave_out), len(view.opened))
+    scores, ids = view.opened.index.search(normalise(vector[None]), asked, only)
+    keep = (ids[0] >= 0) & ~np.isin(ids[0], list(leave_out))
+    kept = ids[0][keep][:k]
+    found = zip(kept.tolist(), items.rows(kept).tolist(), scores[0][keep][:k].clip(-1, 1).tolist(), strict=True)
     return [{"rank": rank, **told(view, one, row), "score": score} for rank, (one, row, score) in enumerate(found, 1)]
 
 

@@ -3,10 +3,15 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from rayssl.pipeline.base.errors import UserError
+from rayssl.pipeline.search.ingest import add_images, remove_images
+from rayssl.pipeline.search.query import open_index
 from rayssl.pipeline.service.opened import Served, offered, open_runs, runs_in
+from rayssl.pipeline.service.searches import nearest
 from rayssl.pipeline.stages.index import run_index
 
 
@@ -48,3 +53,24 @@ def test_a_new_index_is_opened_and_a_damaged_one_is_not(
     served.refresh()
     assert served.view is not first
     assert len(served.view.opened) == len(first.opened)
+
+
+def test_what_is_added_is_served_with_its_picture_and_what_is_removed_is_not(
+    finished_copy: Path, tmp_path: Path
+) -> None:
+    served = Served("run", finished_copy, None)
+    first = served.view
+    Image.new("RGB", (20, 30), "orange").save(tmp_path / "new.png")
+    (new,) = add_images(open_index(finished_copy), [tmp_path / "new.png"]).added
+    served.refresh()
+    view = served.view
+    assert view.version != first.version
+    assert view.split_counts == {**first.split_counts, "added": 1}
+    (best,) = nearest(view, view.stored(np.array([new]))[0], 1)
+    assert (best["id"], best["split"]) == (str(new), "added")
+    assert view.pictures.thumbnail(int(view.opened.items.rows(np.array(new)))).kind == "image/png"
+    among = view.matching(["added"], [])
+    assert [one["id"] for one in nearest(view, view.stored(np.array([new]))[0], 9, among=among)] == [str(new)]
+    remove_images(open_index(finished_copy), [str(new)])
+    served.refresh()
+    assert served.view.split_counts == first.split_counts
