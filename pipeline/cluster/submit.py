@@ -27,11 +27,11 @@ from rayssl.pipeline.run.software import COMMIT, describe_software
 CODE = Path(rayssl.__file__).resolve().parents[1]  # the folder that holds the package
 PACKAGES = ("rayssl/pipeline", "rayssl/jobs", "rayssl")  # the first two may be links, as in a clone
 FILES = ("pyproject.toml",)
-CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js"})
+CODE_SUFFIXES = frozenset({".py", ".typed", ".html", ".css", ".js", ".txt"})
 
 NEW_RUN_VERBS = frozenset({"run", "pretrain", "tune"})  # take a recipe and write a run folder: --out
 NO_JOB = frozenset(
-    {"__init__", "main", "submit", "cli", "decoding", "start"}
+    {"__init__", "main", "submit", "cli", "curation", "decoding", "start"}
 )  # modules of jobs/ that are no verb of a job
 ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
 

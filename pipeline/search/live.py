@@ -3,6 +3,7 @@
 Shapes: Q queries, M additions, D numbers.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -67,7 +68,7 @@ class LiveIndex:
         `only`: no others than these ids are found.
         """
         if only is None and self.is_base:
-            return self.base.search(points, k)
+            return faiss_search(self.base)(points, k)
         if only is not None and len(self.gone):
             only = np.setdiff1d(only, self.gone)
         found = [search_among(self.base, points, k, only, self.gone)]
@@ -97,6 +98,13 @@ def as_compared(index: faiss.Index, points: Floats) -> Floats:
         index = index.index
 
 
+def faiss_search(index: faiss.Index) -> Callable[..., Found]:
+    """FAISS' search of arrays, also where faiss.contrib.torch_utils has put one of tensors in its place: that takes no
+    parameters."""
+    found: Callable[..., Found] = getattr(index, "search_numpy", index.search)
+    return found
+
+
 def search_among(index: faiss.Index, points: Floats, k: int, only: Ints | None, gone: Ints) -> Found:
     """The k nearest with an id of `only`, or, where that is None, with none of `gone`; −1 where there are too few.
 
@@ -104,7 +112,7 @@ def search_among(index: faiss.Index, points: Floats, k: int, only: Ints | None, 
     are chosen, and at more again as long as it finds too few.
     """
     if only is None and not len(gone):
-        return index.search(points, k)
+        return faiss_search(index)(points, k)
     chosen = min(len(only), index.ntotal) if only is not None else index.ntotal - len(gone)
     if not chosen:
         return np.full((len(points), k), -np.inf, np.float32), np.full((len(points), k), -1)
@@ -114,7 +122,7 @@ def search_among(index: faiss.Index, points: Floats, k: int, only: Ints | None, 
     effort = index.ntotal / chosen
     while True:
         parameters, is_all = _parameters(index, selector, effort)
-        scores, ids = index.search(points, k, params=parameters)
+        scores, ids = faiss_search(index)(points, k, params=parameters)
         if is_all or (ids[:, min(k, chosen) - 1] >= 0).all():
             return scores, ids
         effort *= _MORE
@@ -149,7 +157,7 @@ def _sifted(index: faiss.Index, points: Floats, k: int, only: Ints | None, gone:
     asked = k
     while True:
         asked = min(asked * _MORE, index.ntotal)
-        scores, ids = index.search(points, asked)
+        scores, ids = faiss_search(index)(points, asked)
         chosen = (ids >= 0) & (np.isin(ids, only) if only is not None else ~np.isin(ids, gone))
         if asked == index.ntotal or (chosen.sum(axis=1) >= k).all():
             return _best([(scores, np.where(chosen, ids, -1))], k)

@@ -20,7 +20,9 @@ WRITTEN = Path(__file__).with_name("config_of_a_simclr_run.json")  # by a versio
 def test_a_config_of_before_is_read_and_written_alike() -> None:
     config = configuration.load(WRITTEN)
     assert configuration.method_name(config) == "simclr"
-    assert configuration.to_dict(config) == json.loads(WRITTEN.read_text())
+    before, found = json.loads(WRITTEN.read_text()), configuration.to_dict(config)
+    found["index"] = {key: found["index"][key] for key in before["index"]}  # some were not there yet
+    assert found == before
     assert continue_run(config, configuration.override(config, {"train.epochs": 500}), Path("run")).train.epochs == 500
 
 

@@ -531,3 +531,16 @@ def test_what_came_and_went_is_found_as_in_an_index_of_what_is_there(factory: st
         assert set(row) - {-1} <= wanted
         if not factory.startswith("HNSW"):
             assert set(row) - {-1} == wanted  # however few are chosen, all of them are found
+
+
+def test_a_program_that_searches_with_tensors_changes_nothing() -> None:
+    """faiss.contrib.torch_utils puts a search of its own in the place of FAISS', for the whole process."""
+    code = (
+        "import faiss, faiss.contrib.torch_utils, numpy as np\n"
+        "from rayssl.pipeline.search.live import LiveIndex\n"
+        "base = faiss.IndexIDMap2(faiss.IndexFlatIP(4)); points = np.eye(4, dtype=np.float32)\n"
+        "base.add_with_ids(points, np.arange(4))\n"
+        "scores, ids = LiveIndex(base, gone=np.array([2])).search(points[2:3], 2, np.array([0, 2, 3]))\n"
+        "assert sorted(ids[0].tolist()) == [0, 3], ids\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
