@@ -67,7 +67,7 @@ def test_job_gets_the_code_and_its_arguments_and_its_failure_is_told(server: Ser
     packed = next(line for line in done.stderr.splitlines() if line.startswith("packed:")).split()
     packed = [name for name in packed if not name.endswith(f".{sys.implementation.cache_tag}.pyc")]  # the job's imports
     assert {"rayssl/jobs/files.py", "rayssl/pipeline/cluster/submit.py", "pyproject.toml"} <= set(packed)
-    assert {Path(name).suffix for name in packed[1:]} <= {".py", ".typed", ".html", ".css", ".toml"}
+    assert {Path(name).suffix for name in packed[1:]} <= {".py", ".typed", ".html", ".css", ".js", ".txt", ".toml"}
     assert done.stderr.endswith("no such data\nrayssl-files-1: failed with exit code 1\n")
     assert json.loads(done.stdout) == {"address": server.address, "job": "rayssl-files-1", "status": "FAILED"}
 
