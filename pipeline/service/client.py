@@ -41,7 +41,9 @@ class Server:
 
     def runs(self) -> list[dict[str, Any]]:
         """[{"name", "data", "images"}] of every run that is served."""
-        found: list[dict[str, Any]] = self._asked("/api/runs")
+        found = self._asked("/api/runs")
+        if not isinstance(found, list) or not all(isinstance(one, dict) and "name" in one for one in found):
+            raise self._other()
         return found
 
     def search(
@@ -64,7 +66,7 @@ class Server:
         if images is None:
             question = {"like": [*map(str, like)], "unlike": [*map(str, unlike)], "k": k}
             found = self._asked(place, json.dumps({**question, "splits": [*splits], "labels": [*labels]}).encode())
-            return [{"query": ", ".join(map(str, like)), "neighbors": _neighbors(found)}]
+            return [{"query": ", ".join(map(str, like)), "neighbors": self._neighbors(found)}]
         words = urlencode([("k", k), *(("split", one) for one in splits), *(("label", one) for one in labels)])
         asked = images_of(images)
         answers = [self._search_image(f"{place}/image?{words}", one) for one in asked]
@@ -75,7 +77,7 @@ class Server:
         if asked.problem is None:
             try:
                 image = read_regular(asked.source) if isinstance(asked.source, Path) else asked.source
-                return {"query": asked.name, "neighbors": _neighbors(self._asked(place, image, of_image=True))}
+                return {"query": asked.name, "neighbors": self._neighbors(self._asked(place, image, of_image=True))}
             except _NoImageError as error:
                 asked.problem = f"{asked.name}: {error}"
             except OSError as error:
@@ -87,6 +89,8 @@ class Server:
         if self.run is not None:
             return self.run
         names = [str(run["name"]) for run in self.runs()]
+        if not names:
+            raise self._other()
         if len(names) != 1:
             raise UserError(f"{self.url} serves several runs: name one of {', '.join(map(plain, names))}")
         return names[0]
@@ -113,8 +117,19 @@ class Server:
         content = answer.read(LARGEST + 1)
         try:
             return json.loads(content) if len(content) <= LARGEST else None
-        except ValueError:
-            raise UserError(f"{self.url} does not answer as rayssl does: give the address of `rayssl serve`") from None
+        except (ValueError, RecursionError):
+            raise self._other() from None
+
+    def _neighbors(self, found: Any) -> list[dict[str, Any]]:
+        """As `OpenIndex.search` tells them: ids as numbers too."""
+        try:
+            return [_told(one) for one in found["neighbors"]]
+        except (TypeError, KeyError, ValueError):
+            raise self._other() from None
+
+    def _other(self) -> UserError:
+        """What is asked is no server of rayssl."""
+        return UserError(f"{self.url} does not answer as rayssl does: give the address of `rayssl serve`")
 
 
 class _NoImageError(UserError):
@@ -126,15 +141,22 @@ def connect(url: str, token: str | None = None, run: str | None = None) -> Serve
 
     `token`: what the server asks for; `run`: which of its runs is searched, where it has several.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and not parts.query and not parts.username
+        fits = fits and parts.port != 0  # reading it raises ValueError where it is no port
+    except ValueError:
+        fits = False
+    if not fits:
         raise UserError(f"{url} is no address of a server: give http://HOST:PORT")
     return Server(url, token, run)
 
 
-def _neighbors(found: Any) -> list[dict[str, Any]]:
-    """As `OpenIndex.search` tells them: ids as numbers too."""
-    return [{**one, "id": int(one["id"]), "id_str": one["id"]} for one in found["neighbors"]]
+def _told(one: Any) -> dict[str, Any]:
+    """A neighbour as the server tells it; raises ValueError and the like where it is none."""
+    if not isinstance(one["path"], str) or not isinstance(one["label"], str | int | None):
+        raise ValueError
+    return {**one, "id": int(one["id"]), "id_str": one["id"], "rank": int(one["rank"]), "score": float(one["score"])}
 
 
 def _reason(error: IO[bytes]) -> str:

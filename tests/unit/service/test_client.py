@@ -1,18 +1,20 @@
 """The client of a server gives what the index gives; what a server must not do to it is tried on a hostile one."""
 
+import io
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.request import OpenerDirector
 
 import pytest
 
 from rayssl.jobs.main import main
 from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.service.app import create_app
-from rayssl.pipeline.service.client import connect
+from rayssl.pipeline.service.client import Server, connect
 from rayssl.pipeline.service.guard import Names
 from rayssl.pipeline.service.opened import Runs, View
 from rayssl.pipeline.service.server import listening, server_of
@@ -76,7 +78,10 @@ def test_the_command_asks_a_server(
     assert main([*words, "--run", "nowhere"]) == 2
 
 
-@pytest.mark.parametrize("address", ["ftp://h", "127.0.0.1:8000", "http://", "http://a:b@h", "http://h/?token=x", ""])
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://h", "127.0.0.1:8000", "http://", "http://a:b@h", "http://h/?token=x", "", "http://[::1", "http://h:99999"],
+)
 def test_what_is_no_address_is_told(address: str) -> None:
     with pytest.raises(UserError, match="no address"):
         connect(address)
@@ -126,3 +131,36 @@ def test_a_redirect_does_not_carry_the_token_away_and_words_steer_nothing() -> N
         server.shutdown()
     assert Hostile.seen == ["/api/runs"]
     assert "\x1b" not in str(told.value)
+
+
+@pytest.mark.parametrize("answer", ["null", "{}", "[]", "3", '["a"]', "[{}]", "[" * 100_000, "<html>"])
+def test_another_server_is_told_as_one(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="does not answer as rayssl does"):
+        _asked_of(answer, monkeypatch).search([b"an image"])
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [
+        {"id": "a"},
+        {"score": "high"},
+        {"rank": None},
+        {"path": None},
+        {"label": ["a"]},
+    ],
+)
+def test_answers_without_what_an_answer_tells_are_refused(
+    neighbour: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {"id": "1", "rank": 1, "score": 0.5, "path": "a.png", "label": None}
+    (found,) = _asked_of(json.dumps({"neighbors": [right]}), monkeypatch, run="one").search([b"an image"])
+    assert found["neighbors"] == [{**right, "id": 1, "id_str": "1"}]
+    for other in ([{**right, **neighbour}], ["a"], 3, [{}]):
+        with pytest.raises(UserError, match="does not answer as rayssl does"):
+            _asked_of(json.dumps({"neighbors": other}), monkeypatch, run="one").search([b"an image"])
+
+
+def _asked_of(answer: str, monkeypatch: pytest.MonkeyPatch, run: str | None = None) -> Server:
+    """A client whose server answers with this, whatever is asked."""
+    monkeypatch.setattr(OpenerDirector, "open", lambda *_, **__: io.BytesIO(answer.encode()))
+    return connect("http://127.0.0.1:8000", run=run)
