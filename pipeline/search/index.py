@@ -301,7 +301,13 @@ def _load_either(folder: Path, mapped: bool) -> tuple[LiveIndex, dict[str, Any],
 def _load_generation(folder: Path, name: str, mapped: bool) -> tuple[LiveIndex, dict[str, Any], Generation]:
     found = read_generation(folder, name)
     base = _load(folder / found.base / "index.faiss", found.manifest, mapped, remedy_of(folder))
-    points = normalise(floats(found.additions["vector"]))
+    vectors = floats(found.additions["vector"])
+    if not np.isfinite(vectors).all():
+        raise UserError(
+            f"{folder / name}: the added vectors hold NaN or infinity: remove {folder}, and {remedy_of(folder)} builds "
+            "it again"
+        )
+    points = normalise(vectors)
     return LiveIndex(base, found.gone, ints(found.additions["id"]), points), found.manifest, found
 
 

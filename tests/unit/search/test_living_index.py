@@ -41,7 +41,8 @@ from rayssl.pipeline.models.export import export_encoder
 from rayssl.pipeline.models.identity import encoder_hash
 from rayssl.pipeline.recipes import build_recipe
 from rayssl.pipeline.run.folder import update_manifest
-from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings
+from rayssl.pipeline.search.embeddings import Embeddings, load_embeddings, save_embeddings, vector_column
+from rayssl.pipeline.search.generations import current, read_generation, write_manifest, write_parts
 from rayssl.pipeline.search.index import build_index, search
 from rayssl.pipeline.search.ingest import Outcome, add_images, remove_images, sync_images
 from rayssl.pipeline.search.live import LiveIndex
@@ -462,6 +463,22 @@ def test_a_folder_that_is_not_mounted_empties_no_index(made: Made, tmp_path: Pat
     assert sync_images(opened(run), str(tmp_path / "away")).told == "0 added, 4 removed, 1 moved, 35 unchanged"
     assert opened(run).place == tmp_path / "away"
     assert sync_images(opened(run)).told == "0 added, 0 removed, 36 unchanged"
+
+
+def test_added_vectors_that_are_not_finite_are_refused_and_not_left_out(made: Made, tmp_path: Path) -> None:
+    run, new = tmp_path / "run", tmp_path / "new.png"
+    shutil.copytree(made.run, run)
+    new.write_bytes(made.contents[50])
+    add_images(opened(run), [new])
+    (folder,) = (run / "index").iterdir()
+    found = read_generation(folder, current(folder))
+    lost = np.full((1, found.manifest["dim"]), np.nan, np.float32)
+    place = found.additions.schema.get_field_index("vector")
+    table = found.additions.set_column(place, found.additions.schema.field("vector"), vector_column(lost))
+    parts = {**found.manifest["parts"], **write_parts(folder, found.name, {"additions": table})}
+    write_manifest(folder, found.name, {**found.manifest, "parts": parts})
+    with pytest.raises(UserError, match="added vectors hold NaN"):
+        open_index(run)
 
 
 @pytest.mark.parametrize("at", range(1, 26, 3))
