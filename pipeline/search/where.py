@@ -26,6 +26,8 @@ _LOOKS = 10_000  # steps from one look at their number to the next
 OWN = ("id", "path", "label", "split")
 _FORBIDDEN = ("load_extension", "randomblob", "zeroblob")
 
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?P<name>(?:[^"]|"")*)\"""")  # a text, or a name
+
 Ints = NDArray[np.int64]
 
 
@@ -37,6 +39,7 @@ def matching(items: Items, expression: str, columns: pa.Table | None = None) -> 
     if len(expression) > LONGEST:
         raise UserError(f"--where has {len(expression):,} letters: at most {LONGEST:,}")
     kinds = kinds_of(columns)
+    _check_names(expression, kinds)
     used = _used(expression, kinds)
     table = _joined(items, columns, used)
     connection = _table(kinds, used)
@@ -47,6 +50,15 @@ def matching(items: Items, expression: str, columns: pa.Table | None = None) -> 
         connection.close()
     rows = rows[(rows >= 0) & (rows < len(items))]
     return np.sort(items.ids[np.unique(rows)])
+
+
+def _check_names(expression: str, kinds: dict[str, str]) -> None:
+    """Raises UserError for a name in double quotes that is no column: SQLite would take it for a text, in silence."""
+    known = {name.casefold() for name in kinds}
+    for found in _QUOTED.finditer(expression):
+        name = found["name"]
+        if name is not None and name.replace('""', '"').casefold() not in known:
+            raise _refused(expression, f"no such column: {name}", kinds)
 
 
 def kinds_of(columns: pa.Table | None) -> dict[str, str]:
@@ -113,7 +125,7 @@ def _select(
     connection.set_authorizer(permit)
     connection.set_progress_handler(goes_on, _LOOKS)
     try:
-        found = connection.execute(f"select rowid - 1 from items where (\n{expression}\n)").fetchall()
+        found = connection.execute(f"select rowid - 1 from items where ((\n{expression}\n))").fetchall()
     except (sqlite3.Error, sqlite3.Warning, ValueError, UnicodeError, OverflowError) as error:
         raise _refused(expression, str(error), kinds) from None
     return np.array([row for (row,) in found if isinstance(row, int)], dtype=np.int64)

@@ -43,6 +43,7 @@ def rows(expression: str) -> list[int]:
         ("label = 'it''s' or path like 'a/1_.jpg'", [i for i in range(N) if LABELS[i] == 2 or i in range(10, 20, 2)]),
         ("year > 2030 and split = 'train'", [i for i in YEARS if i > 30 and i % 4]),
         ("\"odd name\" in ('4', '5', '6')", [4, 6]),
+        ("\"LABEL\" = 'it''s' and '\"lable\"' is not null", [i for i in range(N) if LABELS[i] == 2]),
         ("id = 4611686018427387911", [1]),
         ("1", list(range(N))),
         ("0 -- nothing", []),
@@ -57,6 +58,8 @@ def test_an_expression_chooses_images(expression: str, expected: list[int]) -> N
 @pytest.mark.parametrize(
     ("expression", "told"),
     [
+        ("\"lable\" != 'cat'", r"no column lable \(did you mean 'label'\?\)"),
+        ("1) limit (1", "an expression is needed"),
         ("yaer = 2001", r"no column yaer \(did you mean 'year'\?\); there is id, path, label, split, year, odd name"),
         ("1; drop table items", "syntax error"),
         ("1); attach database 'x.db' as y; select (1", "one statement|syntax error"),
