@@ -226,7 +226,7 @@ def check_data_name(run: Path, name: str) -> None:
     if name not in there:
         raise UserError(
             f"--data {name}: {run} has no index of that name{nearest(name, there)}; there is "
-            f"{', '.join(there) or 'none'} (rayssl embed {run} --data.path DIR makes one)"
+            f"{', '.join(there) or 'none'} (rayssl embed {run} --data.path DIR, then rayssl index {run}, makes one)"
         )
 
 

@@ -235,7 +235,9 @@ def test_values_are_read_by_the_range_of_the_run(case: Case) -> None:
 
 @pytest.mark.parametrize("name", ["nosuch", "../pets", "pet"])
 def test_another_data_set_that_is_not_there_names_what_is(name: str, built: Case) -> None:
-    with pytest.raises(UserError, match=r"--data .*: .* has no index of that name.*; there is pets \(rayssl embed"):
+    with pytest.raises(
+        UserError, match=r"--data .*: .* has no index of that name.*; there is pets \(.*then rayssl index"
+    ):
         query(built.run, built.folder / "cat" / "1.png", 3, name)
     assert query(built.run, built.folder / "cat" / "1.png", 3, "pets")
 
