@@ -8,6 +8,7 @@ import click
 
 from rayssl.jobs.cli import parse
 from rayssl.jobs.main import run_verb
+from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.terminal import say
 
 SUMMARY = (
@@ -32,6 +33,10 @@ def main(argv: list[str]) -> int:
     asked = {form: Path(parsed.values[form]) for form in FORMS if parsed.values[form]}
     for form, path in asked.items():
         check_target(path, f"--{form}")
+    if len({path.absolute() for path in asked.values()}) < len(asked):
+        raise UserError(
+            f"{', '.join(f'--{form} {path}' for form, path in asked.items())}: each needs a file of its own"
+        )
     runs = [winner_of(Path(run)) for run in parsed.values["runs"]]
     for run in runs:
         read_manifest(run)

@@ -1,12 +1,14 @@
 """What the verbs that use a run's decoder share."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rayssl.jobs.cli import Parsed
+from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.terminal import say
 
 if TYPE_CHECKING:
@@ -27,8 +29,11 @@ def counting(display: "Display", stage: str) -> Callable[[int, int], None]:
 
 
 def out_folder(run: Path, parsed: Parsed, name: str) -> Path:
-    """--out, or a folder in the run."""
-    return Path(parsed.values["out"]) if parsed.values["out"] else run / name
+    """--out, or a folder in the run; raises UserError, before anything is computed, where something else is there."""
+    out = Path(parsed.values["out"]) if parsed.values["out"] else run / name
+    if os.path.lexists(out) and not out.is_dir():
+        raise UserError(f"{out} is not a folder: give --out a folder, or a new name")
+    return out
 
 
 def show(out: Path, figures: Mapping[str, Any], parsed: Parsed) -> int:

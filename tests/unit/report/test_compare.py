@@ -108,3 +108,23 @@ def test_runs_without_figures(finished: Path, tmp_path: Path) -> None:
     (bare / "evaluation.json").unlink()
     with pytest.raises(UserError, match="rayssl evaluate"):
         compare_runs([bare, bare])
+
+
+def test_two_forms_in_one_file_are_refused(
+    finished: Path, other: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "table")
+    assert main(["compare", str(finished), str(other), "--csv", file, "--html", file]) == 2
+    assert "each needs a file of its own" in capsys.readouterr().err
+    assert not Path(file).exists()
+
+
+@pytest.mark.parametrize("verb", ["duplicates", "outliers", "cluster", "mislabelled"])
+def test_out_that_is_a_file_is_refused_before_images_are_read(
+    verb: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "file"
+    out.write_text("mine")
+    assert main([verb, str(finished), "--out", str(out)]) == 2
+    assert capsys.readouterr().err == f"rayssl: {out} is not a folder: give --out a folder, or a new name\n"
+    assert out.read_text() == "mine"
