@@ -76,7 +76,7 @@ def test_an_expression_chooses_images(expression: str, expected: list[int]) -> N
         ("path = '\udce9'", "encode"),
         ("count(*) > 1", "misuse of aggregate"),
     ],
-    ids=range(15),
+    ids=range(17),
 )
 def test_what_is_no_expression_over_the_columns_is_one_line(expression: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told) as error:
