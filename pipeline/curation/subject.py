@@ -12,13 +12,17 @@ from rayssl.pipeline.base.errors import UserError
 from rayssl.pipeline.base.lease import settled, writer_lock
 from rayssl.pipeline.base.seals import digest
 from rayssl.pipeline.base.vectors import normalise
+from rayssl.pipeline.config import Config
 from rayssl.pipeline.data import Dataset, Images
-from rayssl.pipeline.run.folder import data_name, read_manifest
-from rayssl.pipeline.run.images import open_other
-from rayssl.pipeline.run.own_images import open_own
+from rayssl.pipeline.run.data_paths import check_there
+from rayssl.pipeline.run.folder import data_name, read_manifest, recorded
+from rayssl.pipeline.run.images import open_data, open_other
+from rayssl.pipeline.search.build import living_added
 from rayssl.pipeline.search.described import load_splits, searched_splits
 from rayssl.pipeline.search.embeddings import Embeddings, files_of
+from rayssl.pipeline.search.generations import following, has_generations, read_generation
 from rayssl.pipeline.search.graph import FILE, LAST_FILE, Graph, load_graph, make_graph, save_graph
+from rayssl.pipeline.search.items import splits_of
 from rayssl.pipeline.search.query import check_data_name
 from rayssl.pipeline.search.store import FOLDER, has_search
 
@@ -72,22 +76,37 @@ def open_subject(run: Path, data: str | None, progress: Progress, say: Say, *, l
     if name != data_name(run):
         check_data_name(run, name)
     embeddings = list(settled(run, lambda: (load_splits if last else searched_splits)(run, name)).values())
-    dataset = _dataset_of(run, name, embeddings[0].data_path, progress)
-    ids = np.concatenate([split.ids for split in embeddings])
-    images, splits = _in_order(dataset, ids, run, name)
-    vectors = np.concatenate([split.vectors for split in embeddings])
+    dataset = _dataset_of(run, name, embeddings[0].data_path, progress, say)
+    every = np.concatenate([split.ids for split in embeddings])
+    rows = np.flatnonzero(~np.isin(every, removed_since(run / "index" / name, every, say)))
+    ids, vectors = every[rows], np.concatenate([split.vectors for split in embeddings])[rows]
+    paths = [path for split in embeddings for path in split.paths]
     return Subject(
         name=name,
         ids=ids,
-        paths=[path for split in embeddings for path in split.paths],
-        labels=np.concatenate([_labels_of(split) for split in embeddings]),
+        paths=[paths[row] for row in rows],
+        labels=np.concatenate([_labels_of(split) for split in embeddings])[rows],
         class_names=embeddings[0].class_names,
-        splits=splits,
+        splits=np.concatenate([_splits_of(split, run) for split in embeddings])[rows],
         vectors=normalise(vectors),
         graph=graph_of(run, name, vectors, ids, say, last=last),
-        images=images,
+        images=_in_order(dataset, ids, run, name),
         image_size=dataset.image_size,
     )
+
+
+def removed_since(index: Path, ids: Ints, say: Say) -> Ints:
+    """The images that went from an index since they were embedded; what came and went since is told."""
+    if not has_generations(index):
+        return ids[:0]
+    try:
+        now = following(index, lambda name: read_generation(index, name))
+    except UserError:  # a damaged index is no matter of the images
+        return ids[:0]
+    gone = ids[np.isin(ids, now.removed)]
+    if len(gone) or len(living_added(now)):
+        say(f"left out, because they came to the index or went from it: {len(living_added(now)):,} and {len(gone):,}")
+    return gone
 
 
 def graph_of(run: Path, name: str, vectors: Floats, ids: Ints, say: Say, *, last: bool = False) -> Graph:
@@ -112,29 +131,42 @@ def graph_of(run: Path, name: str, vectors: Floats, ids: Ints, say: Say, *, last
     return graph
 
 
-def _dataset_of(run: Path, name: str, path: str, progress: Progress) -> Dataset:
+def _dataset_of(run: Path, name: str, path: str, progress: Progress, say: Say) -> Dataset:
     config = configuration.load(run / "config.json")
     if name == data_name(run):
-        return open_own(run, config, progress)
+        return _own(run, config, progress, say)
     said = (read_manifest(run).get("others") or {}).get(name, {}).get("reading")
     size, channels = config.data.image_size, config.data.channels
     return open_other(config.data, path, image_size=size, channels=channels, said=said, progress=progress)
 
 
-def _in_order(dataset: Dataset, ids: Ints, run: Path, name: str) -> tuple[Images, NDArray[np.str_]]:
-    """The images with these ids, and the split that each is of."""
-    parts = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    there = {split: images for split, images in parts.items() if images is not None}
-    joined = dataset.train.join(*(images for split, images in there.items() if split != "train"))
+def _own(run: Path, config: Config, progress: Progress, say: Say) -> Dataset:
+    """The run's own images as they are now, changed or not: they are found by their ids."""
+    check_there(run, config)
+    dataset = open_data(config, progress)
+    known = recorded(run, dataset)
+    if known is None:
+        say(f"{dataset.path} has changed since {run} was started: the images that were embedded are looked at")
+    return known or dataset
+
+
+def _in_order(dataset: Dataset, ids: Ints, run: Path, name: str) -> Images:
+    """The images with these ids."""
+    others = [images for images in (dataset.val, dataset.test) if images is not None]
+    joined = dataset.train.join(*others)
     row_of = {one: row for row, one in enumerate(joined.ids.tolist())}
     rows = np.array([row_of.get(one, -1) for one in ids.tolist()], dtype=np.int64)
     if (rows < 0).any():
         raise UserError(
             f"{int((rows < 0).sum()):,} of {len(ids):,} embedded images of {name} are not in {dataset.path} any more: "
-            f"bring them back, or embed what is there now: `rayssl embed {run} --data.path {dataset.path}`"
+            f"bring them back, `rayssl sync {run}`, or embed what is there: `rayssl embed {run} --data.path "
+            f"{dataset.path}`"
         )
-    names = np.concatenate([np.full(len(images), split) for split, images in there.items()])
-    return joined.select(rows), names[rows]
+    return joined.select(rows)
+
+
+def _splits_of(split: Embeddings, run: Path) -> NDArray[np.str_]:
+    return np.array(splits_of({"split": split.split, "data": split.data}, len(split.ids), run), dtype=np.str_)
 
 
 def _labels_of(split: Embeddings) -> Ints:

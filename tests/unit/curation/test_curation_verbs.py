@@ -15,6 +15,9 @@ from PIL import Image
 
 from rayssl.jobs.main import main
 from rayssl.pipeline.curation import subject as subjects
+from rayssl.pipeline.search.ingest import add_images, remove_images
+from rayssl.pipeline.search.query import open_index
+from rayssl.pipeline.stages.index import run_index
 from rayssl.pipeline.verify import verify
 
 Capture = pytest.CaptureFixture[str]
@@ -102,6 +105,39 @@ def test_pictures_that_are_wrong_are_flagged(seen: Path, tmp_path: Path, capsys:
     assert found["first"][0]["path"] == rows[0]["path"]
     assert "pictures: " in said
     assert (tmp_path / "outliers.png").exists()
+
+
+def test_what_came_to_the_index_and_went_from_it_since_is_told(
+    run: Path, tmp_path: Path, photographs: dict[str, list[Image.Image]], capsys: Capture
+) -> None:
+    out = ["--out", str(tmp_path / "out")]
+    run_index(run)
+    assert "the index" not in call(["outliers", str(run), *out], capsys)[1]
+    photographs["china"][0].save(tmp_path / "new.png")
+    add_images(open_index(run), [tmp_path / "new.png"])
+    remove_images(open_index(run), ["china/01.png"])
+    said = call(["outliers", str(run), *out], capsys)[1]
+    assert "left out, because they came to the index or went from it: 1 and 1" in said
+    assert "china/01.png" not in pq.read_table(tmp_path / "out" / "outliers.parquet")["path"].to_pylist()
+
+
+def test_a_folder_that_changed_is_looked_at_as_far_as_it_was_embedded(
+    run: Path, planted: Path, tmp_path: Path, photographs: dict[str, list[Image.Image]], capsys: Capture
+) -> None:
+    here, out = tmp_path / "photographs", ["--out", str(tmp_path / "out")]
+    shutil.copytree(planted, here)
+    run_index(run)
+    call(["outliers", str(run), "--data.path", str(here), *out], capsys)
+    photographs["china"][2].save(here / "china" / "new.png")
+    os.unlink(here / "china" / "01.png")
+    assert "1 of " in (line := fails(["outliers", str(run), *out], capsys))
+    assert f"`rayssl sync {run}`" in line
+    assert main(["sync", str(run)]) == 0
+    said = call(["outliers", str(run), *out], capsys)[1]
+    assert "has changed since" in said
+    assert "went from it: 1 and 1" in said
+    looked_at = set(pq.read_table(tmp_path / "out" / "outliers.parquet")["path"].to_pylist())
+    assert not looked_at & {"china/01.png", "china/new.png"}
 
 
 def test_labels_are_doubted(seen: Path, tmp_path: Path, capsys: Capture) -> None:
