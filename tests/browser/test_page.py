@@ -72,6 +72,7 @@ def test_filters_are_in_the_url(dropped: "Page") -> None:
     dropped.locator("#label").press("Enter")
     dropped.wait_for_url(re.compile("label=red"))
     dropped.locator("#chosen-labels button").wait_for()
+    title(dropped, "4 images like four.png")
     labels = dropped.locator("#results .told b").all_text_contents()
     assert labels
     assert set(labels) == {"red"}

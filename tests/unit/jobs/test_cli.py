@@ -438,10 +438,10 @@ def test_stages_that_are_done_print_their_figures(
     assert set(contents(finished)) == set(before)
 
 
-def test_the_index_and_the_files_of_a_run(finished: Path, capsys: Capture) -> None:
-    shown = json.loads(succeeds(["index", str(finished), "--json"], capsys).splitlines()[-1])
+def test_the_index_and_the_files_of_a_run(finished_copy: Path, capsys: Capture) -> None:
+    shown = json.loads(succeeds(["index", str(finished_copy), "--json"], capsys).splitlines()[-1])
     assert (shown["indices"]["colours"]["vectors"], shown["indices"]["colours"]["recall"]) == (60, 1.0)
-    findings = json.loads(succeeds(["verify", str(finished), "--json"], capsys).splitlines()[-1])
+    findings = json.loads(succeeds(["verify", str(finished_copy), "--json"], capsys).splitlines()[-1])
     assert all(finding["fault"] is None for finding in findings)
 
 
