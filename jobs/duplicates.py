@@ -70,6 +70,8 @@ def show(figures: dict[str, Any], console: "PlainConsole") -> None:
         f"{figures['copies']:,} of {figures['images']:,} images have a copy, in {figures['groups']:,} groups "
         f"({figures['exact']:,} are exact copies); {figures['drop']:,} could be dropped"
     )
+    if figures["copies"] > figures["exact"]:
+        console.print("Pictures with little in them are alike by chance: look at duplicates.png before any is dropped")
     table = Table("similarity of at least", "pairs", "groups")
     for row in figures["curve"]:
         mark = f" ← {figures['threshold_by']}" if row["threshold"] == figures["threshold"] else ""

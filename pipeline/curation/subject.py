@@ -103,9 +103,9 @@ def removed_since(index: Path, ids: Ints, say: Say) -> Ints:
         now = following(index, lambda name: read_generation(index, name))
     except UserError:  # a damaged index is no matter of the images
         return ids[:0]
-    gone = ids[np.isin(ids, now.removed)]
-    if len(gone) or len(living_added(now)):
-        say(f"left out, because they came to the index or went from it: {len(living_added(now)):,} and {len(gone):,}")
+    came, gone = len(living_added(now)), ids[np.isin(ids, now.removed)]
+    if came or len(gone):
+        say(f"left out, because they came to the index or went from it: {came:,} and {len(gone):,}")
     return gone
 
 

@@ -1,5 +1,6 @@
 """The image files of a folder and what they hold, as a data set of that folder would have them."""
 
+import os
 from pathlib import Path
 
 from rayssl.pipeline.base.errors import UserError
@@ -16,7 +17,10 @@ def image_files(path: str) -> tuple[Path, list[str], Digests]:
     """
     if storage.is_url(path):
         raise UserError(f"{path} is not on this machine: give a folder or image files")
-    root, files = storage.find(storage.normalise(path))
+    where = storage.normalise(path)
+    if not os.path.lexists(where) and not storage.matches(where):
+        raise UserError(f"{path} does not exist: give folders or image files")
+    root, files = storage.find(where)
     files, _ = left_out(root, files)
     contents, _ = without_own(root, looked_at(root, files, formats.SUFFIXES))
     assert contents.known is not None  # without_own has read them all

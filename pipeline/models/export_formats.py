@@ -84,7 +84,9 @@ def _as_safetensors(encoder: Encoder) -> Exported:
 def _for_library(encoder: Encoder, library: str) -> Exported:
     try:
         found = features_by(encoder, peer(encoder, library), state_of(encoder.net), noise_for(encoder, NOISE))
-    except (RuntimeError, ValueError, TypeError, AssertionError, UserError) as error:
+    except UserError:
+        raise _CannotError(f"{library} has no network {encoder.name}") from None
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise _CannotError(f"no network of {library} takes its weights ({_line(error)})") from None
     code = loading_code(library, encoder, described_as(encoder))
     return Exported({WEIGHTS: _weights(encoder)}, code, _checked(encoder, found))

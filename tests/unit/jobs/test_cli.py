@@ -605,7 +605,7 @@ def test_images_come_and_go_and_the_folder_is_compared(
     for words, why in [
         (["index", run, "--add"], "--add has no value"),
         (["index", run, "--add", str(new), "--index.factory", "Flat"], "--index.factory builds an index"),
-        (["index", run, "--add", str(tmp_path / "nowhere")], "nowhere does not exist"),
+        (["index", run, "--add", str(tmp_path / "nowhere")], "nowhere does not exist: give folders or image files"),
         (["index", run, "--remove", "nothing"], "nothing is no id, path or pattern of the 61 images"),
         (["index", run, "--columns", "none.csv"], "none.csv does not exist"),
         (["sync", run, "--data", "none"], "--data none"),
